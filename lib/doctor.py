@@ -1,0 +1,168 @@
+"""Checks of the machine and the installation, each with its remedy."""
+
+import importlib.metadata
+import os
+import platform
+import shutil
+import sys
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+GIB = 2**30
+HUB_TIMEOUT_SECONDS = 3
+
+
+@dataclass(frozen=True)
+class Check:
+    """One finding; `remedy` is empty where there is nothing to do."""
+
+    name: str
+    state: Literal["ok", "warn", "fail"]
+    detail: str
+    remedy: str = ""
+
+
+def checks() -> list[Check]:
+    """Look at everything that a run depends on; takes a few seconds, most of them torch's import."""
+    return [python(), versions(), device(), memory(), disk(), hub(), llama_cpp(), git()]
+
+
+def report(found: list[Check]) -> str:
+    """A line for each check: state, name, detail and remedy."""
+    width = max((len(check.name) for check in found), default=0)
+    return "\n".join(
+        f"{check.state:<4}  {check.name:<{width}}  {check.detail}" + (f" -> {check.remedy}" if check.remedy else "")
+        for check in found
+    )
+
+
+def python() -> Check:
+    detail = f"{platform.python_version()} at {sys.prefix}"
+    if sys.version_info[:2] in [(3, 11), (3, 12)]:
+        return Check("python", "ok", detail)
+    return Check("python", "fail", detail, "Sharpen needs 3.11 or 3.12: make setup PYTHON=python3.11")
+
+
+def pins(environment: Path = REPOSITORY / "environment.yml") -> dict[str, str]:
+    """Package name to version, from the pip section of environment.yml."""
+    import yaml
+
+    dependencies = yaml.safe_load(environment.read_text())["dependencies"]
+    lines = next(entry["pip"] for entry in dependencies if isinstance(entry, dict))
+    return dict(line.split("==") for line in lines)
+
+
+def installed(package: str) -> str | None:
+    """The installed version without its local part ('2.13.0' for '2.13.0+cpu'), or None."""
+    try:
+        return importlib.metadata.version(package).split("+")[0]
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def versions(pinned: dict[str, str] | None = None) -> Check:
+    pinned = pins() if pinned is None else pinned
+    found = {name: installed(name) for name in pinned}
+    missing = [name for name in pinned if found[name] is None]
+    other = [f"{name} {found[name]} (pinned {pin})" for name, pin in pinned.items() if found[name] not in (None, pin)]
+    if not missing and not other:
+        return Check("versions", "ok", f"all {len(pinned)} packages as pinned in environment.yml")
+    parts = ["missing: " + ", ".join(missing)] * bool(missing) + ["differ: " + ", ".join(other)] * bool(other)
+    # `touch`: the set-up looks at the file's time only, and the file may not have changed.
+    return Check("versions", "fail" if missing else "warn", "; ".join(parts), "touch environment.yml && make setup")
+
+
+def device() -> Check:
+    try:
+        import torch
+    except ImportError as error:
+        return Check("device", "fail", f"torch cannot be imported: {error}", "make setup")
+    if torch.cuda.is_available():
+        properties = torch.cuda.get_device_properties(0)
+        detail = f"{torch.cuda.device_count()} x {properties.name}, {properties.total_memory / GIB:.0f} GiB each, bf16 "
+        return Check("device", "ok", detail + ("yes" if torch.cuda.is_bf16_supported() else "no"))
+    flags = cpu_flags()
+    fast = [flag for flag in ("avx512_bf16", "amx_bf16") if flag in flags]
+    detail = f"CPU, {os.cpu_count()} cores, fast bf16: {', '.join(fast) or 'no'}"
+    if shutil.which("nvidia-smi") and torch.version.cuda is None:
+        return Check("device", "warn", detail + "; a GPU is here, but torch is a CPU build",
+                     "make clean, then make setup without PIP_EXTRA_INDEX_URL")
+    return Check("device", "ok", detail)
+
+
+def cpu_flags() -> set[str]:
+    cpuinfo = Path("/proc/cpuinfo")  # Linux only; elsewhere we claim no special instructions
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    return set(next((line for line in lines if line.startswith("flags")), "").split())
+
+
+def memory() -> Check:
+    import psutil
+
+    free = psutil.virtual_memory()
+    detail = f"{free.available / GIB:.1f} of {free.total / GIB:.1f} GiB available"
+    if free.available >= 4 * GIB:
+        return Check("memory", "ok", detail)
+    return Check("memory", "warn", detail, "close other programs: training needs a few GiB")
+
+
+def disk(outputs: Path = REPOSITORY / "outputs") -> Check:
+    free = shutil.disk_usage(outputs if outputs.exists() else REPOSITORY).free
+    detail = f"{free / GIB:.1f} GiB free at {outputs}"
+    if free >= 5 * GIB:
+        return Check("disk", "ok", detail)
+    return Check("disk", "warn" if free >= GIB else "fail", detail, "delete old runs: rm -r outputs/<run>")
+
+
+def hub() -> Check:
+    """Whether the model hub answers, asked with the client that downloads use; a token is never shown."""
+    from huggingface_hub import constants, get_session, get_token
+
+    token = f"token: {'yes' if get_token() else 'no'}"
+    if constants.HF_HUB_OFFLINE:
+        return Check("hub", "ok", f"HF_HUB_OFFLINE is set: only what is already downloaded; {token}")
+    answers = []
+
+    def ask():
+        try:
+            get_session().head(constants.ENDPOINT, timeout=HUB_TIMEOUT_SECONDS)
+            answers.append("")
+        except Exception as error:  # whatever the network does, the answer is "no" and its reason
+            answers.append(type(error).__name__)
+
+    # A thread, because the client's timeout does not cover a name look-up that hangs.
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    asking.join(HUB_TIMEOUT_SECONDS)
+    if answers == [""]:
+        return Check("hub", "ok", f"{constants.ENDPOINT} answers; {token}" +
+                     ("" if get_token() else " (gated models need one: hf auth login)"))
+    reason = answers[0] if answers else f"no answer in {HUB_TIMEOUT_SECONDS} s"
+    return Check("hub", "warn", f"{constants.ENDPOINT} cannot be reached ({reason}); {token}",
+                 "the demo needs none; else check the network, or set HF_HUB_OFFLINE=1 to use what is downloaded")
+
+
+def llama_cpp() -> Check:
+    root = os.environ.get("LLAMA_CPP_PATH")
+    folders = [Path(root), Path(root) / "build" / "bin"] if root else []
+    path = os.pathsep.join([*map(str, folders), os.environ.get("PATH", "")])
+    converter = next((Path(folder) / "convert_hf_to_gguf.py" for folder in path.split(os.pathsep)
+                      if (Path(folder) / "convert_hf_to_gguf.py").exists()), None)
+    quantizer = shutil.which("llama-quantize", path=path)
+    if quantizer and converter:
+        return Check("llama.cpp", "ok", f"{quantizer}, {converter}")
+    missing = [name for name, tool in [("llama-quantize", quantizer), ("convert_hf_to_gguf.py", converter)] if not tool]
+    where = "PATH or LLAMA_CPP_PATH" if root else "PATH"
+    detail = f"{' and '.join(missing)} not on {where}"
+    return Check("llama.cpp", "warn", detail, "built on first use of the export stage")
+
+
+def git() -> Check:
+    if shutil.which("git") is None:
+        return Check("git", "warn", "not found, so manifests cannot record the commit", "install git")
+    if not (REPOSITORY / ".git").exists():
+        return Check("git", "warn", f"{REPOSITORY} is no clone, so manifests cannot record the commit", "git clone")
+    return Check("git", "ok", "manifests record the commit")
