@@ -1,0 +1,123 @@
+"""The command `sharpen`: run a preset, list presets, look at the machine, compare runs."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+Outputs = Annotated[Path | None, typer.Option(help="Folder for runs, instead of the project's outputs/.")]
+
+
+@app.command()
+def run(
+    preset: Annotated[str, typer.Argument(help="A preset's name: see `sharpen presets`.")],
+    run: Annotated[str | None, typer.Option("--run", help="The run's name; by default the preset's.")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting; may be repeated.")
+    ] = None,
+    data_dir: Annotated[Path | None, typer.Option(help="Folder with local data, as gsm8k/train.jsonl.")] = None,
+    rehearse: Annotated[bool, typer.Option("--rehearse", help="The whole path, on the embedded base.")] = False,
+    outputs: Outputs = None,
+    force: Annotated[bool, typer.Option("--force", help="Run stages again though nothing changed.")] = False,
+) -> None:
+    """Prepare, train, evaluate and compare; what is complete already is skipped."""
+    from lib import pipeline
+
+    overrides = _overrides(settings or [])
+    if data_dir is not None:
+        overrides["data_dir"] = str(data_dir)
+    if overrides.get("data_dir"):  # a folder on the command line lies where the user is, not in the project
+        overrides["data_dir"] = str(Path(overrides["data_dir"]).expanduser().resolve())
+    pipeline.run(preset, run, overrides, rehearse, _absolute(outputs), force)
+
+
+@app.command()
+def presets() -> None:
+    """List the presets: base model, data, method, and the published result that each is set beside."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from lib.presets import PRESETS
+
+    table = Table(show_lines=True)
+    table.add_column("preset", no_wrap=True)  # a name must be whole to be typed
+    for column in ("base", "data", "method", "published"):
+        table.add_column(column, overflow="fold")
+    for preset in PRESETS.values():
+        s = preset.settings
+        data = f"{s.source}, {s.train_rows or 'all':,} rows"
+        length = f"{s.max_steps} steps" if s.max_steps > 0 else f"epochs {s.num_train_epochs:g}"
+        adapter = f"{'QLoRA' if s.load_in_4bit else 'LoRA'} r {s.r}, alpha {s.lora_alpha}"
+        method = f"{adapter}, lr {s.learning_rate:g}, {length}"
+        table.add_row(preset.name, s.base_model, data, method, preset.reference)
+    console = Console()
+    console.print(table)
+    for preset in PRESETS.values():
+        console.print(f"{preset.name}: {preset.description}", highlight=False)
+
+
+@app.command()
+def doctor() -> None:
+    """Look at the device, memory, disk, versions and the hub, each with its remedy; exits with 1 on a failure."""
+    from lib import doctor as examination
+
+    found = examination.checks()
+    typer.echo(examination.report(found))
+    if any(check.state == "fail" for check in found):
+        raise typer.Exit(1)
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[str], typer.Argument(help="Names of finished runs; the first gets the figures.")],
+    outputs: Outputs = None,
+) -> None:
+    """Tables and figures over finished runs, written into the first one."""
+    from lib import pipeline
+    from lib.presets import ROOT
+    from lib.runs import read, run_folder_of
+
+    folder = _absolute(outputs) or ROOT / "outputs"
+    first = read(run_folder_of(folder, runs[0]), "evaluate")
+    for other in runs[1:]:
+        read(run_folder_of(folder, other), "evaluate")  # a missing run is named before a kernel starts
+    overrides = {"others": tuple(runs[1:])} if runs[1:] else {}
+    pipeline.run(first["preset"], runs[0], overrides, first["rehearse"], folder, force=True, stages=["compare"])
+
+
+def main() -> None:
+    """The entry point: a user's mistake is one message on stderr and exit code 2, never a traceback."""
+    from lib.pipeline import StageFailed
+    from lib.presets import SettingsError
+    from lib.runs import RunError
+
+    try:
+        app()
+    except (SettingsError, RunError) as error:
+        typer.echo(str(error), err=True)
+        sys.exit(2)
+    except StageFailed:  # the pipeline has said it
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _overrides(pairs: list[str]) -> dict[str, str]:
+    """`key=value` texts as a dictionary; which type a value has is the setting's to say (`lib.presets`)."""
+    from lib.presets import SettingsError
+
+    wrong = [pair for pair in pairs if "=" not in pair or not pair.split("=")[0].strip()]
+    if wrong:
+        raise SettingsError([f"--set {pair!r}: must be KEY=VALUE, as in --set learning_rate=1e-4" for pair in wrong])
+    split = [pair.partition("=") for pair in pairs]
+    return {key.strip(): value.strip() for key, _, value in split}
+
+
+def _absolute(outputs: Path | None) -> Path | None:
+    return outputs.expanduser().resolve() if outputs else None
+
+
+if __name__ == "__main__":
+    main()

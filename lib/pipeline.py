@@ -1,0 +1,220 @@
+"""The stages of a run in order, each a notebook executed by papermill in this very Python; strict and resumable."""
+
+import contextlib
+import logging
+import os
+import shlex
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lib import runs
+from lib.presets import (
+    NOTEBOOKS,
+    ROOT,
+    STAGE_FIELDS,
+    Resolved,
+    SettingsError,
+    default_run,
+    in_project,
+    resolve,
+    run_name_problems,
+)
+
+STAGES = tuple((stage, NOTEBOOKS[stage], runs.FOLDERS[stage]) for stage in ("prepare", "train", "evaluate", "compare"))
+NOTEBOOK_FOLDER = ROOT / "notebooks"
+
+
+class StageFailed(RuntimeError):
+    """A stage's notebook stopped at an error; the message says which, why, where to look and how to go on."""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a run left behind: (stage, 'done' or 'skipped', elapsed seconds) rows, headline figures, and the report."""
+
+    run_folder: Path
+    stages: tuple[tuple[str, str, float], ...]
+    headline: dict[str, str]
+    report: Path
+
+
+def run(
+    preset: str,
+    run_name: str | None = None,
+    overrides: dict[str, Any] | None = None,
+    rehearse: bool = False,
+    outputs: str | Path | None = None,
+    force: bool = False,
+    stages: Iterable[str] | None = None,
+    echo: Callable[[str], Any] = print,
+) -> Summary:
+    """Execute a preset's stages (all, or those named) into outputs/<run_name>, skipping what is unchanged.
+
+    SettingsError before any kernel starts; RunError if another process runs the same run; StageFailed when a cell
+    fails; KeyboardInterrupt after Ctrl-C, with the kernel and its children ended.
+    """
+    overrides = overrides or {}
+    chosen = [row[0] for row in STAGES] if stages is None else list(stages)
+    run_name = run_name or default_run(preset, rehearse)
+    problems = run_name_problems(run_name)
+    problems += [f"unknown stage {s!r}; choose from {', '.join(NOTEBOOKS)}" for s in chosen if s not in NOTEBOOKS]
+    try:
+        resolved = resolve(preset, overrides, rehearse)
+    except SettingsError as error:
+        problems += error.problems
+    if problems:
+        raise SettingsError(problems)
+    run_folder = Path(in_project(outputs or "outputs")).resolve() / run_name
+    again = command(preset, run_name, overrides, rehearse, outputs)
+    prefix = "REHEARSAL of " if rehearse else ""
+    echo(f"{prefix}preset {preset}, run {run_name}: {', '.join(chosen)} -> {run_folder}")
+    try:
+        (run_folder / "notebooks").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise runs.RunError(f"cannot write to {run_folder}: {error.strerror}; name another by --outputs") from error
+    runs.lock(run_folder, "pipeline")
+    rows = []
+    try:
+        for index, (stage, notebook, _) in enumerate((row for row in STAGES if row[0] in chosen), start=1):
+            place, began = f"[{index}/{len(chosen)}] {notebook:<16}", time.monotonic()
+            current, reason = runs.is_current(run_folder.parent, run_name, stage, resolved, notebook_path(notebook))
+            skip = current and not force
+            if not skip:
+                _show_running(f"{place} running", echo)
+                _execute(stage, run_folder, resolved, set(overrides), again)
+            rows.append((stage, "skipped" if skip else "done", time.monotonic() - began))
+            why = "" if reason == runs.NOT_COMPLETE else " (forced)" if current else f" (again, as {reason})"
+            echo(f"{place} " + (f"skipped: {reason}" if skip else f"done in {rows[-1][2]:.1f} s{why}"))
+        from lib import report
+
+        summary = Summary(run_folder, tuple(rows), headline(run_folder), Path(report.write(run_folder)))
+    except StageFailed as error:
+        echo(str(error))
+        raise
+    except KeyboardInterrupt:
+        echo(f"\nstopped; what is complete is kept, and this goes on from there:\n  {again}")
+        raise
+    finally:
+        runs.unlock(run_folder, "pipeline")
+    _print_summary(summary, rehearse, echo)
+    return summary
+
+
+def notebook_path(notebook: str) -> Path:
+    """A stage's notebook in the project."""
+    return NOTEBOOK_FOLDER / f"{notebook}.ipynb"
+
+
+def command(preset: str, run_name: str, overrides: dict[str, Any], rehearse: bool, outputs: str | Path | None) -> str:
+    """The shell command that goes on with a run."""
+    words = ["sharpen", "run", preset, "--run", run_name]
+    for name, value in overrides.items():
+        text = ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+        words += ["--set", f"{name}={'none' if value is None else text}"]
+    words += ["--rehearse"] * rehearse + (["--outputs", str(outputs)] if outputs else [])
+    return shlex.join(words)
+
+
+def headline(run_folder: Path) -> dict[str, str]:
+    """The figures that the stages' notebooks put first: label -> text, in the order of the stages."""
+    found = {}
+    for stage, _, folder in STAGES:
+        if (run_folder / folder / "manifest.json").exists():
+            found |= runs.read(run_folder, stage).get("metrics", {}).get("headline") or {}
+    return found
+
+
+def _execute(stage: str, run_folder: Path, resolved: Resolved, overridden: set[str], again: str) -> None:
+    """One notebook in a fresh kernel; papermill saves the executed copy after each cell, so a failure keeps it."""
+    import papermill
+
+    logging.getLogger("papermill").setLevel(logging.ERROR)  # it warns of settings that the parameters cell leaves out
+    executed = run_folder / "notebooks" / f"{NOTEBOOKS[stage]}.ipynb"
+    parameters = {"preset": resolved.preset, "run": run_folder.name, "outputs": str(run_folder.parent),
+                  "rehearse": resolved.rehearse}
+    for field in STAGE_FIELDS[stage]:
+        if field in overridden:  # in a notebook None means 'as the preset has it', so none is said in words
+            value = getattr(resolved.settings, field)
+            parameters[field] = "none" if value is None else list(value) if isinstance(value, tuple) else value
+    # papermill formats paths: braces in a folder's name would be taken for its placeholders
+    paths = [str(path).replace("{", "{{").replace("}", "}}") for path in (notebook_path(NOTEBOOKS[stage]), executed)]
+    try:
+        with _children_end_with_us():
+            papermill.execute_notebook(
+                *paths, parameters=parameters, kernel_name="python3", language="python", cwd=str(NOTEBOOK_FOLDER),
+                progress_bar=False, log_output=False, kernel_manager_class=_this_python(),
+            )
+        runs.read(run_folder, stage)  # a notebook that ends without stage.finish() has not done its stage
+    except Exception as error:  # a cell's error, a dead kernel, a full disk: each ends the run with the same four lines
+        name, message = getattr(error, "ename", type(error).__name__), getattr(error, "evalue", str(error))
+        hint = " (often: out of memory)" if name == "DeadKernelError" else ""
+        raise StageFailed(
+            f"stage {stage!r} failed: {name}: {message.strip()[:2000]}{hint}\n"
+            f"the notebook as far as it came: {executed}\nto go on after the cause is mended: {again}"
+        ) from error
+
+
+def _this_python() -> type:
+    """A kernel manager that starts the running interpreter, whatever kernels are registered on this machine."""
+    from jupyter_client.kernelspec import KernelSpec
+    from jupyter_client.manager import AsyncKernelManager
+
+    class ThisPython(AsyncKernelManager):
+        @property
+        def kernel_spec(self) -> KernelSpec:
+            path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+            quiet = "--IPKernelApp.log_level=CRITICAL"  # a cell's errors are in the notebook; this is the kernel's chat
+            argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}", quiet]
+            return KernelSpec(argv=argv, display_name="Python 3", language="python", env={"PYTHONPATH": path})
+
+    return ThisPython
+
+
+@contextlib.contextmanager
+def _children_end_with_us() -> Iterator[None]:
+    """On Ctrl-C or SIGTERM end all processes under the kernel too: torchrun's workers have sessions of their own."""
+    import psutil
+
+    family: list[psutil.Process] = []
+
+    def stop(signum: int, frame: Any) -> None:
+        family.extend(psutil.Process().children(recursive=True))  # now, while the tree still hangs together
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():  # signals reach the main thread only
+        yield
+        return
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for process in family:
+            with contextlib.suppress(psutil.NoSuchProcess):  # psutil compares start times: no stranger is hit
+                process.kill()
+        psutil.wait_procs(family, timeout=5)
+
+
+def _show_running(text: str, echo: Callable[[str], Any]) -> None:
+    """On a terminal, a line that the stage's result overwrites; a log gets the result only."""
+    if echo is print and sys.stdout.isatty():
+        print(text, end="\r", flush=True)
+
+
+def _print_summary(summary: Summary, rehearse: bool, echo: Callable[[str], Any]) -> None:
+    places = {
+        "report": summary.report, "adapter": summary.run_folder / "adapter",
+        "answers": summary.run_folder / "eval" / "generations.jsonl", "notebooks": summary.run_folder / "notebooks",
+    }
+    rows = [*summary.headline.items(), *((label, str(path)) for label, path in places.items() if path.exists())]
+    width = max(len(label) for label, _ in rows)
+    elapsed = sum(row[2] for row in summary.stages)
+    echo("\n" + ("REHEARSAL: a walk through the whole path; its figures are no result\n" if rehearse else "")
+         + "\n".join(f"  {label:<{width}}  {text}" for label, text in rows) + f"\n  finished in {elapsed:.0f} s")

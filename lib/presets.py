@@ -1,0 +1,403 @@
+"""Each published setup as a literal row, and the strict reading of settings before anything heavy is imported."""
+
+import ast
+import difflib
+import functools
+import math
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+ROOT = Path(__file__).resolve().parents[1]
+Count = Annotated[int, Field(ge=1)]
+LINEAR_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+class Settings(BaseModel):
+    """One flat set of settings under the names that the libraries give them; `STAGE_FIELDS` says who reads which."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    # data
+    source: Literal["quant_tasks", "gsm8k"] = Field(description="where the rows come from")
+    data_dir: str | None = Field(None, description="folder with local data (gsm8k/train.jsonl, ...); none: ask the hub")
+    train_rows: Count | None = Field(description="training rows, over all kinds; none: all there are")
+    validation_rows: Annotated[int, Field(ge=0)] | None = Field(description="rows for the held-out loss; 0: no such")
+    test_rows: Count | None = Field(description="test rows, over all kinds; none: all there are")
+    data_seed: int = Field(0, ge=0, lt=2**31, description="seed of generated rows and of splits")
+    dataset_revision: str | None = Field(None, description="commit or tag of the hub's data set; none: newest")
+
+    # model and training
+    base_model: str = Field(min_length=1, description="hub id, or folder (a relative one lies in the project)")
+    chat_template: str | None = Field(None, description="Unsloth's name of a chat template; none: the tokenizer's own")
+    max_length: int = Field(ge=16, le=131072, description="longest row, tokens")
+    load_in_4bit: bool = Field(True, description="NF4 with double quantisation (QLoRA), else 16 bit (LoRA)")
+    r: int = Field(ge=1, le=1024, description="rank of the LoRA matrices")
+    lora_alpha: int = Field(ge=1, le=4096, description="LoRA's scale is lora_alpha / r")
+    lora_dropout: float = Field(0.0, ge=0, lt=1, description="share of LoRA inputs dropped")
+    target_modules: Annotated[tuple[str, ...], Field(min_length=1)] = Field(description="layers that get LoRA")
+    learning_rate: float = Field(gt=0, le=1, description="peak learning rate")
+    lr_scheduler_type: Literal["cosine", "linear", "constant", "constant_with_warmup"] = Field("cosine")
+    warmup_steps: float = Field(0.0, ge=0, description="share of all steps if below 1, else a whole number of steps")
+    num_train_epochs: float = Field(gt=0, le=1000, description="passes over the training rows")
+    max_steps: int = Field(-1, ge=-1, description="optimiser steps, at least 1; -1: by num_train_epochs")
+    per_device_train_batch_size: int = Field(ge=1, description="rows a forward pass on one device")
+    gradient_accumulation_steps: int = Field(1, ge=1, description="forward passes an optimiser step")
+    optim: Literal["adamw_torch", "adamw_torch_fused", "adamw_8bit", "paged_adamw_8bit", "paged_adamw_32bit"]
+    weight_decay: float = Field(0.0, ge=0, le=1, description="AdamW's decoupled weight decay")
+    max_grad_norm: float = Field(1.0, gt=0, description="gradients are clipped to this norm")
+    gradient_checkpointing: bool = Field(False, description="compute activations again instead of keeping them")
+    save_steps: Count = Field(100, description="optimiser steps between checkpoints")
+    logging_steps: Count = Field(5, description="optimiser steps between lines of metrics.jsonl")
+    eval_steps: Count | None = Field(50, description="steps between held-out losses; none: only at the end")
+    seed: int = Field(3407, ge=0, lt=2**31, description="seed of LoRA's start and of the rows' order")
+
+    # pretraining of the embedded base
+    pretrain_tokens: Count = Field(30_000_000, description="generated tokens that the base is pretrained on")
+    pretrain_batch_size: Count = Field(8, description="blocks an optimiser step")
+    block_size: int = Field(512, ge=16, le=1024, description="tokens of a block; documents are packed into blocks")
+    muon_learning_rate: float = Field(0.02, gt=0, le=1, description="peak learning rate of the matrices")
+    adamw_learning_rate: float = Field(3e-3, gt=0, le=1, description="peak learning rate of embeddings and norms")
+    torch_compile: bool = Field(True, description="needs a C++ compiler on a CPU; worth it over many steps")
+    pretrain_seed: int = Field(0, ge=0, lt=2**31, description="seed of the generated text and of the weights")
+
+    # evaluation
+    eval_rows: Count | None = Field(None, description="test questions asked; none: all test rows")
+    calculator: Literal["both", "on", "off"] = Field("both", description="fill in <<expr=value>> while decoding")
+    max_new_tokens: int = Field(ge=1, le=8192, description="longest answer, tokens")
+    eval_batch_size: Count = Field(description="questions answered at once")
+    show_answers: int = Field(10, ge=0, le=1000, description="answers shown side by side")
+
+    # comparison
+    others: tuple[str, ...] = Field((), description="further runs in the same outputs folder to compare with")
+
+
+_SHARED = ("base_model", "chat_template", "max_length")
+STAGE_FIELDS: dict[str, tuple[str, ...]] = {
+    "prepare": (
+        "source", "data_dir", "train_rows", "validation_rows", "test_rows", "data_seed", "dataset_revision", *_SHARED,
+    ),
+    "pretrain": (
+        "pretrain_tokens", "pretrain_batch_size", "block_size", "muon_learning_rate", "adamw_learning_rate",
+        "torch_compile", "pretrain_seed",
+    ),
+    "train": (
+        *_SHARED, "load_in_4bit", "r", "lora_alpha", "lora_dropout", "target_modules", "learning_rate",
+        "lr_scheduler_type", "warmup_steps", "num_train_epochs", "max_steps", "per_device_train_batch_size",
+        "gradient_accumulation_steps", "optim", "weight_decay", "max_grad_norm", "gradient_checkpointing",
+        "save_steps", "logging_steps", "eval_steps", "seed",
+    ),
+    "evaluate": (
+        *_SHARED, "load_in_4bit", "eval_rows", "calculator", "max_new_tokens", "eval_batch_size", "show_answers",
+    ),
+    "compare": ("others",),
+}
+NOTEBOOKS = {
+    "prepare": "10_prepare_data", "pretrain": "20_pretrain_gpt", "train": "21_train_qlora",
+    "evaluate": "30_evaluate", "compare": "31_compare",
+}
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A published setup: what it is, the result it is set beside, and its settings."""
+
+    name: str
+    description: str
+    reference: str
+    settings: Settings
+
+
+PRESETS: dict[str, Preset] = {
+    preset.name: preset
+    for preset in (
+        Preset(
+            name="demo",
+            description="six kinds of quantitative tasks on the embedded base; minutes on two CPU cores, offline",
+            reference="such tasks, Mistral-7B-Instruct, LoRA r 16, 900 rows, 3 epochs, 4 GPUs: 2.7 % -> 32.7 %",
+            settings=Settings(
+                source="quant_tasks", train_rows=900, validation_rows=60, test_rows=300,
+                base_model="data/base", max_length=512, load_in_4bit=True,
+                r=32, lora_alpha=64, lora_dropout=0.0, target_modules=LINEAR_MODULES,
+                learning_rate=2e-3, lr_scheduler_type="cosine", warmup_steps=0.05, num_train_epochs=3.0,
+                per_device_train_batch_size=16, gradient_accumulation_steps=1, optim="adamw_8bit",
+                max_new_tokens=320, eval_batch_size=128,
+            ),
+        ),
+        Preset(
+            name="llama32_3b_gsm8k",
+            description="grade-school word problems, Llama-3.2-3B by QLoRA on one GPU, 1 epoch",
+            reference="GSM8K, Llama-3.2-3B, QLoRA r 32, 1 epoch, 1,319 questions: 2.58 % -> 32.90 %",
+            settings=Settings(
+                source="gsm8k", train_rows=7473, validation_rows=0, test_rows=1319,
+                base_model="unsloth/Llama-3.2-3B", chat_template="llama-3", max_length=512, load_in_4bit=True,
+                r=32, lora_alpha=64, lora_dropout=0.1, target_modules=("q_proj", "k_proj", "v_proj", "o_proj"),
+                learning_rate=1e-4, lr_scheduler_type="cosine", num_train_epochs=1.0,
+                per_device_train_batch_size=4, gradient_accumulation_steps=4, optim="paged_adamw_32bit",
+                gradient_checkpointing=True, max_new_tokens=320, eval_batch_size=32,
+            ),
+        ),
+    )
+}
+
+# A rehearsal walks a preset's whole path with its own training rows and settings, but small and offline.
+REHEARSAL = {"base_model": "data/base", "chat_template": None, "max_steps": 10, "torch_compile": False}
+REHEARSAL_AT_MOST = {
+    "validation_rows": 24, "test_rows": 60, "eval_rows": 24, "max_new_tokens": 64,
+    "save_steps": 5, "logging_steps": 1, "eval_steps": 5, "pretrain_tokens": 40_960,
+}
+
+
+class SettingsError(ValueError):
+    """Every problem found in the settings, one a line; `problems` holds them as a tuple."""
+
+    def __init__(self, problems: list[str]):
+        self.problems = tuple(dict.fromkeys(problems))
+        super().__init__("\n".join(self.problems))
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """Settings that passed every check, and where each came from: preset, default, rehearsal or override."""
+
+    preset: str
+    settings: Settings
+    origins: dict[str, str]
+    rehearse: bool = False
+
+    def of_stage(self, stage: str) -> dict[str, Any]:
+        """The settings that one stage reads, in JSON's types."""
+        return self.settings.model_dump(mode="json", include=set(STAGE_FIELDS[stage]))
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a notebook asks for: one stage of one run under `outputs`."""
+
+    stage: str
+    run: str
+    outputs: Path
+    resolved: Resolved
+
+
+def resolve(name: str, overrides: dict[str, Any] | None = None, rehearse: bool = False) -> Resolved:
+    """The settings of preset `name`, then the rehearsal's, then `overrides`; SettingsError names all that is wrong."""
+    problems, suspect, overrides = [], set(), overrides or {}
+    known = isinstance(name, str) and name in PRESETS
+    if not known:
+        problems.append(f"unknown preset {_short(name)}; choose from {', '.join(PRESETS)}{_nearest(name, PRESETS)}")
+    base = PRESETS[name if known else "demo"].settings  # an unknown preset must not hide the other problems
+    values = base.model_dump()
+    origins = {field: "preset" if field in base.model_fields_set else "default" for field in values}
+    if rehearse:
+        for field, value in REHEARSAL.items() | _capped(values).items():
+            values[field], origins[field] = value, "rehearsal"
+    for field, value in overrides.items():
+        if field in values:
+            values[field], origins[field] = _read(field, value), "override"
+        else:
+            problems.append(f"unknown setting {field!r} = {_short(value)}{_nearest(field, values)}")
+    try:
+        settings = Settings.model_validate(values)
+    except ValidationError as error:
+        suspect = {str(found["loc"][0]) for found in error.errors()}
+        problems += [_refusal(field, overrides.get(field, values[field])) for field in values if field in suspect]
+        settings = Settings.model_construct(**values)
+    if known:
+        problems += _contradictions(settings, suspect)
+    if problems:
+        raise SettingsError(problems)
+    return Resolved(name, settings, origins, rehearse)
+
+
+def from_notebook(stage: str, namespace: dict[str, Any]) -> Request:
+    """The request in a notebook's `globals()`: preset, run, outputs (None: the project's), rehearse, and settings.
+
+    A setting that is None keeps the preset's value; the text 'none' sets it to none. Names that this stage does not
+    read are refused here, in the first cell, because papermill itself only warns of them.
+    """
+    own, run_parameters = STAGE_FIELDS[stage], ("preset", "run", "outputs", "rehearse")
+    problems, overrides = [], {}
+    for name, value in _parameters(namespace, {*own, *run_parameters}).items():
+        if name in own and value is not None:
+            overrides[name] = value
+        elif name in Settings.model_fields and name not in own:
+            owners = " and ".join(NOTEBOOKS[other] for other, fields in STAGE_FIELDS.items() if name in fields)
+            problems.append(f"{name!r} belongs to {owners}, not to {NOTEBOOKS[stage]}")
+        elif name not in own and name not in run_parameters:
+            problems.append(f"unknown setting {name!r} = {_short(value)}{_nearest(name, [*own, *run_parameters])}")
+    preset, outputs, rehearse = namespace.get("preset"), namespace.get("outputs"), namespace.get("rehearse", False)
+    if isinstance(rehearse, str) and rehearse.lower() in ("true", "false"):  # papermill -p rehearse true
+        rehearse = rehearse.lower() == "true"
+    run = namespace.get("run") or default_run(preset, rehearse)
+    if not isinstance(rehearse, bool):
+        problems.append(f"rehearse = {_short(rehearse)}: must be True or False")
+    if not (outputs is None or (isinstance(outputs, str | Path) and str(outputs))):
+        problems.append(f"outputs = {_short(outputs)}: must be a folder, or None for the project's outputs/")
+    problems += run_name_problems(run)
+    try:
+        resolved = resolve(preset, overrides, rehearse is True)
+    except SettingsError as error:
+        raise SettingsError(problems + list(error.problems)) from None
+    if problems:
+        raise SettingsError(problems)
+    return Request(stage, run, Path(in_project(outputs or "outputs")).resolve(), resolved)
+
+
+def default_run(preset: str, rehearse: bool) -> str:
+    """The run's name where none is given; a rehearsal never takes the place of the real run."""
+    return f"{preset}-rehearsal" if rehearse else f"{preset}"
+
+
+def run_name_problems(run: Any) -> list[str]:
+    """Why `run` cannot name a folder under outputs/ (an empty list: it can)."""
+    if isinstance(run, str) and re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}", run) and ".." not in run:
+        return []
+    return [f"run = {_short(run)}: must be a name of letters, digits, '.', '_' and '-', without '..'"]
+
+
+def locate(name: str) -> str:
+    """A base model's folder as an absolute path where the project or the disk holds it, else the hub id unchanged."""
+    return in_project(name) if os.path.isdir(in_project(name)) else name
+
+
+def in_project(path: str | Path) -> str:
+    """A path as an absolute one; a relative one lies in the project, wherever the notebook runs."""
+    return os.path.join(ROOT, os.path.expanduser(path))
+
+
+def allowed(field: str) -> str:
+    """What a setting may be, in words: `a whole number of at least 1, or none`."""
+    words = {"integer": "a whole number", "number": "a number", "boolean": "true or false", "string": "text"}
+    limits = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at most", "exclusiveMaximum": "below"}
+    parts = []
+    for kind in _kinds(field):
+        if "enum" in kind:
+            parts.append("one of " + ", ".join(kind["enum"]))
+        elif kind["type"] == "array":
+            parts.append("a list of names" if kind.get("minItems") else "a list of names, or an empty one")
+        elif kind["type"] != "null":
+            bounds = " and ".join(f"{word} {kind[key]:,}" for key, word in limits.items() if key in kind)
+            parts.append(f"{words[kind['type']]} {bounds}".strip())
+        else:
+            parts.append("none")
+    return ", or ".join(parts)
+
+
+@functools.cache
+def _kinds(field: str) -> tuple[dict, ...]:
+    """The JSON schemas that a setting may satisfy: one, or two where it may be none."""
+    schema = Settings.model_json_schema()["properties"][field]
+    return tuple(schema.get("anyOf", (schema,)))
+
+
+def _read(field: str, value: Any) -> Any:
+    """Text as the type that the field asks for (papermill and YAML give 1e-4 as text); anything else as it came."""
+    types = {kind["type"] for kind in _kinds(field)}
+    if isinstance(value, str):
+        text = value.strip()
+        if "null" in types and text.lower() in ("none", "null"):
+            return None
+        if "boolean" in types and text.lower() in ("true", "false"):
+            return text.lower() == "true"
+        if "array" in types:
+            return tuple(part.strip() for part in text.strip("[]()").split(",") if part.strip())
+        if types & {"integer", "number"}:
+            try:
+                value = int(text) if re.fullmatch(r"[+-]?\d+", text) else float(text)
+            except ValueError:
+                return value
+    if isinstance(value, float) and "integer" in types and value.is_integer():
+        return int(value)
+    return tuple(value) if isinstance(value, list) and "array" in types else value
+
+
+def _refusal(field: str, value: Any) -> str:
+    choices = [choice for kind in _kinds(field) for choice in kind.get("enum", ())]
+    about = f" ({text})" if (text := Settings.model_fields[field].description) else ""
+    return f"{field} = {_short(value)}: must be {allowed(field)}{_nearest(value, choices)}{about}"
+
+
+def _short(value: Any) -> str:
+    """A value as Python writes it, cut in the middle where it is longer than a line holds."""
+    text = repr(value)
+    return text if len(text) <= 100 else f"{text[:60]}...{text[-20:]}"
+
+
+def _nearest(name: Any, choices: Any) -> str:
+    found = difflib.get_close_matches(str(name)[:100].lower(), list(choices), n=1)
+    return f"; did you mean {found[0]!r}?" if found else ""
+
+
+def _capped(values: dict[str, Any]) -> dict[str, int]:
+    return {f: most for f, most in REHEARSAL_AT_MOST.items() if values[f] is None or values[f] > most}
+
+
+def _contradictions(s: Settings, suspect: set[str]) -> list[str]:
+    """Settings that are fine alone but not together; a rule about a setting refused already is left out."""
+    generated = s.source == "quant_tasks"
+    whole = [f for f in ("train_rows", "validation_rows", "test_rows") if generated and getattr(s, f) is None]
+    rules = [  # (settings it is about, is it broken, what to say); tests that compare numbers guard against suspects
+        (("max_steps",), lambda: s.max_steps == 0, "max_steps = 0: must be -1 (by num_train_epochs) or at least 1"),
+        (("warmup_steps",), lambda: s.warmup_steps >= 1 and not math.isclose(s.warmup_steps, round(s.warmup_steps)),
+         f"warmup_steps = {s.warmup_steps!r}: must be a share below 1, or a whole number of steps"),
+        (("warmup_steps", "max_steps"), lambda: 1 <= s.max_steps < s.warmup_steps,
+         f"warmup_steps = {s.warmup_steps!r} is more than max_steps = {s.max_steps!r}: lower it, or give a share"),
+        (("eval_rows", "test_rows"), lambda: None not in (s.eval_rows, s.test_rows) and s.eval_rows > s.test_rows,
+         f"eval_rows = {s.eval_rows!r} is more than test_rows = {s.test_rows!r}: lower it, or raise test_rows"),
+        (("source", *whole), lambda: whole,
+         f"{', '.join(whole)} = None: 'all' has no end for source = 'quant_tasks', which generates its rows"),
+        (("source", "data_dir"), lambda: generated and s.data_dir is not None,
+         f"data_dir = {s.data_dir!r}: source = 'quant_tasks' generates its rows and reads no folder; leave it out"),
+        (("source", "dataset_revision"), lambda: s.dataset_revision and (generated or s.data_dir is not None),
+         f"dataset_revision = {s.dataset_revision!r}: only rows from the hub have one; leave it out, or data_dir"),
+        (("data_dir",), lambda: s.data_dir is not None and not os.path.isdir(in_project(s.data_dir)),
+         f"data_dir = {_short(s.data_dir)}: no such folder; give the one that holds {s.source}/train.jsonl"),
+    ]
+    return [message for fields, broken, message in rules if not suspect & set(fields) and broken()]
+
+
+def _parameters(namespace: dict[str, Any], known: set[str]) -> dict[str, Any]:
+    """The plain literals that a user named in `namespace`, without IPython's own names.
+
+    Under IPython (`In` holds the cells run so far) an unknown name counts only where a parameters cell, ours or
+    papermill's, set it: else running the first cell again, after the rest of the notebook, would refuse every variable
+    that the notebook itself made.
+    """
+    plain = {
+        name: value
+        for name, value in namespace.items()
+        if type(value) in (str, int, float, bool, type(None), list, tuple, dict)
+        and not name.startswith("_") and name not in ("In", "Out", "exit", "quit", "get_ipython", "open")
+    }
+    if not namespace.get("In"):
+        return plain
+    told = set().union(*(_told(source) for source in namespace["In"]))
+    return {name: value for name, value in plain.items() if name in known or name in told}
+
+
+def _told(source: str) -> set[str]:
+    """The names that a cell sets, if it sets `preset`, or sets names to literals and does nothing else."""
+    try:
+        body = ast.parse(source).body
+    except SyntaxError:
+        return set()
+    assigned = [node for node in body if isinstance(node, ast.Assign | ast.AnnAssign)]
+    targets = {target for node in assigned for target in getattr(node, "targets", [getattr(node, "target", None)])}
+    names = {target.id for target in targets if isinstance(target, ast.Name)}
+    literal = all(node in assigned and _is_literal(node.value) for node in body)
+    return names if literal or "preset" in names else set()
+
+
+def _is_literal(node: ast.expr | None) -> bool:
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "float":
+        return True  # papermill writes float('nan') and float('inf')
+    try:
+        ast.literal_eval(node)
+    except (ValueError, TypeError):
+        return False
+    return True

@@ -1,0 +1,455 @@
+"""Run folders: each stage writes its own folder and, last, a manifest that says what came in, what came out and how."""
+
+import dataclasses
+import hashlib
+import html
+import json
+import math
+import os
+import shutil
+import socket
+import sys
+import time
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from lib.presets import NOTEBOOKS, ROOT, STAGE_FIELDS, Request, Resolved, in_project, run_name_problems
+
+FOLDERS = {"prepare": "data", "pretrain": "base", "train": "adapter", "evaluate": "eval", "compare": "figures"}
+PACKAGES = (
+    "accelerate", "bitsandbytes", "datasets", "numpy", "papermill", "peft", "safetensors", "tokenizers", "torch",
+    "transformers", "trl", "unsloth", "unsloth_zoo",
+)
+NOT_COMPLETE = "not complete yet"
+_CONTROL = ("manifest.json", "started.json")
+_locks: dict[Path, Any] = {}  # this process's locks: a start cell that is run again must not wait for itself
+
+
+class RunError(RuntimeError):
+    """A run folder is not what a stage needs; the message says what to do."""
+
+
+class Stage:
+    """One stage of a run at work. Its settings are only those that it reads, so that the manifest leaves out none.
+
+    `resumed` is True where an unfinished attempt with the same settings, code and inputs left files to go on from.
+    """
+
+    def __init__(self, request: Request, resumed: bool, made_from: dict[str, dict[str, str]]):
+        own = request.resolved.settings.model_dump(include=set(STAGE_FIELDS[request.stage]))
+        self.settings = dataclasses.make_dataclass(f"{request.stage.title()}Settings", own, frozen=True)(**own)
+        self.request, self.resumed, self.finished = request, resumed, False
+        self.rehearse = request.resolved.rehearse
+        self.run_folder = request.outputs / request.run
+        self.folder = self.run_folder / FOLDERS[request.stage]
+        self.started_at, self._clock = _utc_now(), time.monotonic()
+        self.inputs: dict[str, dict[str, str]] = {}  # folder relative to the run -> {file: sha256}
+        self.external: dict[str, dict[str, str]] = {}  # path outside the outputs -> {file: sha256}
+        self._made_from = made_from  # the inputs of the attempt that is gone on from
+        self._code = code()  # as loaded: a module that is edited while the stage runs must not pass for what ran
+
+    def input(self, stage: str, run: str | None = None) -> Path:
+        """The folder of a complete earlier stage (of another run, if named), remembered as an input.
+
+        RunError if it is incomplete, was changed since, or belongs to another setup than this notebook's.
+        """
+        run_folder = self.run_folder if run is None else run_folder_of(self.request.outputs, run)
+        manifest = read(run_folder, stage)
+        if problems := changes(run_folder, stage):
+            raise RunError(f"{run_folder / FOLDERS[stage]}: {'; '.join(problems)}: run {NOTEBOOKS[stage]} again")
+        ours = self.request.resolved
+        if run is None:
+            shared = {k: v for k, v in ours.of_stage(self.request.stage).items() if k in manifest["settings"]}
+            now = {"preset": ours.preset, "rehearse": ours.rehearse} | shared
+            then = {"preset": manifest["preset"], "rehearse": manifest["rehearse"]} | manifest["settings"]
+            if different := _differences(then, now):
+                raise RunError(f"run {self.request.run!r}, stage {stage!r}: {different} in this notebook; "
+                               f"use the same values, or another run name, or run {NOTEBOOKS[stage]} again")
+        self._remember(self.inputs, Path(os.path.relpath(run_folder / FOLDERS[stage], self.run_folder)).as_posix(),
+                       manifest["outputs"])
+        return run_folder / FOLDERS[stage]
+
+    def uses(self, path: str | Path) -> Path:
+        """A file or folder from outside the outputs (a base model, a local data set), remembered by its hashes."""
+        found = Path(in_project(path)).resolve()
+        if not found.exists():
+            raise RunError(f"{path}: no such file or folder")
+        self._remember(self.external, _relative(found), _hashes(found))
+        return found
+
+    def log(self, step: int, **metrics: Any) -> None:
+        """Append a line to metrics.jsonl; a NaN or infinite metric is written as null."""
+        assert not self.finished, "the stage is finished: its outputs are hashed"
+        with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
+            file.write(_json({"step": step} | metrics) + "\n")
+
+    def save_json(self, name: str, value: Any) -> Path:
+        """Write one JSON file into the stage's folder, whole or not at all."""
+        assert not self.finished, "the stage is finished: its outputs are hashed"
+        return write_atomically(self.folder / name, [_json(value, indent=2) + "\n"])
+
+    def write_rows(self, name: str, rows: Iterable[Any]) -> Path:
+        """Write rows (dictionaries) as JSON lines into the stage's folder, all or none."""
+        assert not self.finished, "the stage is finished: its outputs are hashed"
+        return write_atomically(self.folder / name, (_json(row) + "\n" for row in rows))
+
+    def finish(self, **metrics: Any) -> dict[str, Any]:
+        """Hash the outputs, write manifest.json last, give the lock back, and return the manifest.
+
+        `headline={label: text}` among the metrics is what the pipeline prints and the report shows first.
+        """
+        assert not self.finished, "the stage is finished already"
+        resolved, own = self.request.resolved, STAGE_FIELDS[self.request.stage]
+        manifest = {
+            "stage": self.request.stage, "run": self.request.run, "preset": resolved.preset,
+            "rehearse": resolved.rehearse, "resumed": self.resumed,
+            "settings": resolved.of_stage(self.request.stage), "origins": {f: resolved.origins[f] for f in own},
+            "seeds": {f: v for f, v in resolved.of_stage(self.request.stage).items() if f.endswith("seed")},
+            "git": git(), "code": code() | self._code, "notebook": notebook_hash(_notebook(self.request.stage)),
+            "inputs": self.inputs, "external": self.external, "outputs": _hashes(self.folder),
+            "versions": versions(), "device": device(),
+            "started_at": self.started_at, "ended_at": _utc_now(),
+            "elapsed_seconds": round(time.monotonic() - self._clock, 3), "peak_memory_bytes": peak_memory_bytes(),
+            "metrics": metrics,
+        }
+        write_atomically(self.folder / "manifest.json", [_json(manifest, indent=2) + "\n"])
+        self.finished = True
+        (self.folder / "started.json").unlink(missing_ok=True)
+        for aside in ("former", "abandoned"):
+            shutil.rmtree(self.folder.with_name(f"{self.folder.name}.{aside}"), ignore_errors=True)
+        unlock(self.run_folder, "writer")
+        return json.loads(_json(manifest))
+
+    def show(self) -> "Stage":
+        """The stage itself, which Jupyter shows as the table of its settings and where each came from."""
+        return self
+
+    def _table(self) -> tuple[str, list[tuple[str, str, str]]]:
+        resolved, own = self.request.resolved, STAGE_FIELDS[self.request.stage]
+        note = "REHEARSAL (a walk through, no result): " if resolved.rehearse else ""
+        title = f"{note}preset {resolved.preset}, stage {self.request.stage}, writing to {self.folder}"
+        title += ", going on from an unfinished attempt" if self.resumed else ""
+        return title, [(f, repr(getattr(resolved.settings, f)), resolved.origins[f]) for f in own]
+
+    def __repr__(self) -> str:
+        title, rows = self._table()
+        return "\n".join([title, *(f"  {field:<28} {value:<40} {origin}" for field, value, origin in rows)])
+
+    def _repr_html_(self) -> str:
+        title, rows = self._table()
+        cells = ("".join(f"<td>{html.escape(text)}</td>" for text in row) for row in rows)
+        body = "".join(f"<tr>{row}</tr>" for row in cells)
+        head = "<tr><th>setting</th><th>value</th><th>from</th></tr>"
+        return f"<p><b>{html.escape(title)}</b></p><table>{head}{body}</table>"
+
+    def _remember(self, kept: dict[str, dict[str, str]], key: str, hashes: dict[str, str]) -> None:
+        """Note an input; what an unfinished attempt made from other inputs must not be gone on from."""
+        if self.resumed and self._made_from.get(key, hashes) != hashes:
+            _put_aside(self.folder, "abandoned")
+            self.resumed, self._made_from = False, {}
+        kept[key] = hashes
+        _write_started(self.folder, _plan(self.request), self._made_from | self.inputs | self.external)
+
+
+def start(request: Request) -> Stage:
+    """Open the stage's folder for writing: lock the run, put aside a finished result, go on from a fitting attempt.
+
+    Until the new result is complete, a finished one stays beside as `<folder>.former`, and an unfinished attempt that
+    had other settings, code or inputs as `<folder>.abandoned`. RunError where another process writes to the run, or
+    the folder holds what no stage wrote.
+    """
+    run_folder = run_folder_of(request.outputs, request.run)
+    folder = run_folder / FOLDERS[request.stage]
+    try:
+        run_folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"cannot write to {run_folder}: {error.strerror}; name another folder by `outputs`") from error
+    lock(run_folder, "writer")
+    try:
+        plan, made_from, resumed = _plan(request), {}, False
+        if (folder / "manifest.json").exists():
+            _put_aside(folder, "former")
+        elif (folder / "started.json").exists():
+            attempt = _load(folder / "started.json")
+            made_from = attempt.get("made_from", {})
+            resumed = attempt.get("plan") == plan and not _code_changes(attempt.get("code", {}))
+            if not resumed:
+                _put_aside(folder, "abandoned")
+        elif folder.exists() and any(folder.iterdir()):
+            raise RunError(f"{folder} holds files that no stage of Sharpen wrote: name another run, or move them away")
+        if not resumed:
+            made_from = {}
+            _write_started(folder, plan, made_from)
+        return Stage(request, resumed, made_from)
+    except BaseException:
+        unlock(run_folder, "writer")
+        raise
+
+
+def read(run_folder: Path, stage: str) -> dict[str, Any]:
+    """A stage's manifest; RunError names the notebook to run where the stage is not complete."""
+    path = run_folder / FOLDERS[stage] / "manifest.json"
+    if not path.exists():
+        raise RunError(f"run {run_folder.name!r} has no complete stage {stage!r}: run {NOTEBOOKS[stage]} first")
+    manifest = _load(path)
+    absent = {"stage", "preset", "rehearse", "settings", "inputs", "external", "outputs", "code"} - manifest.keys()
+    tables = [manifest.get(key) for key in ("settings", "inputs", "external", "outputs", "code")]
+    tables += [inner for table in tables[1:3] if isinstance(table, dict) for inner in table.values()]
+    if absent or manifest["stage"] != stage or not all(isinstance(table, dict) for table in tables):
+        raise RunError(f"{path} is no manifest of stage {stage!r}: run {NOTEBOOKS[stage]} again")
+    return manifest
+
+
+def changes(run_folder: Path, stage: str) -> list[str]:
+    """What happened to a complete stage's outputs since its manifest was written, a phrase a file."""
+    now = _hashes(run_folder / FOLDERS[stage])
+    return _file_changes(read(run_folder, stage)["outputs"], now)
+
+
+def is_current(outputs: Path, run: str, stage: str, resolved: Resolved, notebook: Path) -> tuple[bool, str]:
+    """Whether a stage is complete and would come out the same again; if not, the first reason why."""
+    run_folder = run_folder_of(outputs, run)
+    if not (run_folder / FOLDERS[stage] / "manifest.json").exists():
+        return False, NOT_COMPLETE
+    try:
+        manifest = read(run_folder, stage)
+        then = {"preset": manifest["preset"], "rehearse": manifest["rehearse"]} | manifest["settings"]
+        now = {"preset": resolved.preset, "rehearse": resolved.rehearse} | resolved.of_stage(stage)
+        if different := _differences(then, now):
+            return False, different
+        for key, recorded in manifest["inputs"].items():
+            folder = run_folder / key
+            if not (folder / "manifest.json").exists() or _load(folder / "manifest.json").get("outputs") != recorded:
+                return False, f"input {key} changed"
+        for key, recorded in manifest["external"].items():
+            if found := _file_changes(recorded, _hashes(ROOT / key)):
+                return False, f"{key}: {found[0]}"
+        if found := changes(run_folder, stage):
+            return False, found[0]
+    except RunError as error:
+        return False, str(error)
+    if edited := _code_changes(manifest["code"]):
+        return False, f"{edited[0]} changed"
+    if manifest.get("notebook") != notebook_hash(notebook):
+        return False, f"{notebook.name} changed"
+    return True, "settings, inputs and code are unchanged"
+
+
+def write_atomically(path: Path, parts: Iterable[str]) -> Path:
+    """Write text to a temporary file beside, flush it to the disk, rename it: a reader sees all of it or none."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with open(temporary, "w", encoding="utf-8", newline="\n") as file:
+            file.writelines(parts)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    return path
+
+
+def lock(run_folder: Path, name: str) -> None:
+    """Take a run's lock for this process (the system frees it when the process ends); RunError names the holder."""
+    from filelock import FileLock, Timeout
+
+    path = run_folder / f".{name}.lock"
+    if path in _locks:
+        return
+    held = FileLock(path, thread_local=False)
+    holder = run_folder / f".{name}.json"
+    try:
+        held.acquire(timeout=0)
+    except Timeout:
+        who = _load(holder) if holder.exists() else {}
+        raise RunError(f"{run_folder} is being written by process {who.get('pid', '?')} on {who.get('host', '?')} "
+                       f"since {who.get('since', '?')}: wait for it, or choose another run name") from None
+    _locks[path] = held
+    write_atomically(holder, [_json({"pid": os.getpid(), "host": socket.gethostname(), "since": _utc_now()})])
+
+
+def unlock(run_folder: Path, name: str) -> None:
+    """Give a lock back; without effect where this process does not hold it."""
+    if held := _locks.pop(run_folder / f".{name}.lock", None):
+        (run_folder / f".{name}.json").unlink(missing_ok=True)
+        held.release()
+
+
+def sha256(path: str | Path) -> str:
+    """A file's SHA-256, as hexadecimal digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def notebook_hash(path: Path) -> str | None:
+    """SHA-256 of a notebook's code without its outputs and parameters (which the settings hold); None if absent."""
+    if not path.exists():
+        return None
+    cells = _load(path)["cells"]
+    sources = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"
+               and not {"parameters", "injected-parameters"} & set(cell["metadata"].get("tags", ()))]
+    return hashlib.sha256(_json(sources).encode()).hexdigest()
+
+
+def code() -> dict[str, str]:
+    """SHA-256 of every module of `lib` loaded by now; presets.py is left out, its effect is the settings."""
+    modules = [module for name, module in sys.modules.items() if name.startswith("lib.")]
+    loaded = (getattr(module, "__file__", None) for module in modules)
+    return {_relative(Path(path)): sha256(path) for path in loaded if path and Path(path).name != "presets.py"}
+
+
+def git() -> dict[str, Any]:
+    """The project's commit, and whether files differ from it; both None outside a git clone."""
+    import subprocess
+
+    def ask(*arguments: str) -> str | None:
+        try:
+            asked = subprocess.run(["git", "-C", ROOT, *arguments], capture_output=True, text=True, timeout=20)
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return asked.stdout.strip() if asked.returncode == 0 else None
+
+    status = ask("status", "--porcelain")
+    return {"commit": ask("rev-parse", "HEAD"), "dirty": None if status is None else bool(status)}
+
+
+def versions() -> dict[str, str | None]:
+    """Versions of python and of the packages that results hang on."""
+    import importlib.metadata as metadata
+    import platform
+
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = None
+    return found
+
+
+def device() -> dict[str, Any]:
+    """What computed: a GPU's name where torch used one, else the CPU's; and its threads."""
+    import platform
+
+    torch = sys.modules.get("torch")
+    threads = torch.get_num_threads() if torch else os.cpu_count()
+    if torch and torch.cuda.is_available():
+        kind, name, count = "cuda", torch.cuda.get_device_name(0), torch.cuda.device_count()
+    else:
+        cpuinfo = Path("/proc/cpuinfo")  # Linux only
+        lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+        names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+        kind, name, count = "cpu", names[0] if names else platform.processor(), 1
+    return {"kind": kind, "name": name, "count": count, "cpu_threads": threads, "platform": platform.platform()}
+
+
+def peak_memory_bytes() -> dict[str, int]:
+    """The most memory that this process held so far: resident, and on each GPU that torch allocated on."""
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    peak = {"resident": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
+    torch = sys.modules.get("torch")
+    if torch and torch.cuda.is_available() and torch.cuda.is_initialized():
+        peak |= {f"cuda:{i}": torch.cuda.max_memory_allocated(i) for i in range(torch.cuda.device_count())}
+    return peak
+
+
+def run_folder_of(outputs: Path, run: str) -> Path:
+    """outputs/<run>, wherever `run` may name a folder there (else RunError)."""
+    if problems := run_name_problems(run):
+        raise RunError(problems[0])
+    return outputs / run
+
+
+def _notebook(stage: str) -> Path:
+    """The notebook that runs: Jupyter and the pipeline work in its folder; papermill alone may work anywhere."""
+    name = f"{NOTEBOOKS[stage]}.ipynb"
+    return Path(name) if Path(name).exists() else ROOT / "notebooks" / name
+
+
+def _plan(request: Request) -> dict[str, Any]:
+    """What an attempt must share with the one it goes on from."""
+    resolved = request.resolved
+    return json.loads(_json({
+        "preset": resolved.preset, "rehearse": resolved.rehearse, "settings": resolved.of_stage(request.stage),
+        "notebook": notebook_hash(_notebook(request.stage)),
+    }))
+
+
+def _write_started(folder: Path, plan: dict[str, Any], made_from: dict[str, dict[str, str]]) -> None:
+    started = {"plan": plan, "code": code(), "made_from": made_from}
+    write_atomically(folder / "started.json", [_json(started, indent=2) + "\n"])
+
+
+def _put_aside(folder: Path, name: str) -> None:
+    aside = folder.with_name(f"{folder.name}.{name}")
+    if aside.exists():
+        shutil.rmtree(aside)
+    folder.rename(aside)
+
+
+def _hashes(path: Path) -> dict[str, str]:
+    """SHA-256 of each file in a folder (or of one file), but for manifests, hidden files and checkpoints."""
+    if path.is_file():
+        return {path.name: sha256(path)}
+    files = sorted((file.relative_to(path).as_posix(), file) for file in path.rglob("*") if file.is_file())
+    return {name: sha256(file) for name, file in files if name not in _CONTROL
+            and not any(part.startswith((".", "checkpoint")) for part in name.split("/"))}
+
+
+def _file_changes(then: dict[str, str], now: dict[str, str]) -> list[str]:
+    lost = [f"{name} is missing" for name in then if name not in now]
+    new = [f"{name} was added" for name in now if name not in then]
+    return lost + new + [f"{name} was changed" for name in then if name in now and then[name] != now[name]]
+
+
+def _differences(then: dict[str, Any], now: dict[str, Any]) -> str:
+    """`learning_rate was 0.1 and is 0.2`, for every value that differs."""
+    other = [name for name in now if name not in then or then[name] != now[name]]
+    return ", ".join(f"{name} was {then.get(name)!r} and is {now[name]!r}" for name in other)
+
+
+def _code_changes(recorded: dict[str, str]) -> list[str]:
+    return [name for name, then in recorded.items() if not (ROOT / name).exists() or sha256(ROOT / name) != then]
+
+
+def _relative(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else str(path)
+
+
+def _load(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise RunError(f"{path} cannot be read ({error}): move it away and run its stage again") from None
+    if not isinstance(value, dict):
+        raise RunError(f"{path} holds no JSON object: move it away and run its stage again")
+    return value
+
+
+def _json(value: Any, indent: int | None = None) -> str:
+    """JSON that every reader takes: NaN and infinities as null, numpy's numbers and arrays as plain ones."""
+    return json.dumps(_plain(value), indent=indent, ensure_ascii=False, allow_nan=False)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set):
+        return [_plain(item) for item in value]
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return _plain(dataclasses.asdict(value))
+    if hasattr(value, "tolist"):  # numpy and torch
+        return _plain(value.tolist())
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return str(value) if isinstance(value, Path) else value
+
+
+def _utc_now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")

@@ -1,0 +1,210 @@
+"""Claims about settings: what is refused, with which words, and where each value came from."""
+
+import itertools
+import json
+import subprocess
+import sys
+
+import pytest
+
+from lib.presets import (
+    NOTEBOOKS,
+    PRESETS,
+    REHEARSAL,
+    REHEARSAL_AT_MOST,
+    ROOT,
+    STAGE_FIELDS,
+    Settings,
+    SettingsError,
+    from_notebook,
+    locate,
+    resolve,
+)
+
+PLAIN = {"preset": "demo", "run": "trial", "outputs": None, "rehearse": False}
+
+
+def refusal(overrides, preset="demo", rehearse=False) -> str:
+    with pytest.raises(SettingsError) as caught:
+        resolve(preset, overrides, rehearse)
+    return str(caught.value)
+
+
+def notebook_refusal(stage="train", **namespace) -> str:
+    with pytest.raises(SettingsError) as caught:
+        from_notebook(stage, PLAIN | namespace)
+    return str(caught.value)
+
+
+def test_unknown_preset_lists_the_presets():
+    assert refusal({}, "gsm9k") == "unknown preset 'gsm9k'; choose from demo, llama32_3b_gsm8k"
+    assert refusal({}, "dem").endswith("did you mean 'demo'?")
+    assert refusal({}, None).startswith("unknown preset None")
+    assert refusal({}, ["demo"]).startswith("unknown preset ['demo']")
+
+
+def test_misspelt_setting_names_the_nearest():
+    assert refusal({"learning_rte": 0.1}) == "unknown setting 'learning_rte' = 0.1; did you mean 'learning_rate'?"
+
+
+def test_all_problems_are_told_at_once():
+    told = refusal({"learning_rte": 0.1, "r": 0, "max_steps": 0, "eval_rows": 301}, "gsm9k").splitlines()
+    assert len(told) == 3  # what contradicts what cannot be known for an unknown preset
+    told = refusal({"learning_rte": 0.1, "r": 0, "max_steps": 0, "eval_rows": 301}).splitlines()
+    assert [line.split()[0] for line in told] == ["unknown", "r", "max_steps", "eval_rows"]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("learning_rate", "fast"), ("learning_rate", True), ("learning_rate", float("nan")), ("learning_rate", "nan"),
+        ("learning_rate", "inf"), ("learning_rate", 0), ("learning_rate", -1e-4), ("learning_rate", None),
+        ("learning_rate", [1e-4]), ("r", 3.5), ("r", "3.5"), ("r", True), ("r", 0), ("r", ""), ("r", {"a": 1}),
+        ("seed", 2**40), ("load_in_4bit", 1), ("load_in_4bit", "maybe"), ("source", "gsm8"), ("calculator", True),
+        ("base_model", ""), ("base_model", None), ("target_modules", ()), ("target_modules", [1, 2]),
+        ("target_modules", 7), ("data_dir", 5), ("lora_dropout", 1.0), ("eval_rows", 0), ("train_rows", -1),
+    ],
+)
+def test_ill_typed_and_out_of_range_values_are_refused_by_name(field, value):
+    told = refusal({field: value})
+    assert told.startswith(f"{field} = {value!r}: must be "), told
+    assert "\n" not in told
+
+
+def test_refusal_says_what_is_allowed():
+    assert "one of quant_tasks, gsm8k; did you mean 'gsm8k'?" in refusal({"source": "gsm8"})
+    assert "a whole number at least 1 and at most 1,024" in refusal({"r": 5000})
+    assert "a whole number at least 1, or none" in refusal({"eval_rows": 0})
+
+
+def test_numbers_given_as_text_are_numbers():
+    text = {"learning_rate": "1e-4", "r": "8", "eval_rows": " 12 ", "num_train_epochs": "2", "weight_decay": 0}
+    settings = resolve("demo", text | {"max_steps": 5.0, "load_in_4bit": "False"}).settings
+    assert (settings.learning_rate, settings.r, settings.eval_rows, settings.num_train_epochs) == (1e-4, 8, 12, 2.0)
+    assert settings.max_steps == 5 and settings.load_in_4bit is False
+    assert isinstance(settings.r, int) and isinstance(settings.max_steps, int)
+
+
+def test_lists_and_comma_text_name_modules():
+    for value in (["q_proj", "v_proj"], ("q_proj", "v_proj"), "q_proj, v_proj", "[q_proj,v_proj]"):
+        assert resolve("demo", {"target_modules": value}).settings.target_modules == ("q_proj", "v_proj")
+
+
+def test_none_means_all_where_it_means_something():
+    assert resolve("llama32_3b_gsm8k", {"train_rows": None, "test_rows": "none"}).settings.test_rows is None
+    assert "quant_tasks" in refusal({"train_rows": None})
+
+
+@pytest.mark.parametrize(
+    ("overrides", "about"),
+    [
+        ({"eval_rows": 301}, "test_rows = 300"),
+        ({"max_steps": 0}, "max_steps = 0"),
+        ({"warmup_steps": 1.5}, "warmup_steps = 1.5"),
+        ({"warmup_steps": 20, "max_steps": 10}, "max_steps = 10"),
+        ({"data_dir": str(ROOT)}, "generates its rows"),
+        ({"source": "gsm8k", "data_dir": "no/such/folder"}, "no such folder"),
+        ({"source": "gsm8k", "data_dir": str(ROOT), "dataset_revision": "main"}, "dataset_revision = 'main'"),
+    ],
+)
+def test_contradictions_are_refused(overrides, about):
+    assert about in refusal(overrides)
+
+
+def test_origins_tell_who_set_what():
+    resolved = resolve("demo", {"r": 16, "max_steps": 3}, rehearse=True)
+    assert resolved.origins["r"] == "override" and resolved.settings.r == 16
+    assert resolved.origins["max_steps"] == "override" and resolved.settings.max_steps == 3
+    assert resolved.origins["eval_rows"] == "rehearsal" and resolved.origins["learning_rate"] == "preset"
+    assert resolved.origins["seed"] == "default"
+    assert set(resolved.origins) == set(Settings.model_fields)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_rehearsal_changes_only_what_it_lists(name):
+    real, rehearsed = resolve(name).settings.model_dump(), resolve(name, rehearse=True).settings.model_dump()
+    changed = {field for field in real if real[field] != rehearsed[field]}
+    assert changed <= {*REHEARSAL, *REHEARSAL_AT_MOST}
+    assert rehearsed["base_model"] == "data/base" and rehearsed["train_rows"] == real["train_rows"]
+    assert rehearsed["validation_rows"] <= real["validation_rows"]
+
+
+def test_llama_preset_is_the_published_one():
+    s = PRESETS["llama32_3b_gsm8k"].settings
+    assert (s.r, s.lora_alpha, s.lora_dropout, s.learning_rate, s.max_length) == (32, 64, 0.1, 1e-4, 512)
+    assert (s.per_device_train_batch_size, s.gradient_accumulation_steps, s.optim) == (4, 4, "paged_adamw_32bit")
+    assert (s.train_rows, s.test_rows, s.num_train_epochs, s.gradient_checkpointing) == (7473, 1319, 1.0, True)
+    assert "32.90 %" in PRESETS["llama32_3b_gsm8k"].reference
+
+
+def test_every_setting_has_a_stage_and_every_stage_a_notebook():
+    assert {field for fields in STAGE_FIELDS.values() for field in fields} == set(Settings.model_fields)
+    assert set(STAGE_FIELDS) == set(NOTEBOOKS)
+
+
+def test_notebook_parameters_resolve_and_none_keeps_the_preset():
+    request = from_notebook("train", PLAIN | {"learning_rate": "1e-4", "r": None, "_private": 3, "sys": sys})
+    assert request.resolved.settings.learning_rate == 1e-4 and request.resolved.settings.r == 32
+    assert request.resolved.origins["r"] == "preset"
+    assert (request.run, request.outputs) == ("trial", ROOT / "outputs")
+    assert json.dumps(request.resolved.of_stage("train"))
+
+
+def test_notebook_refuses_unknown_names_and_those_of_other_stages():
+    assert "unknown setting 'learning_rte' = 0.1; did you mean 'learning_rate'?" in notebook_refusal(learning_rte=0.1)
+    told = notebook_refusal("prepare", learning_rate=0.1, prset="x")
+    assert "'learning_rate' belongs to 21_train_qlora, not to 10_prepare_data" in told
+    assert "unknown setting 'prset' = 'x'; did you mean 'preset'?" in told
+
+
+@pytest.mark.parametrize("run", ["../up", "a/b", "..", ".", "", " ", "a..b", "x" * 200, 7, "-rf"])
+def test_run_names_stay_inside_outputs(run):
+    if run == "":  # none given: the preset's name
+        assert from_notebook("train", PLAIN | {"run": run}).run == "demo"
+    else:
+        assert "run = " in notebook_refusal(run=run) and "must be a name" in notebook_refusal(run=run)
+
+
+def test_rehearsal_gets_a_run_of_its_own():
+    assert from_notebook("train", PLAIN | {"run": None, "rehearse": True}).run == "demo-rehearsal"
+    assert "rehearse = 'maybe'" in notebook_refusal(rehearse="maybe")
+
+
+def test_first_cell_may_run_again_after_the_others():
+    cells = ["", "preset = 'demo'\nr = None", "request = start()", "accuracy = 0.5; print(accuracy)", "seen = rows()"]
+    names = PLAIN | {"In": cells, "Out": {}, "accuracy": 0.5, "seen": [1, 2]}
+    assert from_notebook("train", names).run == "trial"
+
+
+@pytest.mark.parametrize(
+    "cell",
+    [
+        "# Parameters\nlearning_rte = 0.1\n",
+        "preset = 'demo'\nlearning_rte = 10**-1",
+        "learning_rte: float = 0.1",
+        "# Parameters\nlearning_rte = float('nan')",
+    ],
+)
+def test_parameters_cells_stay_strict_under_ipython(cell):
+    assert "learning_rte" in notebook_refusal(learning_rte=0.1, In=["", cell, "%matplotlib inline\nx = 1"])
+
+
+def test_base_model_is_found_in_the_project_or_left_to_the_hub():
+    assert locate("lib") == str(ROOT / "lib")
+    assert locate("unsloth/Llama-3.2-3B") == "unsloth/Llama-3.2-3B"
+
+
+def test_no_setting_gives_a_traceback_other_than_ours():
+    odd = ["~nobody", "a\0b", None, True, -1, 0, 3.5, 1e400, "", "1e-4", "ü"]
+    odd += [[], ["a"], [None], {}, {"a": 1}, (1,), "x" * 9999, b"b", {1}]
+    for field, value in itertools.product(Settings.model_fields, odd):
+        try:
+            resolve("demo", {field: value})
+        except SettingsError as error:
+            assert field in str(error)
+
+
+def test_presets_import_nothing_heavy():
+    heavy = "{'torch', 'transformers', 'pandas', 'papermill', 'datasets', 'matplotlib', 'numpy'}"
+    program = f"import sys, lib.presets, lib.runs, lib.pipeline, lib.cli; print({heavy} & set(sys.modules))"
+    assert subprocess.check_output([sys.executable, "-c", program], text=True, cwd=ROOT).strip() == "set()"
