@@ -1,0 +1,125 @@
+"""The arithmetic inside `<<expression=value>>` marks (GSM8K's calculator notation): read, compute, check. Never `eval`."""
+
+import math
+import re
+from fractions import Fraction
+
+MARK = re.compile(r"<<([^<>=]{1,200})=([^<>]{0,60})>>")
+_TOKEN = re.compile(r"\s*(\d+\.?\d*|\.\d+|sqrt|max|min|floor|\*\*|[-+*/^(),%])")
+_FUNCTIONS = {"sqrt": math.sqrt, "max": max, "min": min, "floor": math.floor}
+
+
+class CalculatorError(ValueError):
+    """The text is not an expression that this calculator knows, or it has no finite real value."""
+
+
+def calculate(expression: str) -> Fraction | float:
+    """Value of an expression of numbers, + - * / ^ (or **), postfix %, parentheses, sqrt, max, min and floor.
+
+    Exact (Fraction) until a root or a power that is not a small whole number makes it a float.
+    Raises CalculatorError for anything else, division by zero and overflow included."""
+    tokens, position = [], 0
+    expression = expression.strip()
+    while position < len(expression):
+        match = _TOKEN.match(expression, position)
+        if not match or len(tokens) > 200:
+            raise CalculatorError(f"cannot read {expression[position : position + 20]!r} in {expression[:80]!r}")
+        tokens.append(match[1])
+        position = match.end()
+    try:
+        value, rest = _sum(tokens, 0)
+    except (ZeroDivisionError, OverflowError, ValueError, IndexError, RecursionError) as error:
+        raise CalculatorError(f"{expression[:80]!r} has no value: {error}") from None
+    if rest != len(tokens) or isinstance(value, complex) or not math.isfinite(value):
+        raise CalculatorError(f"{expression[:80]!r} is not one finite number")
+    return value
+
+
+# Recursive descent; each function takes (tokens, position) and returns (value, next position).
+def _sum(tokens, i):
+    value, i = _product(tokens, i)
+    while i < len(tokens) and tokens[i] in "+-":
+        other, j = _product(tokens, i + 1)
+        value, i = (value + other if tokens[i] == "+" else value - other), j
+    return value, i
+
+
+def _product(tokens, i):
+    value, i = _signed(tokens, i)
+    while i < len(tokens) and tokens[i] in ("*", "/"):
+        other, j = _signed(tokens, i + 1)
+        value, i = (value * other if tokens[i] == "*" else value / other), j
+    return value, i
+
+
+def _signed(tokens, i):
+    if tokens[i] in ("-", "+"):
+        value, j = _signed(tokens, i + 1)
+        return (-value if tokens[i] == "-" else value), j
+    base, i = _atom(tokens, i)
+    if i < len(tokens) and tokens[i] in ("^", "**"):
+        exponent, i = _signed(tokens, i + 1)
+        whole = exponent == int(exponent) and abs(exponent) <= 64  # exact powers stay small enough to be quick
+        base = base ** int(exponent) if whole else float(base) ** float(exponent)
+    return base, i
+
+
+def _atom(tokens, i):
+    token = tokens[i]
+    if token == "(":
+        value, i = _sum(tokens, i + 1)
+        i = _expect(")", tokens, i)
+    elif token in _FUNCTIONS:
+        arguments, i = [], _expect("(", tokens, i + 1) - 1
+        while not arguments or tokens[i] == ",":
+            value, i = _sum(tokens, i + 1)
+            arguments.append(value)
+        i = _expect(")", tokens, i)
+        if token in ("sqrt", "floor") and len(arguments) != 1:
+            raise ValueError(f"{token} takes one number")
+        value = _FUNCTIONS[token](*arguments) if len(arguments) == 1 and token in ("sqrt", "floor") else \
+            _FUNCTIONS[token](arguments)
+        value = Fraction(value) if token == "floor" else value
+    elif token[0].isdigit() or token[0] == ".":
+        value, i = Fraction(token.rstrip(".") if token != "." else "0"), i + 1
+    else:
+        raise ValueError(f"unexpected {token!r}")
+    if i < len(tokens) and tokens[i] == "%":
+        value, i = value / 100, i + 1
+    return value, i
+
+
+def _expect(token, tokens, i):
+    if tokens[i] != token:
+        raise ValueError(f"expected {token!r}")
+    return i + 1
+
+
+def show(value: Fraction | float) -> str:
+    """The value as a calculator writes it: 2 decimals from 100 up, 4 below, 6 below 0.01; halves go away from zero,
+    trailing zeros are dropped."""
+    decimals = 2 if abs(value) >= 100 else 4 if abs(value) >= 0.01 else 6
+    scaled = abs(Fraction(value)) * 10**decimals
+    whole = (2 * scaled.numerator + scaled.denominator) // (2 * scaled.denominator)
+    text = f"{whole // 10**decimals}.{whole % 10**decimals:0{decimals}d}".rstrip("0").rstrip(".")
+    return f"-{text}" if value < 0 and whole else text
+
+
+def mark(expression: str) -> str:
+    """`12/4` -> `<<12/4=3>>`."""
+    return f"<<{expression}={show(calculate(expression))}>>"
+
+
+def wrong_marks(text: str) -> list[str]:
+    """The marks in the text whose stated value is not their expression's, to half a unit of its last shown digit."""
+    wrong = []
+    for expression, stated in MARK.findall(text):
+        try:
+            value, shown = calculate(expression), calculate(stated.replace(",", ""))
+            decimals = len(stated.partition(".")[2].strip())
+            ok = abs(value - shown) <= Fraction(1, 2) / 10**decimals * Fraction(1000001, 1000000)
+        except CalculatorError:
+            ok = False
+        if not ok:
+            wrong.append(f"<<{expression}={stated}>>")
+    return wrong
