@@ -1,0 +1,161 @@
+"""Questions through a model: batched greedy answers, with or without a calculator, graded; perplexity of the gold ones."""
+
+import math
+import re
+from collections import defaultdict
+
+import torch
+from transformers import LogitsProcessor, LogitsProcessorList
+
+from lib import chat, scoring, stats
+from lib.calculator import CalculatorError, calculate, show
+
+OPEN_MARK = re.compile(r"<<([^<>=]{1,200})=$")
+
+
+class Calculator(LogitsProcessor):
+    """Fills in `<<expression=value>>` while decoding: after the `=` the value's tokens and `>>` are forced.
+
+    An expression that cannot be computed is left to the model."""
+
+    def __init__(self, tokenizer, rows: int):
+        self.tokenizer, self.queues = tokenizer, [[] for _ in range(rows)]
+        vocabulary = range(len(tokenizer))
+        self.equals = {i for i, text in zip(vocabulary, tokenizer.batch_decode([[i] for i in vocabulary])) if "=" in text}
+
+    def __call__(self, input_ids, scores):
+        for row, last in enumerate(input_ids[:, -1].tolist()):
+            queue = self.queues[row]
+            if not queue and last in self.equals:
+                queue += self._value(input_ids[row, -100:].tolist())
+            if queue:
+                forced = queue.pop(0)
+                scores[row] = -math.inf
+                scores[row, forced] = 0.0
+        return scores
+
+    def _value(self, ids: list[int]) -> list[int]:
+        found = OPEN_MARK.search(self.tokenizer.decode(ids))
+        if not found:
+            return []
+        try:
+            value = show(calculate(found[1]))
+        except CalculatorError:
+            return []
+        before = self.tokenizer.encode(found[0], add_special_tokens=False)
+        whole = self.tokenizer.encode(f"{found[0]}{value}>>", add_special_tokens=False)
+        if whole[: len(before)] == before:
+            return whole[len(before) :]
+        return self.tokenizer.encode(f"{value}>>", add_special_tokens=False)
+
+
+@torch.inference_mode()
+def generate(model, tokenizer, prompts: list[list[int]], max_new_tokens: int, batch_size: int, calculator: bool,
+             progress=None) -> list[dict]:  # fmt: skip
+    """Greedy answers to token-id prompts, in their order: {"completion", "tokens", "finished"} each.
+
+    Batches are left-padded and made of prompts of similar length; `finished` is False where the answer was cut off at
+    `max_new_tokens`."""
+    device = next(model.parameters()).device
+    ends, answers, done = set(chat.end_ids(tokenizer)), [None] * len(prompts), 0
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    for start in range(0, len(order), batch_size):
+        batch = order[start : start + batch_size]
+        longest = max(len(prompts[i]) for i in batch)
+        ids = torch.full((len(batch), longest), tokenizer.pad_token_id, device=device)  # (B, T)
+        mask = torch.zeros_like(ids)
+        for row, i in enumerate(batch):
+            ids[row, longest - len(prompts[i]) :] = torch.tensor(prompts[i], device=device)
+            mask[row, longest - len(prompts[i]) :] = 1
+        processors = LogitsProcessorList([Calculator(tokenizer, len(batch))] if calculator else [])
+        output = model.generate(
+            input_ids=ids, attention_mask=mask, max_new_tokens=max_new_tokens, do_sample=False, use_cache=True,
+            eos_token_id=list(ends), pad_token_id=tokenizer.pad_token_id, logits_processor=processors,
+        )[:, longest:].tolist()  # fmt: skip
+        for i, new in zip(batch, output):
+            length = next((k for k, token in enumerate(new) if token in ends), None)
+            text = tokenizer.decode(new[:length], skip_special_tokens=True)
+            answers[i] = {"completion": text, "tokens": len(new) if length is None else length + 1,
+                          "finished": length is not None}  # fmt: skip
+        done += len(batch)
+        if progress:
+            progress(done, len(prompts))
+    return answers
+
+
+def ask(model, tokenizer, rows: list[dict], settings, calculator: bool, labels: dict, progress=None) -> list[dict]:
+    """Every row's question answered and graded; `labels` ({"model": "tuned", "split": "test"}) go into each result."""
+    prompts = [chat.prompt_ids(row["messages"], tokenizer) for row in rows]
+    answers = generate(model, tokenizer, prompts, settings.max_new_tokens, settings.eval_batch_size, calculator, progress)
+    results = []
+    for row, answer in zip(rows, answers):
+        verdict = scoring.grade(answer["completion"], row["gold"], answer["finished"])
+        results.append({
+            "id": row["id"], "kind": row["kind"], "group": row["group"], **labels, "calculator": calculator,
+            "question": row["messages"][-2]["content"], "gold": row["gold"], **answer,
+            "correct": verdict.correct, "value": verdict.value, "reading": verdict.reading, "error": verdict.error,
+            "flag": verdict.flag, "correct_lenient": verdict.correct_lenient,
+        })  # fmt: skip
+    return results
+
+
+@torch.inference_mode()
+def perplexity(model, tokenizer, rows: list[dict], batch_size: int) -> dict:
+    """Perplexity per token of the rows' answers (end token included, prompts not), with a 95 % interval over rows.
+
+    The interval is that of a ratio estimator: summed negative log-likelihood over summed tokens, rows independent."""
+    from scipy.stats import t
+
+    device, totals = next(model.parameters()).device, []  # (negative log-likelihood in nats, tokens) a row
+    encoded = sorted((chat.encode(row, tokenizer) for row in rows), key=lambda e: len(e["input_ids"]))
+    for start in range(0, len(encoded), batch_size):
+        batch = encoded[start : start + batch_size]
+        longest = max(len(e["input_ids"]) for e in batch)
+        ids = torch.tensor([e["input_ids"] + [tokenizer.pad_token_id] * (longest - len(e["input_ids"])) for e in batch])
+        labels = torch.tensor([e["labels"] + [chat.IGNORED] * (longest - len(e["labels"])) for e in batch])
+        mask = torch.tensor([[1] * len(e["input_ids"]) + [0] * (longest - len(e["input_ids"])) for e in batch])
+        logits = model(input_ids=ids.to(device), attention_mask=mask.to(device)).logits.float()  # (B, T, V)
+        losses = torch.nn.functional.cross_entropy(
+            logits[:, :-1].transpose(1, 2), labels[:, 1:].to(device), ignore_index=chat.IGNORED, reduction="none"
+        )  # (B, T - 1)
+        totals += zip(losses.sum(1).tolist(), (labels[:, 1:] != chat.IGNORED).sum(1).tolist())
+    n, tokens = len(totals), sum(count for _, count in totals)
+    mean = sum(loss for loss, _ in totals) / tokens
+    spread = math.sqrt(n / (n - 1) * sum((loss - mean * count) ** 2 for loss, count in totals)) / tokens
+    reach = float(t.ppf(0.975, n - 1)) * spread
+    return {"perplexity": math.exp(mean), "low": math.exp(mean - reach), "high": math.exp(mean + reach),
+            "rows": n, "tokens": tokens}  # fmt: skip
+
+
+def summarise(results: list[dict]) -> list[dict]:
+    """A row for each model, split, calculator and kind (and "all"): n, accuracy with its interval, format rate."""
+    cells = defaultdict(list)
+    for result in results:
+        for kind in (result["kind"], "all"):
+            cells[result["split"], result["model"], result["calculator"], kind].append(result)
+    table = []
+    for (split, model, calculator, kind), members in cells.items():
+        n = len(members)
+        interval = stats.wilson(sum(m["correct"] for m in members), n)
+        table.append({
+            "split": split, "model": model, "calculator": calculator, "kind": kind, "n": n,
+            "accuracy": interval.estimate, "low": interval.low, "high": interval.high,
+            "format_rate": sum(m["reading"] == "marker" for m in members) / n,
+            "finished": sum(m["finished"] for m in members) / n,
+            "accuracy_last_number": sum(m["correct_lenient"] for m in members) / n,
+            "tokens": sum(m["tokens"] for m in members) / n,
+        })  # fmt: skip
+    return table
+
+
+def paired(results: list[dict], split: str, calculator: bool) -> dict:
+    """Tuned against base on the same questions: flips, exact McNemar p, interval of the difference in accuracy."""
+    verdicts = {m: {r["id"]: r["correct"] for r in results if (r["model"], r["split"], r["calculator"]) == (m, split, calculator)}
+                for m in ("base", "tuned")}  # fmt: skip
+    ids = list(verdicts["base"])
+    assert ids == list(verdicts["tuned"]), "both models must answer the same questions"
+    base, tuned = ([verdicts[m][i] for i in ids] for m in ("base", "tuned"))
+    lost, won = sum(b and not t for b, t in zip(base, tuned)), sum(t and not b for b, t in zip(base, tuned))
+    interval = stats.paired_interval(base, tuned)
+    return {"n": len(ids), "right_to_wrong": lost, "wrong_to_right": won, "p_value": stats.mcnemar(lost, won),
+            "difference": interval.estimate, "low": interval.low, "high": interval.high}  # fmt: skip
