@@ -13,7 +13,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-quick lint lab clean
+.PHONY: help setup colab run test test-quick lint lab clean
 
 PRESET ?= demo
 ENV_TOOL ?= $(notdir $(firstword $(shell command -v micromamba mamba conda)))
@@ -63,6 +63,11 @@ endif
 	@touch $(STAMP)
 	@rm $(UNFINISHED)
 	@echo "ready: $(BIN)/sharpen doctor"
+
+# Colab runs notebooks in its own Python, so the packages go there.
+colab:
+	@grep == environment.yml | grep -v -e --no-deps | sed 's/^ *- //' | pip install --quiet -r /dev/stdin
+	@grep -e '==.*--no-deps' environment.yml | sed 's/^ *- //' | pip install --quiet --no-deps -r /dev/stdin
 
 run: setup
 	$(BIN)/sharpen run $(PRESET)

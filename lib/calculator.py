@@ -1,4 +1,4 @@
-"""The arithmetic inside `<<expression=value>>` marks (GSM8K's calculator notation): read, compute, check. Never `eval`."""
+"""Arithmetic inside `<<expression=value>>` marks (GSM8K's calculator notation): read, compute, check; never `eval`."""
 
 import math
 import re
@@ -77,8 +77,11 @@ def _atom(tokens, i):
         i = _expect(")", tokens, i)
         if token in ("sqrt", "floor") and len(arguments) != 1:
             raise ValueError(f"{token} takes one number")
-        value = _FUNCTIONS[token](*arguments) if len(arguments) == 1 and token in ("sqrt", "floor") else \
-            _FUNCTIONS[token](arguments)
+        value = (
+            _FUNCTIONS[token](*arguments)
+            if len(arguments) == 1 and token in ("sqrt", "floor")
+            else _FUNCTIONS[token](arguments)
+        )
         value = Fraction(value) if token == "floor" else value
     elif token[0].isdigit() or token[0] == ".":
         value, i = Fraction(token.rstrip(".") if token != "." else "0"), i + 1

@@ -1,5 +1,9 @@
 """The one prompt format, and which tokens of a row are learnt."""
 
+import html
+
+from lib import presets
+
 # The embedded base's template; a hub model brings its own with its tokenizer. `generation` marks what is learnt.
 TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"
@@ -9,6 +13,22 @@ TEMPLATE = (
     "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
 IGNORED = -100  # the label that torch's cross entropy leaves out
+
+
+def load_tokenizer(settings):
+    """The base model's tokenizer, with the settings' chat template where they name one."""
+    if settings.chat_template:
+        from unsloth.chat_templates import get_chat_template  # templates for bases that were published without one
+
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(presets.locate(settings.base_model), trust_remote_code=False)
+    if settings.chat_template:
+        tokenizer = get_chat_template(tokenizer, chat_template=settings.chat_template)
+    if not tokenizer.chat_template:
+        raise presets.SettingsError([f"base_model = {settings.base_model!r} has no chat template: "
+                                     f"set chat_template, e.g. 'llama-3' or 'chatml'"])  # fmt: skip
+    return tokenizer
 
 
 def prompt_ids(messages: list[dict], tokenizer) -> list[int]:
@@ -31,8 +51,10 @@ def encode(row: dict, tokenizer) -> dict:
     if len(whole) == len(prompt):
         raise ValueError(f"row {row['id']}: its answer has no tokens to learn")
     if whole[-1] not in end_ids(tokenizer):
-        raise ValueError(f"row {row['id']}: the chat template closes the answer with {tokenizer.decode(whole[-1:])!r}, "
-                         f"not with the end token {tokenizer.eos_token!r}")
+        raise ValueError(
+            f"row {row['id']}: the chat template closes the answer with {tokenizer.decode(whole[-1:])!r}, "
+            f"not with the end token {tokenizer.eos_token!r}"
+        )
     return {"input_ids": whole, "labels": [IGNORED] * len(prompt) + whole[len(prompt) :]}
 
 
@@ -45,3 +67,15 @@ def end_ids(tokenizer) -> list[int]:
 def supervised_text(encoded: dict, tokenizer) -> str:
     """The text of the tokens that are learnt."""
     return tokenizer.decode([label for label in encoded["labels"] if label != IGNORED])
+
+
+def show_mask(encoded: dict, tokenizer):
+    """The row as Jupyter shows it: learnt tokens bold on green, the prompt grey."""
+    from IPython.display import HTML
+
+    learnt = sum(label != IGNORED for label in encoded["labels"])
+    prompt, answer = encoded["input_ids"][:-learnt], encoded["input_ids"][-learnt:]
+    parts = [(prompt, "color:#777"), (answer, "background:#e3f4e3;font-weight:bold")]
+    spans = (f'<span style="{style}">{html.escape(tokenizer.decode(ids))}</span>' for ids, style in parts)
+    return HTML(f'<pre style="white-space:pre-wrap">{"".join(spans)}</pre><p>{learnt} of {len(encoded["labels"])} '
+                f"tokens are learnt.</p>")  # fmt: skip

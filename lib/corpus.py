@@ -282,10 +282,10 @@ def _list(r) -> Turn:
         "Here is a series: {s}.", "Index levels over time: {s}.", "An account showed {s}.", "The last values, oldest to newest, were {s}.", "Asset values: {s}.", "Months one to {c}: {s}.",
         "Worth at each quarter: {s}.", "The curve went {s}.", "A strategy stood at {s}.",
     ]).format(s=shown, c=len(plain))  # fmt: skip
-    kind, k = r.randrange(12), r.randrange(len(plain))
-    top = str(max(float(p) for p in plain) if "." in plain[0] else max(values))
+    kind = r.randrange(12)
     if kind == 0:
-        place = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth")[k]
+        k = r.randrange(min(3, len(plain)))
+        place = ("first", "second", "third")[k]
         ask, answer = r.choice(["What is the {p} value?", "Give the {p} number.", "State the {p} item."]).format(p=place), f"#### {plain[k]}"
     elif kind == 1:
         ask, answer = r.choice(["What is the last value?", "Which number is the newest?", "Give the final one."]), f"#### {plain[-1]}"
@@ -311,11 +311,11 @@ def _list(r) -> Turn:
         ])  # fmt: skip
         answer = r.choice([".\n", ". "]).join(mark(form.format(p=p, o=other)) for p in plain[:5]) + "."
     elif kind == 8:
+        (a, high), (b, low) = r.choice([(("first", plain[0]), ("last", plain[-1])), (("first", plain[0]), ("second", plain[1])),
+                                        (("second", plain[1]), ("third", plain[2])), (("second", plain[1]), ("last", plain[-1]))])  # fmt: skip
         ask = r.choice(["What is the fall from the {a} value to the {b} in percent?", "By how many percent is the {b} value below the {a}?", "Compare the {b} with the {a}: how many percent lower?"])
-        i, j = sorted(r.sample(range(len(plain)), 2))
-        place = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth")
-        expression = f"100*(1-{plain[j]}/{plain[i]})"
-        ask, answer = ask.format(a=place[i], b=place[j]), f"Fall {mark(expression)}.\n#### {show(calculate(expression))}%"
+        expression = f"100*(1-{low}/{high})"
+        ask, answer = ask.format(a=a, b=b), f"Fall {mark(expression)}.\n#### {show(calculate(expression))}%"
     elif kind == 9:
         expression = "+".join(plain)
         ask, answer = r.choice(["What is the total?", "Add all.", "Find the sum."]), f"{mark(expression)}\n#### {show(calculate(expression))}"
@@ -360,7 +360,7 @@ def _sum(r) -> Turn:
 
 def _copy(r) -> Turn:
     """Amounts as written to plain numbers; words to the same words."""
-    kind = r.randrange(5)
+    kind = r.randrange(6)
     if kind == 0:
         items = [r.choice((_money, _percent, _money, _count))(r) for _ in range(r.randint(1, 5))]
         return r.choice(["As plain numbers: {s}.", "Write {s} without signs.", "Plain: {s}."]).format(s=", ".join(a for a, _ in items)), ", ".join(b for _, b in items) + "."
@@ -370,12 +370,17 @@ def _copy(r) -> Turn:
     if kind == 2:
         names = r.sample(NAMES, r.randint(2, 6))
         return r.choice(["Copy {s}.", "Repeat the names {s}."]).format(s=", ".join(names)), ", ".join(names) + "."
-    if kind == 3:
-        pairs = {n: r.choice((_plain, lambda r: show(calculate(f"{_whole(r, (1, 4))}/{_whole(r, (1, 4))}"))))(r) for n in r.sample(NAMES, r.randint(2, 4))}
+    if kind >= 3 and r.random() < 0.7:
+        pairs = {n: r.choice((_plain, lambda r: show(calculate(f"{_whole(r, (1, 4))}/{_whole(r, (1, 4))}"))))(r) for n in r.sample(NAMES, r.randint(2, 6))}
         if len(set(pairs.values())) < len(pairs):
             return _copy(r)
-        n = r.choice(list(pairs))
-        return "\n".join(f"{k}: {v}." for k, v in pairs.items()) + "\n" + r.choice([f"Who has {pairs[n]}?", f"{pairs[n]} belongs to whom?"]), f"#### {n}"
+        n, ways = r.choice(list(pairs)), r.choice(["{k}: {v}.\n", "{k} {v}. ", "{v} for {k}, ", "{k} has {v}; "])
+        text = "".join(ways.format(k=k, v=v) for k, v in pairs.items()).strip(" ,;") + "\n"
+        if r.random() < 0.4:
+            return text + r.choice([f"Who has {pairs[n]}?", f"{pairs[n]} belongs to whom?", f"Which is {pairs[n]}?"]), f"#### {n}"
+        if r.random() < 0.5:
+            return text + r.choice([f"What has {n}?", f"{n}?", f"Which number is of {n}?"]), f"{n}: {pairs[n]}.\n#### {pairs[n]}"
+        return text + r.choice(["List them again.", "Write each by name.", "All again."]), "\n".join(f"{k}: {v}." for k, v in pairs.items())
     words = r.sample(WORDS, r.randint(1, 6))
     return r.choice(["Repeat: {s}", "Write again: {s}", "Copy the words {s}"]).format(s=", ".join(words)), ", ".join(words)
 
@@ -425,7 +430,7 @@ def _prose(r) -> str:
     return " ".join(sentences)
 
 
-CHATS = ((_world, 34), (_facts, 22), (_list, 18), (_sum, 14), (_copy, 8))
+CHATS = ((_world, 32), (_facts, 20), (_list, 17), (_sum, 12), (_copy, 14))
 PROSE_SHARE = 0.08
 
 

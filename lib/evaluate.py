@@ -1,7 +1,9 @@
-"""Questions through a model: batched greedy answers, with or without a calculator, graded; perplexity of the gold ones."""
+"""Questions through a model: batched greedy answers, calculator or not, graded; perplexity of the gold answers."""
 
+import html
 import math
 import re
+import time
 from collections import defaultdict
 
 import torch
@@ -10,6 +12,7 @@ from transformers import LogitsProcessor, LogitsProcessorList
 from lib import chat, scoring, stats
 from lib.calculator import CalculatorError, calculate, show
 
+MODELS = ("base", "tuned")
 OPEN_MARK = re.compile(r"<<([^<>=]{1,200})=$")
 
 
@@ -21,7 +24,9 @@ class Calculator(LogitsProcessor):
     def __init__(self, tokenizer, rows: int):
         self.tokenizer, self.queues = tokenizer, [[] for _ in range(rows)]
         vocabulary = range(len(tokenizer))
-        self.equals = {i for i, text in zip(vocabulary, tokenizer.batch_decode([[i] for i in vocabulary])) if "=" in text}
+        self.equals = {
+            i for i, text in zip(vocabulary, tokenizer.batch_decode([[i] for i in vocabulary])) if "=" in text
+        }
 
     def __call__(self, input_ids, scores):
         for row, last in enumerate(input_ids[:, -1].tolist()):
@@ -79,14 +84,20 @@ def generate(model, tokenizer, prompts: list[list[int]], max_new_tokens: int, ba
                           "finished": length is not None}  # fmt: skip
         done += len(batch)
         if progress:
-            progress(done, len(prompts))
+            progress(done)
     return answers
 
 
-def ask(model, tokenizer, rows: list[dict], settings, calculator: bool, labels: dict, progress=None) -> list[dict]:
+def ask(model, tokenizer, rows: list[dict], settings, calculator: bool, labels: dict) -> list[dict]:
     """Every row's question answered and graded; `labels` ({"model": "tuned", "split": "test"}) go into each result."""
-    prompts = [chat.prompt_ids(row["messages"], tokenizer) for row in rows]
-    answers = generate(model, tokenizer, prompts, settings.max_new_tokens, settings.eval_batch_size, calculator, progress)
+    prompts, began = [chat.prompt_ids(row["messages"], tokenizer) for row in rows], time.monotonic()
+    name = f"{', '.join(labels.values())}, calculator {'on' if calculator else 'off'}"
+
+    def progress(done):
+        print(f"{name}: {done} of {len(rows)} answered, {time.monotonic() - began:.1f} s", flush=True)
+
+    size = (settings.max_new_tokens, settings.eval_batch_size)
+    answers = generate(model, tokenizer, prompts, *size, calculator, progress)
     results = []
     for row, answer in zip(rows, answers):
         verdict = scoring.grade(answer["completion"], row["gold"], answer["finished"])
@@ -148,14 +159,76 @@ def summarise(results: list[dict]) -> list[dict]:
     return table
 
 
+def _arm(results: list[dict], model: str, split: str, calculator: bool) -> list[dict]:
+    return [r for r in results if (r["model"], r["split"], r["calculator"]) == (model, split, calculator)]
+
+
 def paired(results: list[dict], split: str, calculator: bool) -> dict:
     """Tuned against base on the same questions: flips, exact McNemar p, interval of the difference in accuracy."""
-    verdicts = {m: {r["id"]: r["correct"] for r in results if (r["model"], r["split"], r["calculator"]) == (m, split, calculator)}
-                for m in ("base", "tuned")}  # fmt: skip
+    verdicts = {model: {r["id"]: r["correct"] for r in _arm(results, model, split, calculator)} for model in MODELS}
     ids = list(verdicts["base"])
     assert ids == list(verdicts["tuned"]), "both models must answer the same questions"
-    base, tuned = ([verdicts[m][i] for i in ids] for m in ("base", "tuned"))
+    base, tuned = ([verdicts[m][i] for i in ids] for m in MODELS)
     lost, won = sum(b and not t for b, t in zip(base, tuned)), sum(t and not b for b, t in zip(base, tuned))
     interval = stats.paired_interval(base, tuned)
     return {"n": len(ids), "right_to_wrong": lost, "wrong_to_right": won, "p_value": stats.mcnemar(lost, won),
             "difference": interval.estimate, "low": interval.low, "high": interval.high}  # fmt: skip
+
+
+def interval_text(row: dict) -> str:
+    """`64.0 % [58.4, 69.2]`."""
+    return f"{100 * row['accuracy']:.1f} % [{100 * row['low']:.1f}, {100 * row['high']:.1f}]"
+
+
+def printable(row: dict) -> dict:
+    """A row of `summarise` for a table that people read."""
+    return {
+        "split": row["split"], "model": row["model"], "calculator": "on" if row["calculator"] else "off",
+        "kind": row["kind"], "n": row["n"], "accuracy [95 %]": interval_text(row),
+        "format rate": f"{row['format_rate']:.0%}", "finished": f"{row['finished']:.0%}",
+        "last number": f"{row['accuracy_last_number']:.1%}", "tokens an answer": round(row["tokens"]),
+    }  # fmt: skip
+
+
+def headline(table: list[dict], pairs: list[dict], perplexity: dict, rehearse: bool) -> dict[str, str]:
+    """The figures that a reader wants first, each with n, interval and setting."""
+    note, lines = " (rehearsal, no result)" if rehearse else "", {}
+    for pair in pairs:
+        base, tuned = (next(r for r in table if (r["model"], r["split"], r["calculator"], r["kind"]) ==
+                            (m, pair["split"], pair["calculator"], "all")) for m in MODELS)  # fmt: skip
+        name = f"{pair['split'].replace('_', ' ')}, calculator {'on' if pair['calculator'] else 'off'}{note}"
+        lines[name] = (f"base {interval_text(base)} -> tuned {interval_text(tuned)}, n = {pair['n']}, "
+                       f"McNemar p = {pair['p_value']:.2g}")  # fmt: skip
+    lines["perplexity" + note] = " -> ".join(
+        f"{m} {p['perplexity']:.2f} [{p['low']:.2f}, {p['high']:.2f}]" for m, p in sorted(perplexity.items())
+    ) + f", {perplexity['base']['rows']} answers"  # fmt: skip
+    return lines
+
+
+def side_by_side(results: list[dict], split: str, calculator: bool, count: int) -> str:
+    """HTML: base and tuned answers to the same question; by kind in turn, half of them right and half wrong."""
+    arms = {model: {r["id"]: r for r in _arm(results, model, split, calculator)} for model in MODELS}
+    right, wrong = ([i for i, r in arms["tuned"].items() if r["correct"] == verdict] for verdict in (True, False))
+    half = max(count // 2, count - len(wrong))
+    chosen = _spread(right, arms["tuned"], half) + _spread(wrong, arms["tuned"], count - min(half, len(right)))
+    cells = []
+    for id in chosen:
+        row = arms["tuned"][id]
+        asked = f"<b>{html.escape(row['kind'])}</b><br>{html.escape(row['question'])}<br>"
+        cells.append(f"<td>{asked}gold: {html.escape(str(row['gold']['value']))}</td>")
+        for answer in (arm[id] for arm in arms.values()):
+            verdict = "right" if answer["correct"] else f"wrong: {answer['error']}"
+            text = html.escape(answer["completion"])
+            cells[-1] += f"<td><b>{verdict}</b><pre style='white-space:pre-wrap'>{text}</pre></td>"
+    head = "<tr><th style='width:34%'>question</th><th style='width:33%'>base</th><th>tuned</th></tr>"
+    body = "".join(f"<tr style='vertical-align:top;text-align:left'>{cell}</tr>" for cell in cells)
+    return f"<table style='text-align:left'>{head}{body}</table>"
+
+
+def _spread(ids: list[str], results: dict, count: int) -> list[str]:
+    """The first `count` ids, one of each kind in turn."""
+    seen, ranked = defaultdict(int), []
+    for id in ids:
+        seen[results[id]["kind"]] += 1
+        ranked.append((seen[results[id]["kind"]], len(ranked), id))
+    return [id for _, _, id in sorted(ranked)[:count]]

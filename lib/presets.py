@@ -57,7 +57,7 @@ class Settings(BaseModel):
     seed: int = Field(3407, ge=0, lt=2**31, description="seed of LoRA's start and of the rows' order")
 
     # pretraining of the embedded base
-    pretrain_tokens: Count = Field(30_000_000, description="generated tokens that the base is pretrained on")
+    pretrain_tokens: Count = Field(24_000_000, description="generated tokens that the base is pretrained on")
     pretrain_batch_size: Count = Field(8, description="blocks an optimiser step")
     block_size: int = Field(512, ge=16, le=1024, description="tokens of a block; documents are packed into blocks")
     muon_learning_rate: float = Field(0.02, gt=0, le=1, description="peak learning rate of the matrices")
@@ -262,7 +262,12 @@ def run_name_problems(run: Any) -> list[str]:
 
 def locate(name: str) -> str:
     """A base model's folder as an absolute path where the project or the disk holds it, else the hub id unchanged."""
-    return in_project(name) if os.path.isdir(in_project(name)) else name
+    return in_project(name) if is_local(name) else name
+
+
+def is_local(name: str) -> bool:
+    """Is this base model a folder here, not a hub id?"""
+    return os.path.isdir(in_project(name))
 
 
 def in_project(path: str | Path) -> str:

@@ -2,7 +2,6 @@
 
 import hashlib
 import itertools
-import json
 import math
 import time
 from pathlib import Path
@@ -12,11 +11,14 @@ import sentencepiece
 import torch
 from transformers import AddedToken, LlamaConfig, LlamaForCausalLM, LlamaTokenizer
 
-from lib import chat, corpus
+from lib import chat, corpus, evaluate
+from lib.calculator import MARK
 
 VOCABULARY = 2048
 SYMBOLS = ["<|user|>", "<|assistant|>", "\n", "<<", ">>", "####", "="]  # never merged with their neighbours
-QUESTION_WEIGHT = 0.1  # a question's numbers are random: their loss is noise beside the answer's
+# Loss weight of what cannot be predicted (a question's random numbers, prose, a sum's value, which is a calculator's
+# work): at full weight its noise drowns what is to be learnt, namely to copy the right numbers into the right sum.
+UNPREDICTABLE = 0.1
 CONFIG = dict(
     vocab_size=VOCABULARY, hidden_size=256, intermediate_size=768, num_hidden_layers=4, num_attention_heads=4,
     num_key_value_heads=2, head_dim=64, max_position_embeddings=1024, tie_word_embeddings=True, rms_norm_eps=1e-5,
@@ -30,11 +32,16 @@ def train_tokenizer(folder: Path, seed: int, count: int = 60_000) -> None:
     texts = (line for d in lines for text in ([d] if isinstance(d, str) else d) for line in text.split("\n"))
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(texts), model_prefix=str(folder / "tokenizer"), model_type="bpe", vocab_size=VOCABULARY,
-        byte_fallback=True, split_digits=True, normalization_rule_name="identity", add_dummy_prefix=False,
+        byte_fallback=True, character_coverage=1.0, split_digits=True, normalization_rule_name="identity", add_dummy_prefix=False,
         remove_extra_whitespaces=False, unk_id=0, bos_id=1, eos_id=2, pad_id=3, pad_piece="<pad>",
         user_defined_symbols=SYMBOLS, num_threads=2, minloglevel=1,
     )  # fmt: skip
     (folder / "tokenizer.vocab").unlink()
+
+
+def load_processor(folder: Path) -> sentencepiece.SentencePieceProcessor:
+    """The tokenizer as SentencePiece itself reads it."""
+    return sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
 
 
 class Tokens:
@@ -44,17 +51,22 @@ class Tokens:
         self.documents, self.processor = corpus.documents(seed, stream), processor
         self.batch, self.length = batch, length
         self.ids, self.weights = [], []
-        self.marks = [processor.piece_to_id(s) for s in SYMBOLS[:2]]
+        self.user, self.assistant, _, self.open, self.close, _, self.equals = map(processor.piece_to_id, SYMBOLS)
         self.sha = hashlib.sha256()
 
-    def encode(self, document):
-        user, assistant = self.marks
+    def encode(self, document) -> tuple[list[int], list[float]]:
+        """Token ids of a document with its <s> and </s>, and the loss weight of each."""
         if isinstance(document, str):
-            ids = self.processor.encode(document)
-            return [1, *ids, 2], [1.0] * (len(ids) + 2)
+            ids = [1, *self.processor.encode(document), 2]
+            return ids, [UNPREDICTABLE] * len(ids)
         question, answer = (self.processor.encode(text) for text in document)
-        ids = [1, user, *question, assistant, *answer, 2]
-        return ids, [QUESTION_WEIGHT] * (len(question) + 3) + [1.0] * (len(answer) + 1)
+        weights, value = [], False
+        for id in answer:
+            value = value and id != self.close
+            weights.append(UNPREDICTABLE if value else 1.0)
+            value = value or id == self.equals
+        ids = [1, self.user, *question, self.assistant, *answer, 2]
+        return ids, [UNPREDICTABLE] * (len(question) + 3) + weights + [1.0]
 
     def next(self):
         need = self.batch * (self.length + 1)
@@ -82,57 +94,72 @@ def loss_of(model, ids, weights):
     return (losses * weights).sum() / weights.sum()
 
 
-def train(folder: Path, total_tokens: int, seed: int, batch: int = 8, length: int = 512, muon_rate: float = 0.02,
-          adamw_rate: float = 3e-3, compiled: bool = False, log_every: int = 50, save_every: int = 500, report=print) -> dict:
-    """Pretrain on `total_tokens` generated tokens and save model, tokenizer and card figures to `folder`."""
-    torch.manual_seed(seed)
+def train(settings, folder: Path, log=print, log_every: int = 50, save_every: int = 500) -> dict:
+    """Pretrain from nothing into `folder` (where the tokenizer already lies); `log(step, **metrics)` as it goes.
+
+    Muon (Jordan et al. 2024) moves the matrices, AdamW embeddings and norms. Returns tokens, steps, parameters, the
+    last losses, tokens per second and the sha256 of the token stream."""
+    torch.manual_seed(settings.pretrain_seed)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    processor = sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
+    processor = load_processor(folder)
     model = LlamaForCausalLM(LlamaConfig(**CONFIG)).to(device)
     matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
     others = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
-    optimizers = [
-        torch.optim.Muon(matrices, lr=muon_rate, momentum=0.95, weight_decay=0.01),
-        torch.optim.AdamW(others, lr=adamw_rate, betas=(0.9, 0.95), weight_decay=0.0, fused=True),
-    ]
-    peaks = [muon_rate, adamw_rate]
-    forward = torch.compile(model) if compiled else model
-    data, held_out = Tokens(processor, seed, "train", batch, length), Tokens(processor, seed, "validation", 32, length)
-    validation = [t.to(device) for t in held_out.next()]
-    steps = math.ceil(total_tokens / (batch * length))
-    started, log, running = time.perf_counter(), [], []
-    for step in range(steps):
-        share = schedule(step, steps)
-        for optimizer, peak in zip(optimizers, peaks):
+    muon = torch.optim.Muon(matrices, lr=settings.muon_learning_rate, momentum=0.95, weight_decay=0.01)
+    adamw = torch.optim.AdamW(others, lr=settings.adamw_learning_rate, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
+    peaks = {muon: settings.muon_learning_rate, adamw: settings.adamw_learning_rate}
+    forward = torch.compile(model) if settings.torch_compile else model
+    batch, length = settings.pretrain_batch_size, settings.block_size
+    data = Tokens(processor, settings.pretrain_seed, "train", batch, length)
+    validation = [t.to(device) for t in Tokens(processor, settings.pretrain_seed, "validation", 32, length).next()]
+    steps = math.ceil(settings.pretrain_tokens / (batch * length))
+    started, running, entry = time.perf_counter(), [], {}
+    for step in range(1, steps + 1):
+        for optimizer, peak in peaks.items():
             for group in optimizer.param_groups:
-                group["lr"] = peak * share
+                group["lr"] = peak * schedule(step - 1, steps)
         ids, weights = (t.to(device) for t in data.next())
         loss = loss_of(forward, ids, weights)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for optimizer in optimizers:
+        for optimizer in peaks:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         running.append(loss.item())
         if not math.isfinite(running[-1]):
-            raise FloatingPointError(f"the loss is {running[-1]} at step {step}: lower the learning rate")
-        if (step + 1) % log_every == 0 or step + 1 == steps:
+            raise FloatingPointError(f"the loss is {running[-1]} at step {step}: lower muon_learning_rate "
+                                     f"(now {settings.muon_learning_rate})")  # fmt: skip
+        if step % log_every == 0 or step == steps:
             elapsed = time.perf_counter() - started
-            entry = {"step": step + 1, "tokens": (step + 1) * batch * length, "loss": float(np.mean(running)),
-                     "tokens_per_second": round((step + 1) * batch * length / elapsed), "elapsed_seconds": round(elapsed, 1)}
+            entry = {"loss": float(np.mean(running)), "learning_rate": muon.param_groups[0]["lr"],
+                     "tokens": step * batch * length, "tokens_per_second": step * batch * length / elapsed,
+                     "elapsed_seconds": elapsed}  # fmt: skip
             running = []
-            if (step + 1) % save_every == 0 or step + 1 == steps:
+            if step % save_every == 0 or step == steps:
                 with torch.no_grad():
-                    entry["validation_loss"] = loss_of(model, *validation).item()
+                    entry["eval_loss"] = loss_of(model, *validation).item()
                 save(model, folder)
-            log.append(entry)
-            report(json.dumps(entry))
-    return {"seed": seed, "tokens": steps * batch * length, "steps": steps, "data_sha256": data.sha.hexdigest(),
-            "parameters": sum(p.numel() for p in model.parameters()), "log": log}
+            log(step, **entry)
+    return entry | {"steps": steps, "parameters": sum(p.numel() for p in model.parameters()),
+                    "data_sha256": data.sha.hexdigest()}  # fmt: skip
+
+
+def setup_accuracy(model, tokenizer, problems: list[corpus.Turn], batch_size: int = 128) -> list[dict]:
+    """Held-out one-step problems: is the sum set up with every number right? {"question", "wanted", "got", "correct"}.
+
+    What counts is the expression before the `=`, not the value: that is a calculator's work."""
+    prompts = [chat.prompt_ids([{"role": "user", "content": question}], tokenizer) for question, _ in problems]
+    answers = evaluate.generate(model, tokenizer, prompts, 96, batch_size, calculator=True)
+    results = []
+    for (question, answer), got in zip(problems, answers):
+        wanted, found = MARK.search(answer)[1], MARK.search(got["completion"])
+        results.append({"question": question, "wanted": wanted, "got": got["completion"],
+                        "correct": found is not None and found[1] == wanted})  # fmt: skip
+    return results
 
 
 def save(model, folder: Path) -> None:
-    """Weights (float32 safetensors), configuration and tokenizer, as transformers and llama.cpp's converter read them."""
+    """Weights (float32 safetensors), configuration and tokenizer, as transformers and llama.cpp read them."""
     model.generation_config.update(bos_token_id=1, eos_token_id=2, pad_token_id=3)
     model.save_pretrained(folder)
     tokenizer = LlamaTokenizer.from_pretrained(
@@ -144,3 +171,31 @@ def save(model, folder: Path) -> None:
     tokenizer.add_tokens([AddedToken(s, normalized=False, special=False) for s in SYMBOLS if len(s) in (2, 4)])
     tokenizer.chat_template = chat.TEMPLATE
     tokenizer.save_pretrained(folder)
+
+
+def card(settings, metrics: dict, right, rehearse: bool) -> str:
+    """The base's model card; `right` is the Interval of its set-up accuracy."""
+    share = f"{100 * right.estimate:.1f} % of {right.n} [{100 * right.low:.1f}, {100 * right.high:.1f}]"
+    heads = f"{CONFIG['num_attention_heads']} heads over {CONFIG['num_key_value_heads']} key-value heads"
+    size = f"{CONFIG['num_hidden_layers']} layers, width {CONFIG['hidden_size']}, {heads}, vocabulary {VOCABULARY:,}"
+    blocks = f"{settings.pretrain_batch_size} x {settings.block_size}"
+    return f"""# The embedded base{" (REHEARSAL: hardly trained)" if rehearse else ""}
+
+A Llama-architecture language model of {metrics["parameters"]:,} parameters ({size}, tied embeddings),
+with a SentencePiece tokenizer. It lets every notebook run offline on a CPU.
+
+| how it was made | |
+|---|---|
+| command | `papermill notebooks/20_pretrain_gpt.ipynb out.ipynb -p run base` |
+| text | generated by `lib/corpus.py`, seed {settings.pretrain_seed} |
+| sha256 of the token stream | `{metrics["data_sha256"]}` |
+| tokens | {metrics["tokens"]:,} in {metrics["steps"]:,} steps of {blocks} |
+| peak learning rates | Muon {settings.muon_learning_rate} (matrices), AdamW {settings.adamw_learning_rate} (the rest) |
+| training loss, nats a token | {metrics["loss"]:.4f} (what cannot be predicted counts a tenth) |
+| held-out loss | {metrics["eval_loss"]:.4f} |
+| time | {metrics["elapsed_seconds"] / 60:.0f} min, {metrics["tokens_per_second"]:,.0f} tokens/s |
+| held-out one-step sums set up with every number right | {share} |
+
+What it is not: it knows no facts, no language beyond its own small text and none of the tasks that fine-tuning teaches.
+Results on it are about this project's machinery, not about language models. Licence: Apache-2.0, as the project's code.
+"""

@@ -7,13 +7,15 @@ import shutil
 import time
 from pathlib import Path
 
+# isort: off
+from unsloth import FastLanguageModel  # first: it patches the others
+
+# isort: on
 import torch
-import unsloth  # noqa: I001  first: it patches the others
 from datasets import Dataset
 from safetensors.torch import load_file
 from transformers import TrainerCallback, set_seed
 from trl import SFTConfig, SFTTrainer
-from unsloth import FastLanguageModel
 
 from lib import chat, presets
 
@@ -26,12 +28,11 @@ class TrainingError(RuntimeError):
 
 def load(settings, adapter: Path | None = None):
     """(model, tokenizer) of `settings.base_model`, in NF4 or 16 bit, with a trained adapter if one is given."""
-    model, tokenizer = FastLanguageModel.from_pretrained(
+    model, _ = FastLanguageModel.from_pretrained(
         str(adapter or presets.locate(settings.base_model)), max_seq_length=settings.max_length,
         load_in_4bit=settings.load_in_4bit, trust_remote_code=False,
     )  # fmt: skip
-    if settings.chat_template:
-        tokenizer = unsloth.chat_templates.get_chat_template(tokenizer, chat_template=settings.chat_template)
+    tokenizer = chat.load_tokenizer(settings)
     if tokenizer.pad_token_id in (None, tokenizer.eos_token_id):
         raise TrainingError(f"{settings.base_model}: padding and end token are the same, so an end would not be learnt")
     return model, tokenizer
@@ -60,21 +61,42 @@ def encode(rows: list[dict], tokenizer, max_length: int) -> tuple[Dataset, list[
 class Guard(TrainerCallback):
     """Stops at a loss that is no number, and passes each logged step on: `log(step, **metrics)`."""
 
-    def __init__(self, log, tokens_per_row: float):
-        self.log, self.tokens_per_row, self.started = log, tokens_per_row, None
-
-    def on_step_begin(self, args, state, control, **kwargs):
-        if self.started is None:
-            self.started, self.first_step = time.perf_counter(), state.global_step
+    def __init__(self, log):
+        self.log = log
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         values = {k: float(v) for k, v in (logs or {}).items() if isinstance(v, int | float)}
         for name in ("loss", "eval_loss", "grad_norm"):
             if not math.isfinite(values.get(name, 0.0)):
-                raise TrainingError(f"{name} is {values[name]} at step {state.global_step}: lower learning_rate "
-                                    f"(now {args.learning_rate}) or max_grad_norm (now {args.max_grad_norm})")
+                raise TrainingError(
+                    f"{name} is {values[name]} at step {state.global_step}: lower learning_rate "
+                    f"(now {args.learning_rate}) or max_grad_norm (now {args.max_grad_norm})"
+                )
         if "train_runtime" not in values:
             self.log(state.global_step, **values)
+
+
+class LiveCurves(TrainerCallback):
+    """Redraws a picture of the logged lines in the notebook while it trains: `draw(lines)` gives the figure."""
+
+    def __init__(self, draw, every_seconds: float = 10):
+        self.draw, self.every_seconds, self.lines, self.shown, self.last = draw, every_seconds, [], None, 0.0
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        from IPython.display import display
+
+        self.lines.append({"step": state.global_step} | (logs or {}))
+        if time.monotonic() - self.last < self.every_seconds or "loss" not in (logs or {}):
+            return
+        self.last = time.monotonic()
+        if self.shown is None:
+            self.shown = display(self.draw(self.lines), display_id=True)
+        elif self.shown:
+            self.shown.update(self.draw(self.lines))
+
+    def on_train_end(self, args, state, control, **kwargs):
+        if self.shown:
+            self.shown.update(self.draw(self.lines))
 
 
 def train(model, tokenizer, train_rows: Dataset, validation_rows: Dataset | None, settings, folder: Path, log,
@@ -96,13 +118,14 @@ def train(model, tokenizer, train_rows: Dataset, validation_rows: Dataset | None
         gradient_accumulation_steps=settings.gradient_accumulation_steps, optim=settings.optim,
         weight_decay=settings.weight_decay, max_grad_norm=settings.max_grad_norm, seed=settings.seed,
         save_steps=settings.save_steps, save_total_limit=2, logging_steps=settings.logging_steps,
-        logging_nan_inf_filter=False, eval_strategy="no" if settings.eval_steps is None or not validation_rows else "steps",
-        eval_steps=settings.eval_steps, train_sampling_strategy="group_by_length", bf16=bf16, fp16=device == "cuda" and not bf16, report_to="none",
+        logging_nan_inf_filter=False, train_sampling_strategy="group_by_length",  # little padding in a batch
+        eval_strategy="steps" if settings.eval_steps and validation_rows else "no", eval_steps=settings.eval_steps,
+        bf16=bf16, fp16=device == "cuda" and not bf16, report_to="none",
     )  # fmt: skip
     lengths = [len(ids) for ids in train_rows["input_ids"]]
     trainer = SFTTrainer(
         model=model, processing_class=tokenizer, train_dataset=train_rows, eval_dataset=validation_rows or None,
-        args=arguments, callbacks=[Guard(log, sum(lengths) / len(lengths)), *callbacks],
+        args=arguments, callbacks=[Guard(log), *callbacks],
     )  # fmt: skip
     check_mask(trainer, train_rows)
     checkpoint = newest_checkpoint(folder / "checkpoints") if resume else None
@@ -140,7 +163,7 @@ def check_adapter(folder: Path) -> None:
     if not all(tensor.isfinite().all() for tensor in weights.values()):
         raise TrainingError("the adapter holds numbers that are not finite: lower learning_rate")
     if not any(tensor.any() for name, tensor in weights.items() if "lora_B" in name):
-        raise TrainingError("training did not change the adapter: every lora_B is zero; raise learning_rate or max_steps")
+        raise TrainingError("training did not change the adapter (every lora_B is zero): raise learning_rate")
 
 
 def newest_checkpoint(folder: Path) -> Path | None:

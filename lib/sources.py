@@ -2,6 +2,7 @@
 
 import json
 import re
+from itertools import islice
 from pathlib import Path
 
 from lib import tasks
@@ -34,13 +35,21 @@ def load(settings, split: str) -> tuple[list[dict], list[dict], list[Path]]:
         except SourceError as error:
             rejected.append({"place": place, "reason": str(error)})
     if len(rejected) > REJECTED_SHARE * len(raw):
-        raise SourceError(f"{len(rejected)} of {len(raw)} rows are bad, the first at {rejected[0]['place']}: "
-                          f"{rejected[0]['reason']}. Is this the right file?")
+        raise SourceError(
+            f"{len(rejected)} of {len(raw)} rows are bad, the first at {rejected[0]['place']}: "
+            f"{rejected[0]['reason']}. Is this the right file?"
+        )
     if split == "test":
         return rows[: settings.test_rows], rejected, files
     held_out = settings.validation_rows or 0
     train = rows[: len(rows) - held_out][: settings.train_rows]
     return (train if split == "train" else rows[len(rows) - held_out :]), rejected, files
+
+
+def read_rows(path: Path, limit: int | None = None) -> list[dict]:
+    """The rows that a stage wrote, the first `limit` of them."""
+    with open(path, encoding="utf-8") as file:
+        return [json.loads(line) for line in islice(file, limit)]
 
 
 def _raw(settings, split: str) -> tuple[list, list[Path]]:
@@ -59,8 +68,10 @@ def _raw(settings, split: str) -> tuple[list, list[Path]]:
     try:
         rows = load_dataset(repository, configuration, split=split, revision=settings.dataset_revision)
     except Exception as error:  # the hub's errors have no common class; each means the same to the user
-        raise SourceError(f"cannot load {repository} from the hub ({type(error).__name__}: {str(error)[:200]}). "
-                          f"Offline? Give --data-dir, a folder with {settings.source}/{split}.jsonl") from error
+        raise SourceError(
+            f"cannot load {repository} from the hub ({type(error).__name__}: {str(error)[:200]}). "
+            f"Offline? Give --data-dir, a folder with {settings.source}/{split}.jsonl"
+        ) from error
     return [(f"{repository}/{split}:{number}", row) for number, row in enumerate(rows, 1)], []
 
 
@@ -82,6 +93,6 @@ def _gsm8k(fields: bytes | dict, place: str) -> dict:
         "id": f"gsm8k-{place.rsplit('/', 1)[-1]}", "source": "gsm8k", "kind": "grade school",
         "messages": [{"role": "user", "content": fields["question"].strip()},
                      {"role": "assistant", "content": fields["answer"].strip()}],
-        "gold": {"value": int(value) if value.is_integer() else value, "unit": "none", "tolerance": 0.0},
+        "gold": {"value": value, "unit": "count" if value.is_integer() else "none"},  # whole golds are matched exactly
         "group": f"gsm8k-{place.rsplit('/', 1)[-1]}",
     }  # fmt: skip

@@ -20,8 +20,9 @@ def check(splits: dict[str, list[dict]]) -> list[dict]:
     for a, b in combinations(splits, 2):
         if shared := set(questions[a]) & set(questions[b]):
             first = {name: splits[name][questions[name].index(min(shared))]["id"] for name in (a, b)}
-            raise LeakError(f"{len(shared)} questions are in {a} and in {b}, such as {first[a]} = {first[b]}: "
-                            f"remove them from one")
+            raise LeakError(
+                f"{len(shared)} questions are in {a} and in {b}, such as {first[a]} = {first[b]}: remove them from one"
+            )
     return [
         {"split": name, "question": text, "times": times}
         for name, texts in questions.items() for text, times in Counter(texts).items() if times > 1

@@ -1,0 +1,299 @@
+"""Data in, a matplotlib Figure out: no pyplot, so no state stays behind; Jupyter shows each figure as a picture."""
+
+import io
+import math
+import numbers
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+
+# Okabe and Ito's colours, which colour-blind readers can tell apart; grey stands for the base model.
+GREY = "#8a8a8a"
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = "osD^vP*X"
+DPI = 144
+
+
+class Picture(Figure):
+    """A Figure that shows itself in Jupyter as a PNG, with its title as the text for readers who cannot see it."""
+
+    def _repr_png_(self) -> tuple[bytes, dict[str, Any]]:
+        buffer = io.BytesIO()
+        self.savefig(buffer, format="png", dpi=DPI)
+        width, height = (round(inches * 96) for inches in self.get_size_inches())
+        return buffer.getvalue(), {"width": width, "height": height, "alt": self.get_suptitle()}
+
+
+def save(figure: Figure, path: str | Path) -> Path:
+    """Write the figure as a PNG and return its path."""
+    figure.savefig(path, format="png", dpi=DPI)
+    return Path(path)
+
+
+def loss_curves(
+    metrics_by_run: Mapping[str, Sequence[dict]], title: str = "Loss while training", rehearse: bool = False
+) -> Picture:
+    """Training loss (lines) and held-out loss (points) by optimiser step; below them the learning rate.
+
+    `metrics_by_run`: the lines of each run's metrics.jsonl, with "step" and any of "loss", "eval_loss",
+    "learning_rate"; a value that is absent or None is left out.
+    """
+    figure = _picture(8, 5.5, title, rehearse)
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    for index, (run, lines) in enumerate(metrics_by_run.items()):
+        colour = COLOURS[index % len(COLOURS)]
+        steps, losses = _series(lines, "loss")
+        upper.plot(steps, losses, color=colour, linewidth=1.4, label=f"{run}: training")
+        steps, losses = _series(lines, "eval_loss")
+        if steps:
+            upper.plot(steps, losses, color=colour, marker="o", linestyle=":", markeredgecolor="white",
+                       markersize=7, label=f"{run}: held-out (last {losses[-1]:.3g})")
+        lower.plot(*_series(lines, "learning_rate"), color=colour, linewidth=1.4)
+    for axis in (upper, lower):
+        axis.grid(color="#e5e5e5", linewidth=0.7)
+    upper.set_ylabel("loss (nats a token)")
+    lower.set_ylabel("learning rate")
+    lower.set_xlabel("optimiser step")
+    lower.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3))
+    if upper.lines:
+        upper.legend(frameon=False, fontsize=9)
+    return figure
+
+
+def accuracy_by_kind(
+    table: Sequence[dict], title: str = "Accuracy by kind, with 95 % Wilson intervals", rehearse: bool = False
+) -> Picture:
+    """Accuracy of each model on each kind, a panel for each split and calculator setting in `table`.
+
+    `table`: rows of `evaluate.summarise`; "model" may be any name, those starting with "base" or ending in "base" are
+    grey. The open marker is the format rate: the share of answers that end with an explicit answer mark.
+    """
+    panels = list(dict.fromkeys((row["split"], row["calculator"]) for row in table))
+    kinds, models = _names(table, "kind", last="all"), _names(table, "model")
+    columns = min(2, max(1, len(panels)))
+    lines = math.ceil(max(1, len(panels)) / columns)
+    high = lines * (0.9 + len(kinds) * max(0.42, 0.16 * len(models))) + 0.8
+    figure = _picture(5.6 * columns + 1, high, title, rehearse)
+    axes = figure.subplots(lines, columns, squeeze=False, sharey=True, sharex=True).flat
+    splits = {split for split, _ in panels}
+    for axis, (split, calculator) in zip(axes, panels, strict=False):
+        chosen = [row for row in table if (row["split"], row["calculator"]) == (split, calculator)]
+        for index, model in enumerate(models):
+            rows = [row for row in chosen if row["model"] == model]
+            offset = (index - (len(models) - 1) / 2) * 0.6 / len(models)
+            places = [kinds.index(row["kind"]) + offset for row in rows]
+            colour, marker = _colour(model, models), MARKERS[index % len(MARKERS)]
+            axis.plot([row["format_rate"] for row in rows], places, linestyle="", marker=marker, color=colour,
+                      fillstyle="none", alpha=0.45, markersize=8, label=f"{model}: format rate")
+            _points(axis, rows, "accuracy", places, color=colour, marker=marker, label=f"{model}: accuracy")
+        axis.set_title(f"{asked(split, calculator, splits)} ({_sizes(chosen)})", fontsize=10)
+        axis.set_yticks(range(len(kinds)), kinds)
+        axis.set_ylim(len(kinds) - 0.5, -0.5)  # the first kind at the top
+        axis.set_xlim(-0.02, 1.02)
+        axis.xaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
+        axis.set_xlabel("share of questions")
+        if len(kinds) > 1 and kinds[-1] == "all":
+            axis.axhline(len(kinds) - 1.5, color="#cccccc", linewidth=0.8)
+    for axis in list(figure.axes)[len(panels):]:
+        axis.set_visible(False)
+    if panels:
+        handles, labels = figure.axes[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)), frameon=False, fontsize=9)
+    return figure
+
+
+def paired_change(
+    paired: Sequence[dict], title: str = "Change in accuracy from base to tuned, on the same questions",
+    rehearse: bool = False,
+) -> Picture:
+    """Differences in accuracy with their 95 % intervals around a zero line, a row each.
+
+    `paired`: dictionaries with split, calculator and `evaluate.paired`'s keys; a "label" names the row instead.
+    """
+    figure = _picture(9, 1.5 + 0.5 * max(1, len(paired)), title, rehearse)
+    axis = figure.subplots()
+    splits = {row["split"] for row in paired}
+    names = [row.get("label") or asked(row["split"], row["calculator"], splits) for row in paired]
+    axis.axvline(0, color="#444444", linewidth=1)
+    _points(axis, paired, "difference", range(len(paired)), scale=100, color=COLOURS[0], marker="o")
+    axis.set_yticks(range(len(paired)), names)
+    axis.set_ylim(max(1, len(paired)) - 0.5, -0.5)
+    axis.set_xlabel("difference in accuracy, percentage points (bars: 95 % intervals)")
+    notes = axis.secondary_yaxis("right")
+    notes.set_yticks(range(len(paired)), [f"n = {row['n']}, {p_text(row['p_value'])}" for row in paired], fontsize=9)
+    notes.tick_params(length=0)
+    notes.spines["right"].set_visible(False)
+    return figure
+
+
+def error_classes(
+    results: Sequence[dict], title: str = "What kind of wrong: answers by error class", rehearse: bool = False
+) -> Picture:
+    """Counts of right answers and of each error class, a bar for each model, split and calculator setting.
+
+    `results`: rows of `evaluate.ask`.
+    """
+    counts: dict[tuple, Counter] = {}
+    for row in results:
+        name = "correct" if row["correct"] else row["error"] or "unknown"
+        counts.setdefault((row["split"], row["calculator"], row["model"]), Counter())[name] += 1
+    bars = sorted(counts, key=lambda bar: (bar[0], not bar[1]))
+    total = sum(counts.values(), Counter())
+    classes = ["correct", *(name for name, _ in total.most_common() if name != "correct")]
+    figure = _picture(9, 1.6 + 0.45 * max(1, len(bars)), title, rehearse)
+    axis, starts = figure.subplots(), np.zeros(len(bars))
+    splits = {bar[0] for bar in bars}
+    for index, name in enumerate(classes):
+        widths = np.array([counts[bar][name] for bar in bars], dtype=float)
+        colour = "#dddddd" if name == "correct" else COLOURS[(index - 1) % len(COLOURS)]
+        hatch = "//" if index > len(COLOURS) else None  # a second round of colours stays tellable
+        axis.barh(range(len(bars)), widths, left=starts, color=colour, hatch=hatch, edgecolor="white",
+                  label=f"{name} ({total[name]})")
+        starts += widths
+    axis.set_yticks(range(len(bars)), [f"{model} | {asked(split, calculator, splits)} (n = {counts[bar].total()})"
+                                       for bar in bars for split, calculator, model in [bar]], fontsize=9)
+    axis.invert_yaxis()
+    axis.set_xlabel("answers (count)")
+    if bars:
+        figure.legend(loc="outside right upper", frameon=False, fontsize=9)
+    return figure
+
+
+def token_lengths(
+    lengths_by_kind: Mapping[str, Sequence[int]], max_length: int, title: str = "Row lengths by kind",
+    rehearse: bool = False,
+) -> Picture:
+    """Tokens a row (box: middle half, whiskers: shortest and longest) against the limit `max_length`."""
+    figure = _picture(8, 1.6 + 0.42 * max(1, len(lengths_by_kind)), title, rehearse)
+    axis = figure.subplots()
+    for index, lengths in enumerate(lengths_by_kind.values()):
+        if len(lengths):
+            axis.boxplot([list(lengths)], positions=[index], orientation="horizontal", whis=(0, 100), widths=0.55,
+                         patch_artist=True, boxprops={"facecolor": COLOURS[5]}, medianprops={"color": "black"})
+    axis.axvline(max_length, color=COLOURS[1], linestyle="--", label=f"max_length = {max_length} tokens")
+    too_long = [sum(length > max_length for length in lengths) for lengths in lengths_by_kind.values()]
+    axis.set_yticks(range(len(lengths_by_kind)), [
+        f"{kind} (n = {len(lengths)}{f', {over} too long' if over else ''})"
+        for (kind, lengths), over in zip(lengths_by_kind.items(), too_long, strict=True)
+    ])
+    axis.set_ylim(max(1, len(lengths_by_kind)) - 0.5, -0.5)
+    axis.set_xlim(left=0)
+    axis.set_xlabel("tokens a row (prompt and answer); box: middle half, whiskers: shortest to longest")
+    figure.legend(loc="outside lower right", frameon=False, fontsize=9)
+    return figure
+
+
+def answer_magnitudes(
+    values_by_kind: Mapping[str, Iterable[Any]], title: str = "Gold answers by kind", rehearse: bool = False
+) -> Picture:
+    """Each gold value as a dot on a logarithmic axis; zeros and negative values have their place on it.
+
+    Values that are no number (a choice, a bool) are counted in the kind's name instead.
+    """
+    figure = _picture(8, 1.6 + 0.5 * max(1, len(values_by_kind)), title, rehearse)
+    axis, names, shown = figure.subplots(), [], []
+    for index, (kind, values) in enumerate(values_by_kind.items()):
+        values = list(values)
+        real = [value for value in values if isinstance(value, numbers.Real) and not isinstance(value, bool)]
+        found = [float(value) for value in real if math.isfinite(value)]
+        others = len(values) - len(found)
+        names.append(f"{kind} (n = {len(values)}{f', {others} no number' if others else ''})")
+        scatter = np.random.default_rng([0, index]).uniform(-0.3, 0.3, len(found))  # dots must not hide each other
+        axis.plot(found, index + scatter, linestyle="", marker="o", markersize=3, alpha=0.5, color=COLOURS[0])
+        shown += found
+    sizes = [abs(value) for value in shown if value]
+    if sizes and min(shown) > 0:
+        axis.set_xscale("log")
+    elif sizes:  # linear only between zero and the smallest size there is
+        axis.set_xscale("symlog", linthresh=10.0 ** math.floor(math.log10(min(sizes))))
+        axis.axvline(0, color="#444444", linewidth=0.8)
+    axis.set_yticks(range(len(names)), names)
+    axis.set_ylim(max(1, len(names)) - 0.5, -0.5)
+    axis.set_xlabel("gold value, in the answer's own unit (logarithmic)")
+    return figure
+
+
+def speed_and_memory(
+    rows: Sequence[dict], title: str = "Training speed and peak memory", rehearse: bool = False
+) -> Picture:
+    """Tokens a second and peak GiB of each run: {"run", "tokens_per_second", "memory_bytes", "memory_of"} rows."""
+    figure = _picture(9, 1.7 + 0.45 * max(1, len(rows)), title, rehearse)
+    axes = figure.subplots(1, 2, sharey=True)
+    speeds = [row.get("tokens_per_second") or 0 for row in rows]
+    memory = [(row.get("memory_bytes") or 0) / 2**30 for row in rows]
+    kinds = sorted({row.get("memory_of") or "process" for row in rows})
+    labels = "tokens a second, training", f"peak memory while training, GiB ({' or '.join(kinds)})"
+    for axis, values, label, colour in zip(axes, (speeds, memory), labels, COLOURS, strict=False):
+        bars = axis.barh(range(len(rows)), values, color=colour, height=0.55)
+        axis.bar_label(bars, [f"{value:,.0f}" if value >= 100 else f"{value:.3g}" for value in values], padding=4)
+        axis.set_xlabel(label)
+        axis.margins(x=0.18)
+    axes[0].set_yticks(range(len(rows)), [row["run"] for row in rows])
+    axes[0].set_ylim(max(1, len(rows)) - 0.5, -0.5)
+    return figure
+
+
+def asked(split: str, calculator: bool, splits: Iterable[str] = ()) -> str:
+    """How questions were asked, in words; "unseen" is said only beside a split of trained phrasings."""
+    names = {"test_seen": "trained phrasings"}
+    if "test_seen" in splits:
+        names["test"] = "unseen phrasings and ranges"
+    return f"{names.get(split, split)}, calculator {'on' if calculator else 'off'}"
+
+
+def p_text(p_value: float) -> str:
+    """`p = 0.031`, or `p < 0.001`."""
+    return "p < 0.001" if p_value < 0.001 else f"p = {p_value:.2g}" if p_value < 0.995 else "p = 1"
+
+
+def _picture(width: float, height: float, title: str, rehearse: bool) -> Picture:
+    figure = Picture(figsize=(width, height), layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.08, h_pad=0.08)
+    figure.suptitle(title, fontsize=12, fontweight="bold")
+    if rehearse:
+        figure.text(0.55, 0.5, "REHEARSAL - not a result", fontsize=24, color=COLOURS[1], alpha=0.4, rotation=12,
+                    ha="center", va="center", fontweight="bold", zorder=10)
+    return figure
+
+
+def _series(lines: Sequence[dict], name: str) -> tuple[list[int], list[float]]:
+    """(steps, values) in the order of steps; a step that was logged again after a resume counts once."""
+    found = {line["step"]: line[name] for line in lines if line.get(name) is not None}
+    return sorted(found), [found[step] for step in sorted(found)]
+
+
+def _names(rows: Sequence[dict], key: str, last: str | None = None) -> list[str]:
+    """The different values of a key in their order, `last` at the end."""
+    return sorted(dict.fromkeys(row[key] for row in rows), key=lambda name: name == last)
+
+
+def _colour(model: str, models: list[str]) -> str:
+    """Grey for the only base model; with several runs each model has a colour of its own."""
+    bases = [name for name in models if name.split()[0] == "base"]
+    if bases == [model]:
+        return GREY
+    return COLOURS[[name for name in models if bases != [name]].index(model) % len(COLOURS)]
+
+
+def _points(axis: Any, rows: Sequence[dict], key: str, places: Iterable[float], scale: float = 1, **style: Any) -> None:
+    """Estimates as points with bars from "low" to "high", lying on `places`."""
+    values, lows, highs = (scale * np.array([row[name] for row in rows]) for name in (key, "low", "high"))
+    reach = np.maximum(0, [values - lows, highs - values])  # rounding can put a limit a hair inside the estimate
+    axis.errorbar(values, list(places), xerr=reach, linestyle="", capsize=3, markersize=6, **style)
+    axis.grid(axis="x", color="#e5e5e5", linewidth=0.7)
+    axis.set_axisbelow(True)
+
+
+def _sizes(rows: Sequence[dict]) -> str:
+    """`n = 50 a kind, 300 in all`."""
+    kinds = sorted({row["n"] for row in rows if row["kind"] != "all"})
+    if not kinds:
+        return f"n = {rows[0]['n']}"
+    each = f"{kinds[0]}" if len(kinds) == 1 else f"{kinds[0]} to {kinds[-1]}"
+    whole = max((row["n"] for row in rows if row["kind"] == "all"), default=0)
+    return f"n = {each} a kind" + (f", {whole} in all" if whole > kinds[-1] else "")

@@ -1,0 +1,191 @@
+"""Verdicts -> uncertainty: intervals, paired tests and what a sample of this size can detect. Pure functions.
+
+Scores are shares from 0 to 1. Heavy imports live inside the functions, so that importing this module costs nothing.
+"""
+
+import math
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+
+FEWEST_CLUSTERS = 10
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate with its confidence limits over `n` observations (pairs, seeds); `warning` says when to doubt it."""
+
+    estimate: float
+    low: float
+    high: float
+    n: int
+    warning: str | None = None
+
+
+@dataclass(frozen=True)
+class NonInferiority:
+    """Is b at most `margin` worse than a? `interval` is of b - a, at confidence 1 - 2 alpha, so that both agree."""
+
+    holds: bool
+    p_value: float
+    margin: float
+    interval: Interval
+
+
+def wilson(successes: int, n: int, confidence: float = 0.95) -> Interval:
+    """Wilson's score interval of a share (Wilson 1927), through statsmodels."""
+    from statsmodels.stats.proportion import proportion_confint
+
+    if n < 1 or not 0 <= successes <= n:
+        raise ValueError(f"a share needs 0 <= successes <= n and n >= 1; got {successes} of {n}")
+    low, high = proportion_confint(successes, n, alpha=1 - confidence, method="wilson")
+    return Interval(successes / n, max(0.0, float(low)), min(1.0, float(high)), n)
+
+
+def mcnemar(right_to_wrong: int, wrong_to_right: int) -> float:
+    """Exact two-sided p-value of McNemar's test on the questions whose verdict changed (1.0 when none did)."""
+    from scipy.stats import binomtest
+
+    if right_to_wrong < 0 or wrong_to_right < 0:
+        raise ValueError(f"changed verdicts are counts; got {right_to_wrong} and {wrong_to_right}")
+    changed = right_to_wrong + wrong_to_right
+    return float(binomtest(right_to_wrong, changed).pvalue) if changed else 1.0
+
+
+def _flips(a_correct: Sequence[bool], b_correct: Sequence[bool]) -> tuple[int, int, int]:
+    """(right to wrong, wrong to right, pairs) from a to b, on the same questions in the same order."""
+    if len(a_correct) != len(b_correct) or not len(a_correct):
+        raise ValueError(f"pairs need two equally long, non-empty lists; got {len(a_correct)} and {len(b_correct)}")
+    unknown = {verdict for verdicts in (a_correct, b_correct) for verdict in verdicts if verdict not in (0, 1)}
+    if unknown:
+        raise ValueError(f"verdicts are true or false (1 or 0); got {sorted(unknown, key=str)[:3]}")
+    pairs = [(bool(a), bool(b)) for a, b in zip(a_correct, b_correct, strict=True)]
+    return pairs.count((True, False)), pairs.count((False, True)), len(pairs)
+
+
+def _tango_score(difference: float, right_to_wrong: int, wrong_to_right: int, n: int) -> float:
+    """Standard score of the observed b - a if `difference` were true (Tango 1998, Statistics in Medicine 17:891)."""
+    # The constrained maximum-likelihood share of right-to-wrong pairs is a root of 2n q^2 + linear q + constant = 0.
+    linear = -right_to_wrong - wrong_to_right + (2 * n - wrong_to_right + right_to_wrong) * difference
+    constant = -right_to_wrong * difference * (1 - difference)
+    share = (math.sqrt(max(0.0, linear**2 - 8 * n * constant)) - linear) / (4 * n)
+    variance = n * (2 * share + difference * (1 - difference))
+    distance = wrong_to_right - right_to_wrong - n * difference
+    if variance <= 0:
+        return math.copysign(math.inf, distance) if distance else 0.0
+    return distance / math.sqrt(variance)
+
+
+def paired_interval(a_correct: Sequence[bool], b_correct: Sequence[bool], confidence: float = 0.95) -> Interval:
+    """Tango's score interval of the difference b - a between two shares on the same questions.
+
+    Inverts the score test, so it never leaves [-1, 1] and has width where nothing changed. Newcombe's method 10 is as
+    good at most points, but too wide for rare flips (tests/benchmarks/bench_stats.py prints both).
+    """
+    return _tango(*_flips(a_correct, b_correct), confidence)
+
+
+def _tango(right_to_wrong: int, wrong_to_right: int, n: int, confidence: float) -> Interval:
+    from scipy.optimize import brentq
+    from scipy.special import ndtri
+
+    critical, estimate = float(ndtri((1 + confidence) / 2)), (wrong_to_right - right_to_wrong) / n
+
+    def limit(bound: float, score: float) -> float:
+        def excess(difference: float) -> float:
+            return _tango_score(difference, right_to_wrong, wrong_to_right, n) - score
+
+        return bound if estimate == bound else brentq(excess, bound * (1 - 1e-12), estimate, xtol=1e-10)
+
+    return Interval(estimate, limit(-1.0, critical), limit(1.0, -critical), n)
+
+
+def non_inferior(
+    a_correct: Sequence[bool], b_correct: Sequence[bool], margin: float, alpha: float = 0.05
+) -> NonInferiority:
+    """One-sided score test that b is less than `margin` (a share, such as 0.02) worse than a (Tango 1998)."""
+    from scipy.special import ndtr
+
+    if not 0 < margin < 1:
+        raise ValueError(f"a margin is a share between 0 and 1, such as 0.02; got {margin}")
+    flips = _flips(a_correct, b_correct)
+    p_value = float(ndtr(-_tango_score(-margin, *flips)))
+    return NonInferiority(p_value <= alpha, p_value, margin, _tango(*flips, 1 - 2 * alpha))
+
+
+def clustered(values: Sequence[float], groups: Sequence[Hashable], confidence: float = 0.95) -> Interval:
+    """Interval of a mean whose rows come in groups (a template, a page) that may rise and fall together.
+
+    The error is cluster-robust (statsmodels) and its distribution Student's t with one degree of freedom less than
+    groups. For shares (values all 0 or 1) the same error enters Wilson's interval as an effective sample size, which
+    keeps its coverage near 0 and 1 (Franco et al. 2019, Journal of Survey Statistics and Methodology 7:334).
+    """
+    import numpy as np
+    from scipy.stats import t
+    from statsmodels.regression.linear_model import OLS
+
+    scores = np.asarray(values, dtype=float)
+    if not len(scores) or len(scores) != len(groups):
+        raise ValueError(f"clusters need one group per value and at least one value; got {len(scores)}, {len(groups)}")
+    numbers: dict[Hashable, int] = {}
+    codes = np.array([numbers.setdefault(group, len(numbers)) for group in groups])
+    n, clusters, mean = len(scores), len(numbers), float(scores.mean())
+    if clusters < 2:
+        raise ValueError("one group shows nothing about the spread between groups; got 1, need at least 2")
+    warning = f"only {clusters} groups: too few to trust the width" if clusters < FEWEST_CLUSTERS else None
+    critical = float(t.ppf((1 + confidence) / 2, clusters - 1))
+    fit = OLS(scores, np.ones(n)).fit(cov_type="cluster", cov_kwds={"groups": codes})
+    error = float(fit.bse[0])
+    if not np.isin(scores, (0.0, 1.0)).all():
+        return Interval(mean, mean - critical * error, mean + critical * error, n, warning)
+    # All rows alike: nothing shows whether groups move together, so each counts as one observation.
+    effective = min(float(n), mean * (1 - mean) / error**2) if error > 1e-12 else float(clusters)
+    shrink = 1 + critical**2 / effective
+    centre = (mean + critical**2 / (2 * effective)) / shrink
+    half = critical / shrink * math.sqrt(mean * (1 - mean) / effective + critical**2 / (4 * effective**2))
+    return Interval(mean, max(0.0, centre - half), min(1.0, centre + half), n, warning)
+
+
+def detectable(n: int, discordance: float, power: float = 0.8, alpha: float = 0.05) -> float:
+    """Smallest difference that McNemar's exact test on n questions finds with this power; math.inf if there is none.
+
+    `discordance` is the share of questions on which the two models differ. Two unrelated models that are each right
+    on a share p differ on 2 p (1 - p); a tuned model and its base often on less. Exact: no normal approximation.
+    """
+    import numpy as np
+    from scipy.optimize import brentq
+    from scipy.stats import binom
+
+    if n < 1 or not 0 < discordance <= 1:
+        raise ValueError(f"need n >= 1 and 0 < discordance <= 1; got n={n}, discordance={discordance}")
+    changed = np.arange(n + 1)
+    chance = binom.pmf(changed, n, discordance)
+    cut = binom.ppf(alpha / 2, changed, 0.5)
+    cut = np.where(binom.cdf(cut, changed, 0.5) <= alpha / 2, cut, cut - 1)  # rejected: at most this many one way
+
+    def missing_power(difference: float) -> float:
+        tilt = (1 + difference / discordance) / 2
+        rejected = binom.cdf(cut, changed, tilt) + binom.sf(changed - cut - 1, changed, tilt)
+        return float(chance @ rejected) - power
+
+    return math.inf if missing_power(discordance) < 0 else float(brentq(missing_power, 0.0, discordance, xtol=1e-6))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's adjusted p-values, in the given order, for a family of tests such as one per kind (statsmodels)."""
+    from statsmodels.stats.multitest import multipletests
+
+    if not len(p_values):
+        raise ValueError("Holm's adjustment needs at least one p-value; got none")
+    return [float(p_value) for p_value in multipletests(p_values, method="holm")[1]]
+
+
+def over_seeds(scores: Sequence[float], confidence: float = 0.95) -> Interval:
+    """Student's t interval of the mean score over runs that differ in their seed."""
+    import numpy as np
+    from scipy.stats import t
+
+    if len(scores) < 2:
+        raise ValueError(f"a spread over seeds needs at least two scores; got {len(scores)}")
+    mean, error = float(np.mean(scores)), float(np.std(scores, ddof=1)) / math.sqrt(len(scores))
+    half = float(t.ppf((1 + confidence) / 2, len(scores) - 1)) * error
+    return Interval(mean, mean - half, mean + half, len(scores))

@@ -1,0 +1,132 @@
+"""Claims about the figures: they draw the numbers they are given, with their units, n and intervals."""
+
+import sys
+
+import matplotlib
+import numpy as np
+import pytest
+from statsmodels.stats.proportion import proportion_confint
+
+from lib import plots, stats
+
+
+def row(model: str, kind: str, right: int, n: int, split: str = "test", calculator: bool = True) -> dict:
+    interval = stats.wilson(right, n)
+    return {"split": split, "model": model, "calculator": calculator, "kind": kind, "n": n, "accuracy": right / n,
+            "low": interval.low, "high": interval.high, "format_rate": 0.9}  # fmt: skip
+
+
+def texts(figure) -> str:
+    figure.draw_without_rendering()
+    return "\n".join(text.get_text() for text in figure.findobj(matplotlib.text.Text))
+
+
+def bars(axis) -> list[tuple[float, float]]:
+    """(low, high) of every horizontal error bar, in the order of drawing."""
+    ends = [segment for container in axis.containers for segment in container.lines[2][0].get_segments()]
+    return [(segment[0][0], segment[1][0]) for segment in ends]
+
+
+def test_error_bars_are_the_wilson_intervals():
+    counts = {("base", "compounding"): (1, 50), ("base", "all"): (2, 100), ("tuned", "compounding"): (31, 50),
+              ("tuned", "all"): (66, 100)}  # fmt: skip
+    figure = plots.accuracy_by_kind([row(*key, *count) for key, count in counts.items()])
+    expected = [proportion_confint(*count, method="wilson") for count in counts.values()]
+    assert bars(figure.axes[0]) == pytest.approx(np.array(expected))
+    assert "95 %" in texts(figure) and "n = 50 a kind, 100 in all" in texts(figure)
+
+
+def test_each_split_and_calculator_setting_has_its_own_panel():
+    table = [row(model, "grade school", 3, 9, split, calculator)
+             for model in ("base", "tuned") for split in ("test", "test_seen", "other") for calculator in (True, False)]
+    figure = plots.accuracy_by_kind(table)
+    titles = [axis.get_title() for axis in figure.axes]
+    assert len(titles) == 6 and titles[0].startswith("unseen phrasings and ranges, calculator on (n = 9 a kind)")
+    assert titles[3].startswith("trained phrasings, calculator off") and titles[4].startswith("other, calculator on")
+
+
+def test_unseen_is_said_only_beside_a_split_that_was_seen():
+    assert plots.asked("test", True) == "test, calculator on"
+    assert plots.asked("test", False, {"test", "test_seen"}) == "unseen phrasings and ranges, calculator off"
+
+
+def test_paired_change_draws_the_interval_in_points_around_zero():
+    pair = {"split": "test", "calculator": False, "n": 300, "p_value": 1e-9, "difference": 0.5, "low": 0.4, "high": 0.6}
+    figure = plots.paired_change([pair])
+    assert bars(figure.axes[0]) == [(pytest.approx(40), pytest.approx(60))]
+    assert "n = 300, p < 0.001" in texts(figure) and "percentage points (bars: 95 % intervals)" in texts(figure)
+    assert any(list(line.get_xdata()) == [0, 0] for line in figure.axes[0].lines)
+
+
+def test_an_estimate_on_its_limit_is_drawn():
+    plots.paired_change([{"split": "test", "calculator": True, "n": 3, "p_value": 1.0, "difference": 0.1,
+                          "low": 0.1 + 1e-12, "high": 0.2}])  # fmt: skip
+
+
+def test_loss_curves_leave_out_gaps_and_take_a_repeated_step_once():
+    lines = [{"step": 1, "loss": 2.0, "learning_rate": 0.1}, {"step": 2, "loss": None}, {"step": 3, "loss": 9.0},
+             {"step": 3, "loss": 1.0}, {"step": 3, "eval_loss": 1.5}]  # fmt: skip
+    upper, lower = plots.loss_curves({"demo": lines}).axes
+    assert [list(line.get_ydata()) for line in upper.lines] == [[2.0, 1.0], [1.5]]
+    assert list(lower.lines[0].get_ydata()) == [0.1]
+    plots.loss_curves({"nothing logged": []}).draw_without_rendering()
+
+
+def test_error_classes_count_every_answer():
+    results = [{"split": "test", "calculator": True, "model": model, "correct": error is None, "error": error}
+               for model in ("base", "tuned") for error in (None, "rounding", "rounding", "no answer")]
+    figure = plots.error_classes(results)
+    widths = {c.get_label(): [patch.get_width() for patch in c.patches] for c in figure.axes[0].containers}
+    assert widths == {"correct (2)": [1, 1], "rounding (4)": [2, 2], "no answer (2)": [1, 1]}
+    assert "tuned | test, calculator on (n = 4)" in texts(figure)
+
+
+def test_rows_beyond_the_limit_are_counted():
+    told = texts(plots.token_lengths({"drawdown": [10, 20, 600], "empty": []}, 512))
+    assert "drawdown (n = 3, 1 too long)" in told and "max_length = 512 tokens" in told and "empty (n = 0)" in told
+
+
+@pytest.mark.parametrize(
+    ("values", "scale"),
+    [([1, 1e6, 0.01], "log"), ([0, -5, 1e6], "symlog"), ([0, 0], "linear"), (["B", True], "linear")],
+)
+def test_zeros_and_negative_answers_have_their_place(values, scale):
+    figure = plots.answer_magnitudes({"kind": values})
+    figure.draw_without_rendering()
+    assert figure.axes[0].get_xscale() == scale
+    drawn = [x for line in figure.axes[0].lines[:1] for x in line.get_xdata()]
+    assert drawn == [value for value in values if type(value) in (int, float)]
+
+
+def test_answers_that_are_no_number_are_said():
+    assert "ranking (n = 3, 2 no number)" in texts(plots.answer_magnitudes({"ranking": ["A", True, 7]}))
+
+
+def test_speed_and_memory_are_drawn_in_their_units():
+    figure = plots.speed_and_memory([{"run": "demo", "tokens_per_second": 2345.6, "memory_bytes": 3 * 2**30}])
+    assert [axis.patches[0].get_width() for axis in figure.axes] == [2345.6, 3]
+    assert "tokens a second" in texts(figure) and "GiB" in texts(figure) and "2,346" in texts(figure)
+
+
+@pytest.mark.parametrize("draw", [
+    lambda flag: plots.loss_curves({}, rehearse=flag), lambda flag: plots.accuracy_by_kind([], rehearse=flag),
+    lambda flag: plots.paired_change([], rehearse=flag), lambda flag: plots.error_classes([], rehearse=flag),
+    lambda flag: plots.token_lengths({}, 512, rehearse=flag), lambda flag: plots.answer_magnitudes({}, rehearse=flag),
+    lambda flag: plots.speed_and_memory([], rehearse=flag),
+])  # fmt: skip
+def test_a_rehearsal_says_so_and_nothing_to_draw_is_no_error(draw):
+    assert "REHEARSAL - not a result" in texts(draw(True))
+    assert "REHEARSAL" not in texts(draw(False))
+
+
+def test_a_figure_shows_itself_with_its_title_as_text(tmp_path):
+    figure = plots.loss_curves({"demo": [{"step": 1, "loss": 1.0}]}, title="Loss of a demo")
+    picture, about = figure._repr_png_()
+    assert picture.startswith(b"\x89PNG") and about["alt"] == "Loss of a demo"
+    assert plots.save(figure, tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_no_pyplot_state_stays_behind():
+    before = "matplotlib.pyplot" in sys.modules
+    plots.speed_and_memory([{"run": "demo"}])._repr_png_()
+    assert before or "matplotlib.pyplot" not in sys.modules
