@@ -7,9 +7,10 @@ tied, frozen embeddings LoRA cannot make a token that the base never saw.
 import random
 import re
 from collections.abc import Iterator
+from itertools import combinations
 
 from lib.calculator import calculate, mark, show
-from lib.tasks import CALENDAR, EVERY, KINDS, NAMES, PERIODS, generate
+from lib.tasks import CALENDAR, EVERY, KINDS, NAMES, PERIODS, duel, generate
 
 Turn = tuple[str, str]  # (question, answer)
 
@@ -91,11 +92,22 @@ def _joined(r, parts: list[str]) -> str:
     return r.choice(["Given: ", "Compare: ", "Figures: ", "An investor compares ", "Three assets: ", "The table says: "]) + "; ".join(parts) + "."
 
 
+def _champion(values: dict[str, str], up: bool) -> tuple[list[str], str]:
+    """The winner of one comparison meets the next; (lines, the last winner)."""
+    (best, *rest), lines = values, []
+    for name in rest:
+        lines.append(duel((best, values[best]), (name, values[name]), up))
+        best = lines[-1].rsplit(" ", 1)[1].rstrip(".")
+    return lines, best
+
+
 def _world(r) -> Turn:
     """Two to four named things with one or two labelled amounts each; a look-up, a choice, a sum, an order or a ratio."""
     count, (x, y) = r.choice((2, 2, 3, 3, 4)), r.choice(PAIRS)
     names = r.sample(NAMES, count)
     values = {n: (LABELS[x][0](r), LABELS[y][0](r)) for n in names}
+    if any(len({v[i][1] for v in values.values()}) < count for i in (0, 1)):
+        return _world(r)  # equal amounts would have no order
     form = r.choice(PAIR_FORMS)
     style = r.random()
     if style < 0.6:  # one form for all, labels sometimes only in a heading
@@ -133,35 +145,30 @@ def _world(r) -> Turn:
         ask = r.choice(["Write the {l} of each.", "List each {l}.", "Give every {l} by name."]).format(l=label)
         answer = "\n".join(f"{k}: {p}." for k, p in plain.items())
     elif kind == 2:
-        up = r.random() < 0.6
-        best = (max if up else min)(plain, key=lambda k: float(plain[k]))
+        up = r.random() < 0.7
         word = r.choice(["highest", "largest", "higher", "larger"] if up else ["lowest", "smallest", "lower", "smaller"])
         ask = r.choice(["Which has the {w} {l}?", "Who has the {w} {l}?", "Name the one with the {w} {l}.", "Pick the {w} {l}.", "Whose {l} is {w}?",
                         "Which choice offers the {w} {l}?"]).format(w=word, l=label)  # fmt: skip
-        answer = f"{_sentence(word)}: {mark(('max' if up else 'min') + '(' + ','.join(plain.values()) + ')')}, {best}.\n#### {best}"
+        lines, best = _champion(plain, up)
+        answer = "\n".join([*lines, f"#### {best}"])
     elif kind == 3:
         word, sign = r.choice([("minus", "-"), ("plus", "+"), ("less", "-"), ("and", "+")])
         ask = f"{'Add' if word == 'and' else 'What is'} the {label} of {n} {word} the {label} of {m}{'.' if word == 'and' else '?'}"
         text_value = mark(f"{plain[n]}{sign}{plain[m]}")
         answer = f"{text_value}\n#### {show(calculate(plain[n] + sign + plain[m]))}"
-    elif kind == 4 and len(set(plain.values())) == count:
-        order = sorted(plain, key=lambda k: -float(plain[k]))
+    elif kind == 4 and count <= 3:
         ask = r.choice(["Order them by {l}, highest first.", "Sort these by {l}, the highest first.", "Rank by {l} from highest to lowest.", "Rank them by {l}, best first.",
                         "List them by {l}, starting with the largest.", "Give the ranking by {l} from best to worst.", "Put them in order of {l}, largest first."]).format(l=label)  # fmt: skip
-        lines, rest = [], dict(plain)
-        for place, k in zip(("First", "Second", "Third", "Fourth"), order):
-            lines.append(f"{place}: {mark('max(' + ','.join(rest.values()) + ')')}, {k}." if len(rest) > 1 else f"{place}: {k}.")
-            del rest[k]
-        answer = "\n".join([*lines, f"#### {', '.join(order)}"])
+        lines = [duel(*pair) for pair in combinations(plain.items(), 2)]
+        answer = "\n".join([*lines, "#### " + ", ".join(sorted(plain, key=lambda k: -float(plain[k])))])
     elif kind in (5, 6) and (x, y) in RATIO and r.random() < 0.4:
         ratios = {k: f"{a[1]}/{b[1]}" for k, (a, b) in values.items()}
         results = {k: show(calculate(e)) for k, e in ratios.items()}
         up = r.random() < 0.7
-        best = (max if up else min)(results, key=lambda k: float(results[k]))
         word = r.choice(["highest", "higher", "larger", "best"] if up else ["lowest", "smaller", "lower"])
         ask = r.choice(["Which has the {w} {x} per {y}?", "Name the one with the {w} ratio of {x} to {y}.", "Whose {x} per {y} is {w}?", "Pick the {w} {x} per {y}."]).format(w=word, x=x, y=y)
-        lines = [f"{k}: {mark(e)}." for k, e in ratios.items()]
-        answer = "\n".join([*lines, f"{_sentence(word)}: {mark(('max' if up else 'min') + '(' + ','.join(results.values()) + ')')}, {best}.", f"#### {best}"])
+        duels, best = _champion(results, up)
+        answer = "\n".join([*(f"{k}: {mark(e)}." for k, e in ratios.items()), *duels, f"#### {best}"])
     elif kind in (5, 6) and (x, y) in RATIO:
         ask = r.choice(["What is the {x} divided by the {y} for each?", "Divide {x} by {y} for each.", "Compute {x} per {y} for each name.", "Find the ratio of {x} to {y} for each."]).format(x=x, y=y)
         answer = "\n".join(f"{k}: {mark(a[1] + '/' + b[1])}." for k, (a, b) in values.items())
@@ -175,8 +182,6 @@ def _world(r) -> Turn:
         answer = "\n".join(f"{k}: {mark(a[1] + '-' + b[1])}." for k, (a, b) in values.items())
     else:
         ask = r.choice(["Which has a {l} of {v}?", "Whose {l} is {v}?", "{v} is the {l} of which one?"]).format(l=label, v=shown[n])
-        if list(shown.values()).count(shown[n]) > 1:
-            return _world(r)
         answer = f"#### {n}"
     return (f"{text} {ask}" if r.random() < 0.7 else f"{ask} {text}"), answer
 

@@ -211,18 +211,18 @@ def side_by_side(results: list[dict], split: str, calculator: bool, count: int) 
     right, wrong = ([i for i, r in arms["tuned"].items() if r["correct"] == verdict] for verdict in (True, False))
     half = max(count // 2, count - len(wrong))
     chosen = _spread(right, arms["tuned"], half) + _spread(wrong, arms["tuned"], count - min(half, len(right)))
-    cells = []
+    cells, cell = [], "<td style='text-align:left;vertical-align:top'>"
     for id in chosen:
         row = arms["tuned"][id]
         asked = f"<b>{html.escape(row['kind'])}</b><br>{html.escape(row['question'])}<br>"
-        cells.append(f"<td>{asked}gold: {html.escape(str(row['gold']['value']))}</td>")
+        cells.append(f"{cell}{asked}gold: {html.escape(str(row['gold']['value']))}</td>")
         for answer in (arm[id] for arm in arms.values()):
             verdict = "right" if answer["correct"] else f"wrong: {answer['error']}"
             text = html.escape(answer["completion"])
-            cells[-1] += f"<td><b>{verdict}</b><pre style='white-space:pre-wrap'>{text}</pre></td>"
+            cells[-1] += f"{cell}<b>{verdict}</b><pre style='white-space:pre-wrap'>{text}</pre></td>"
     head = "<tr><th style='width:34%'>question</th><th style='width:33%'>base</th><th>tuned</th></tr>"
-    body = "".join(f"<tr style='vertical-align:top;text-align:left'>{cell}</tr>" for cell in cells)
-    return f"<table style='text-align:left'>{head}{body}</table>"
+    body = "".join(f"<tr>{cell}</tr>" for cell in cells)
+    return f"<table>{head}{body}</table>"
 
 
 def _spread(ids: list[str], results: dict, count: int) -> list[str]:

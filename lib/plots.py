@@ -145,7 +145,7 @@ def error_classes(
     bars = sorted(counts, key=lambda bar: (bar[0], not bar[1]))
     total = sum(counts.values(), Counter())
     classes = ["correct", *(name for name, _ in total.most_common() if name != "correct")]
-    figure = _picture(9, 1.6 + 0.45 * max(1, len(bars)), title, rehearse)
+    figure = _picture(9, 2.2 + 0.4 * max(1, len(bars)), title, rehearse)
     axis, starts = figure.subplots(), np.zeros(len(bars))
     splits = {bar[0] for bar in bars}
     for index, name in enumerate(classes):
@@ -160,7 +160,7 @@ def error_classes(
     axis.invert_yaxis()
     axis.set_xlabel("answers (count)")
     if bars:
-        figure.legend(loc="outside right upper", frameon=False, fontsize=9)
+        figure.legend(loc="outside lower center", ncols=min(4, len(classes)), frameon=False, fontsize=9)
     return figure
 
 
@@ -183,7 +183,7 @@ def token_lengths(
     ])
     axis.set_ylim(max(1, len(lengths_by_kind)) - 0.5, -0.5)
     axis.set_xlim(left=0)
-    axis.set_xlabel("tokens a row (prompt and answer); box: middle half, whiskers: shortest to longest")
+    axis.set_xlabel("tokens a row (box: middle half; whiskers: all)")
     figure.legend(loc="outside lower right", frameon=False, fontsize=9)
     return figure
 
@@ -254,10 +254,8 @@ def p_text(p_value: float) -> str:
 def _picture(width: float, height: float, title: str, rehearse: bool) -> Picture:
     figure = Picture(figsize=(width, height), layout="constrained")
     figure.get_layout_engine().set(w_pad=0.08, h_pad=0.08)
-    figure.suptitle(title, fontsize=12, fontweight="bold")
-    if rehearse:
-        figure.text(0.55, 0.5, "REHEARSAL - not a result", fontsize=24, color=COLOURS[1], alpha=0.4, rotation=12,
-                    ha="center", va="center", fontweight="bold", zorder=10)
+    note = "REHEARSAL - not a result\n" if rehearse else ""
+    figure.suptitle(note + title, fontsize=12, fontweight="bold", color=COLOURS[1] if rehearse else "black")
     return figure
 
 

@@ -57,11 +57,11 @@ class Settings(BaseModel):
     seed: int = Field(3407, ge=0, lt=2**31, description="seed of LoRA's start and of the rows' order")
 
     # pretraining of the embedded base
-    pretrain_tokens: Count = Field(24_000_000, description="generated tokens that the base is pretrained on")
+    pretrain_tokens: Count = Field(22_000_000, description="generated tokens that the base is pretrained on")
     pretrain_batch_size: Count = Field(8, description="blocks an optimiser step")
     block_size: int = Field(512, ge=16, le=1024, description="tokens of a block; documents are packed into blocks")
     muon_learning_rate: float = Field(0.02, gt=0, le=1, description="peak learning rate of the matrices")
-    adamw_learning_rate: float = Field(3e-3, gt=0, le=1, description="peak learning rate of embeddings and norms")
+    adamw_learning_rate: float = Field(1e-3, gt=0, le=1, description="peak learning rate of embeddings and norms")
     torch_compile: bool = Field(True, description="needs a C++ compiler on a CPU; worth it over many steps")
     pretrain_seed: int = Field(0, ge=0, lt=2**31, description="seed of the generated text and of the weights")
 

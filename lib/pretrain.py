@@ -32,8 +32,9 @@ def train_tokenizer(folder: Path, seed: int, count: int = 60_000) -> None:
     texts = (line for d in lines for text in ([d] if isinstance(d, str) else d) for line in text.split("\n"))
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(texts), model_prefix=str(folder / "tokenizer"), model_type="bpe", vocab_size=VOCABULARY,
-        byte_fallback=True, character_coverage=1.0, split_digits=True, normalization_rule_name="identity", add_dummy_prefix=False,
-        remove_extra_whitespaces=False, unk_id=0, bos_id=1, eos_id=2, pad_id=3, pad_piece="<pad>",
+        byte_fallback=True, character_coverage=1.0, split_digits=True, normalization_rule_name="identity",
+        add_dummy_prefix=False, remove_extra_whitespaces=False,
+        unk_id=0, bos_id=1, eos_id=2, pad_id=3, pad_piece="<pad>",
         user_defined_symbols=SYMBOLS, num_threads=2, minloglevel=1,
     )  # fmt: skip
     (folder / "tokenizer.vocab").unlink()
@@ -82,8 +83,8 @@ class Tokens:
 
 
 def schedule(step: int, steps: int) -> float:
-    """Share of the peak learning rate: warm-up over 2 %, constant, then linear to zero over the last 40 %."""
-    return min(1, (step + 1) / max(1, 0.02 * steps), (steps - step) / (0.4 * steps))
+    """Share of the peak learning rate: warm-up over 2 %, constant to a quarter, then linear to zero."""
+    return min(1, (step + 1) / max(1, 0.02 * steps), (steps - step) / (0.75 * steps))
 
 
 def loss_of(model, ids, weights):
@@ -103,6 +104,7 @@ def train(settings, folder: Path, log=print, log_every: int = 50, save_every: in
     device = "cuda" if torch.cuda.is_available() else "cpu"
     processor = load_processor(folder)
     model = LlamaForCausalLM(LlamaConfig(**CONFIG)).to(device)
+    torch.nn.init.normal_(model.get_input_embeddings().weight, std=0.1)  # at 0.02 words stay alike, and are not copied
     matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
     others = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
     muon = torch.optim.Muon(matrices, lr=settings.muon_learning_rate, momentum=0.95, weight_decay=0.01)

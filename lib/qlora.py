@@ -1,11 +1,17 @@
 """One device: Unsloth loads the base in 4 bit, LoRA goes on it, TRL's SFTTrainer trains it on the completions only."""
 
+# ruff: noqa: E402  (Unsloth must be imported before what it patches)
+
 import json
+import logging
 import math
 import os
 import shutil
 import time
 from pathlib import Path
+
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it misses an optional kernel on every CPU machine
 
 # isort: off
 from unsloth import FastLanguageModel  # first: it patches the others
@@ -18,8 +24,6 @@ from transformers import TrainerCallback, set_seed
 from trl import SFTConfig, SFTTrainer
 
 from lib import chat, presets
-
-os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 
 class TrainingError(RuntimeError):

@@ -29,7 +29,7 @@ main { max-width: 70rem; margin: 2rem auto; padding: 0 1rem }
 section, header, nav { background: #fff; border: 1px solid #dde2ea; border-radius: 8px; padding: 1rem 2rem 1.5rem;
   margin-bottom: 1.5rem }
 h1 { font-size: 1.7rem; line-height: 1.25; margin: .6rem 0 } h2 { font-size: 1.25rem; margin: 1.8rem 0 .4rem }
-h3 { font-size: 1.05rem } a { color: #0b5fa5 }
+nav h2 { margin: .4rem 0 } h3 { font-size: 1.05rem } a[href] { color: #0b5fa5 }
 table { border-collapse: collapse; font-size: .88rem; margin: .7rem 0 }
 th, td { text-align: left; vertical-align: top; padding: .3rem .7rem; border-bottom: 1px solid #e4e8ee;
   font-variant-numeric: tabular-nums; overflow-wrap: break-word }
@@ -91,6 +91,8 @@ def clean(text: str) -> str:
     for image in soup("img"):
         if not PICTURE.fullmatch(image.get("src", "")):
             image.replace_with(image.get("alt", ""))
+    for link in soup("a", href=re.compile(r"^\w+\.ipynb$")):
+        link["href"] = "#" + link["href"].removesuffix(".ipynb")  # the other notebooks are on this page
     styles = CSSSanitizer(allowed_css_properties=STYLES)
     return bleach.clean(str(soup), TAGS, _allow, PROTOCOLS, strip=True, css_sanitizer=styles)
 
@@ -100,7 +102,7 @@ def _allow(tag: str, name: str, value: str) -> bool:
     if tag == "img" and name == "src":
         return bool(PICTURE.fullmatch(value))
     if tag == "a" and name == "href":
-        return value.startswith(("https://", "http://", "mailto:"))
+        return value.startswith(("https://", "http://", "mailto:", "#"))
     if name == "style":
         return not set("(\\@") & set(value)  # no url(), no escapes that could spell it
     sizes = name in ("colspan", "rowspan", "width", "height", "start") and value.isdigit()

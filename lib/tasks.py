@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
+from itertools import combinations
 
 import numpy as np
 
@@ -181,6 +182,13 @@ def _ratios(s, count, risk_free):
     return [f"{name}: {mark(text)}." for name, text in over.items()], {n: show(calculate(t)) for n, t in over.items()}
 
 
+def duel(a: tuple[str, str], b: tuple[str, str], up: bool = True) -> str:
+    """`Iris or Maple: <<2.04-0.47=1.57>>, Iris.` from (name, number) pairs: the sign of the difference decides."""
+    difference = f"{a[1]}-{b[1]}"
+    winner = a[0] if (calculate(difference) >= 0) == up else b[0]
+    return f"{a[0]} or {b[0]}: {mark(difference)}, {winner}."
+
+
 def _draw_sharpe(rng, unseen):
     slots = _draw_funds(rng, unseen, 2)
     a, b = ((slots[f"return_{w}"] - slots["risk_free"]) / slots[f"volatility_{w}"] for w in "ab")
@@ -189,9 +197,7 @@ def _draw_sharpe(rng, unseen):
 
 def _answer_sharpe(s):
     steps, ratios = _ratios(s, 2, s["risk_free"])
-    highest = f"max({','.join(ratios.values())})"
-    best = max(ratios, key=lambda name: float(ratios[name]))
-    return [*steps, f"Higher: {mark(highest)}, {best}."], *_choice(best)
+    return [*steps, duel(*ratios.items())], *_choice(max(ratios, key=lambda name: float(ratios[name])))
 
 
 def _draw_ranking(rng, unseen):
@@ -202,11 +208,8 @@ def _draw_ranking(rng, unseen):
 
 def _answer_ranking(s):
     steps, ratios = _ratios(s, 3, None)
-    order = sorted(ratios, key=lambda name: -float(ratios[name]))
-    first = f"max({','.join(ratios.values())})"
-    second = f"max({','.join(ratios[n] for n in ratios if n != order[0])})"
-    steps += [f"First: {mark(first)}, {order[0]}.", f"Second: {mark(second)}, {order[1]}.", f"Third: {order[2]}."]
-    return steps, *_choice(", ".join(order))
+    steps += [duel(*pair) for pair in combinations(ratios.items(), 2)]
+    return steps, *_choice(", ".join(sorted(ratios, key=lambda name: -float(ratios[name]))))
 
 
 # --- volatility annualisation -----------------------------------------------------------------------------------------
