@@ -28,9 +28,10 @@ def calculate(expression: str) -> Fraction | float:
         position = match.end()
     try:
         value, rest = _sum(tokens, 0)
-    except (ZeroDivisionError, OverflowError, ValueError, IndexError, RecursionError) as error:
+        finite = math.isfinite(value)
+    except (ArithmeticError, ValueError, TypeError, IndexError, RecursionError) as error:  # TypeError: a complex root
         raise CalculatorError(f"{expression[:80]!r} has no value: {error}") from None
-    if rest != len(tokens) or isinstance(value, complex) or not math.isfinite(value):
+    if rest != len(tokens) or not finite:
         raise CalculatorError(f"{expression[:80]!r} is not one finite number")
     return value
 
@@ -59,9 +60,13 @@ def _signed(tokens, i):
     base, i = _atom(tokens, i)
     if i < len(tokens) and tokens[i] in ("^", "**"):
         exponent, i = _signed(tokens, i + 1)
-        whole = exponent == int(exponent) and abs(exponent) <= 64  # exact powers stay small enough to be quick
-        base = base ** int(exponent) if whole else float(base) ** float(exponent)
+        exact = exponent == int(exponent) and abs(exponent) * _bits(base) <= 4096  # small enough to be quick
+        base = base ** int(exponent) if exact else float(base) ** float(exponent)
     return base, i
+
+
+def _bits(value) -> int:
+    return max(value.numerator.bit_length(), value.denominator.bit_length()) if isinstance(value, Fraction) else 64
 
 
 def _atom(tokens, i):

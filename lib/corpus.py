@@ -253,6 +253,7 @@ def _facts(r) -> Turn:
             r.choice(["a year has {c}", "with {c} in a year", "take {c}", "one year: {c}", "{c} make a year", "using {c}", "there are {c} per year"]).format(c=calendar),
         ]  # fmt: skip
         number = r.randint(2, 90)
+        number += str(number) == days  # the root of the year's own periods is a task
         asks = [
             (r.choice(["What is the volatility?", "How large is the standard deviation?", "Which figure was measured?"]), f"#### {v}"),
             (r.choice(["How many periods has the year?", "What is the number of periods in a year?"]), f"#### {days}"),

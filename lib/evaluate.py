@@ -32,7 +32,7 @@ class Calculator(LogitsProcessor):
         for row, last in enumerate(input_ids[:, -1].tolist()):
             queue = self.queues[row]
             if not queue and last in self.equals:
-                queue += self._value(input_ids[row, -100:].tolist())
+                queue += self._value(input_ids[row, -220:].tolist())
             if queue:
                 forced = queue.pop(0)
                 scores[row] = -math.inf
@@ -131,6 +131,8 @@ def perplexity(model, tokenizer, rows: list[dict], batch_size: int) -> dict:
         )  # (B, T - 1)
         totals += zip(losses.sum(1).tolist(), (labels[:, 1:] != chat.IGNORED).sum(1).tolist())
     n, tokens = len(totals), sum(count for _, count in totals)
+    if n < 2:
+        raise ValueError(f"an interval needs at least 2 rows, got {n}")
     mean = sum(loss for loss, _ in totals) / tokens
     spread = math.sqrt(n / (n - 1) * sum((loss - mean * count) ** 2 for loss, count in totals)) / tokens
     reach = float(t.ppf(0.975, n - 1)) * spread

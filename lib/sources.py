@@ -28,6 +28,8 @@ def load(settings, split: str) -> tuple[list[dict], list[dict], list[Path]]:
     if split == "test_seen":
         return [], [], []
     raw, files = _raw(settings, "test" if split == "test" else "train")
+    if not raw:
+        raise SourceError(f"{', '.join(map(str, files)) or settings.source}: no rows")
     rows, rejected = [], []
     for place, fields in raw:
         try:
@@ -80,12 +82,12 @@ def _gsm8k(fields: bytes | dict, place: str) -> dict:
     if isinstance(fields, bytes):
         try:
             fields = json.loads(fields)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise SourceError(f"not JSON: {str(error)[:100]}") from None
     for name in ("question", "answer"):
         if not isinstance(fields, dict) or not isinstance(fields.get(name), str) or not fields[name].strip():
             raise SourceError(f"field {name!r} is missing, empty or no text")
-    found = re.search(r"####\s*(-?[\d,]+(?:\.\d+)?)\s*$", fields["answer"])
+    found = re.search(r"####\s*(-?\d[\d,]{0,30}(?:\.\d{1,30})?)\s*$", fields["answer"])
     if not found:
         raise SourceError("field 'answer' does not end with '#### ' and a number")
     value = float(found[1].replace(",", ""))

@@ -10,8 +10,8 @@ class LeakError(ValueError):
 
 
 def normal(text: str) -> str:
-    """The text without case, spacing and punctuation (numbers keep theirs: 1.5 is not 15)."""
-    return " ".join(re.findall(r"\d[\d.,]*\d|\w+", text.lower()))
+    """The text without case, spacing and punctuation; numbers keep their points, signs and units (8-4 is not 8+4)."""
+    return " ".join(re.findall(r"\.?\d(?:[\d.,]*\d)?|\w+|[-+*/^%$€£¥<>=]", text.lower()))
 
 
 def check(splits: dict[str, list[dict]]) -> list[dict]:

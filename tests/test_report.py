@@ -116,6 +116,11 @@ def test_contents_link_to_each_notebook_by_its_title(page):
     assert all(page.find(id=target.removeprefix("#")) for target in links)
 
 
+def test_a_link_to_a_notebook_stays_on_the_page():
+    assert report.clean('<a href="30_evaluate.ipynb">next</a>') == '<a href="#30_evaluate">next</a>'
+    assert report.clean('<a href="../../etc/passwd">x</a><a href=" JavaScript:x">y</a>') == "<a>x</a><a>y</a>"
+
+
 def test_failing_missing_and_broken_notebooks_are_said(page):
     notes = {section["id"]: note.text for section in page("section") if (note := section.find(class_="note"))}
     assert "stopped at an error: ZeroDivisionError: <b>by zero</b>" in notes["21_train_qlora"]

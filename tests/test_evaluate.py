@@ -1,0 +1,313 @@
+"""Questions through a tiny random Llama: batching, the calculator, perplexity, and the tables made of the answers."""
+
+import math
+import re
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from lib import chat, evaluate, presets, stats, tasks
+from lib.calculator import MARK, calculate, show
+
+
+@pytest.fixture(scope="module")
+def model():
+    """One layer of the embedded base's shape with large random weights, so that no two tokens nearly tie."""
+    torch.manual_seed(0)
+    config = LlamaConfig.from_pretrained(presets.ROOT / "data/base", num_hidden_layers=1, initializer_range=0.3)
+    return LlamaForCausalLM(config).float().eval()
+
+
+@pytest.fixture(scope="module")
+def rows():
+    return [problem.row() for problem in tasks.generate("train", 12, 21)]
+
+
+@pytest.fixture(scope="module")
+def prompts(rows, tokenizer):
+    return [chat.prompt_ids(row["messages"], tokenizer) for row in rows]
+
+
+# --- generation -------------------------------------------------------------------------------------------------------
+def plain_greedy(model, prompt, count, ends=()):
+    """The most likely token, one at a time: no cache, no padding, no generate()."""
+    ids = list(prompt)
+    for _ in range(count):
+        with torch.no_grad():
+            ids.append(int(model(input_ids=torch.tensor([ids])).logits[0, -1].argmax()))
+        if ids[-1] in ends:
+            break
+    return ids[len(prompt) :]
+
+
+def test_a_left_padded_batch_answers_as_each_question_alone(model, tokenizer, prompts):
+    assert len({len(prompt) for prompt in prompts}) > 6  # so that there is padding
+    together = evaluate.generate(model, tokenizer, prompts, 16, batch_size=len(prompts), calculator=False)
+    alone = evaluate.generate(model, tokenizer, prompts, 16, batch_size=1, calculator=False)
+    assert together == alone
+    assert evaluate.generate(model, tokenizer, prompts, 16, batch_size=5, calculator=False) == alone
+    for prompt, answer in zip(prompts[:4], together):
+        assert answer["completion"] == tokenizer.decode(plain_greedy(model, prompt, 16), skip_special_tokens=True)
+    assert len({answer["completion"] for answer in together}) == len(prompts)  # in the questions' order, not sorted
+
+
+def test_an_answer_ends_at_an_end_token_or_says_that_it_was_cut(model, tokenizer, prompts, monkeypatch):
+    free = [plain_greedy(model, prompt, 12) for prompt in prompts]
+    ends = [tokenizer.eos_token_id, free[0][5], free[3][0]]  # tokens that this random model does write
+    monkeypatch.setattr(chat, "end_ids", lambda _: ends)
+    answers = evaluate.generate(model, tokenizer, prompts, 12, batch_size=4, calculator=False)
+    assert {answer["finished"] for answer in answers} == {True, False}
+    for answer, tokens in zip(answers, free):
+        length = next((i for i, token in enumerate(tokens) if token in ends), None)
+        assert answer["finished"] == (length is not None)
+        assert answer["tokens"] == (12 if length is None else length + 1)
+        assert answer["completion"] == tokenizer.decode(tokens[:length], skip_special_tokens=True)
+
+
+def test_progress_counts_the_questions_answered(model, tokenizer, prompts):
+    seen = []
+    evaluate.generate(model, tokenizer, prompts, 1, batch_size=5, calculator=False, progress=seen.append)
+    assert seen == [5, 10, 12]
+
+
+# --- the calculator ---------------------------------------------------------------------------------------------------
+def drive(tokenizer, texts, steps):
+    """What the processor forces after each text, row by row: token ids, or None where the model is free."""
+    processor = evaluate.Calculator(tokenizer, len(texts))
+    rows = [tokenizer.encode(text, add_special_tokens=False) for text in texts]
+    longest = max(map(len, rows))
+    ids = torch.tensor([[tokenizer.pad_token_id] * (longest - len(row)) + row for row in rows])  # (B, T)
+    forced, generator = [[] for _ in texts], torch.Generator().manual_seed(0)
+    free = tokenizer.encode("a", add_special_tokens=False)[0]
+    for _ in range(steps):
+        scores = torch.randn(len(texts), len(tokenizer), generator=generator)
+        before, after = scores.clone(), processor(ids, scores)
+        for row, (old, new) in enumerate(zip(before, after)):
+            allowed = torch.isfinite(new).nonzero().flatten().tolist()
+            forced[row].append(allowed[0] if len(allowed) == 1 else None)
+            assert len(allowed) == 1 or torch.equal(old, new)
+        ids = torch.cat([ids, torch.tensor([[free if f[-1] is None else f[-1]] for f in forced])], dim=1)
+    return forced
+
+
+def forced_text(tokenizer, forced):
+    """The forced tokens as text; they come first and without a gap."""
+    count = next((i for i, token in enumerate(forced) if token is None), len(forced))
+    assert forced[count:] == [None] * (len(forced) - count)
+    return tokenizer.decode(forced[:count])
+
+
+@pytest.mark.parametrize("expression", [
+    "12/4", "10700*(1+3.5/100/4)^16", "100*(1-63/70)", "2/3", "0-5", "max(3,12.5,7)", "6.75*sqrt(12)", "1/30000",
+    "floor(7/2)",
+])  # fmt: skip
+def test_the_value_and_the_closing_sign_are_forced_after_an_equals_sign(tokenizer, expression):
+    (forced,) = drive(tokenizer, [f"Value: <<{expression}="], 24)
+    assert forced_text(tokenizer, forced) == show(calculate(expression)) + ">>"
+    asked = tokenizer.encode(f"Value: <<{expression}=", add_special_tokens=False)
+    whole = tokenizer.encode(f"Value: <<{expression}={show(calculate(expression))}>>", add_special_tokens=False)
+    assert asked + [t for t in forced if t is not None] == whole  # tokens that training would have shown
+
+
+@pytest.mark.parametrize("text", [
+    "Value: <<x+1=", "<<1/0=", "<<=", "<<12/4", "12/4=", "a = b =", "<<12/4=3>> and =", "<<2*(3+4=", "<<9^9^9=",
+    "<< =", "",
+])  # fmt: skip
+def test_what_cannot_be_computed_is_left_to_the_model(tokenizer, text):
+    (forced,) = drive(tokenizer, [text or "a"], 6)
+    assert forced == [None] * 6
+
+
+def test_each_row_has_its_own_value(tokenizer):
+    texts = ["A long sentence about nothing. <<1000*1000=", "<<12/4=", "<<x=", "No mark here", "<<12/4=3>> <<3+4="]
+    forced = drive(tokenizer, texts, 14)
+    assert [forced_text(tokenizer, row) for row in forced] == ["1000000>>", "3>>", "", "", "7>>"]
+
+
+def test_every_worked_answer_could_be_written_with_it(tokenizer, rows):
+    """Cut after each `=`, the processor writes on exactly as the gold answer does."""
+    for row in rows:
+        answer = row["messages"][-1]["content"]
+        cuts = [match.start(2) for match in MARK.finditer(answer)]
+        for text, forced in zip(cuts, drive(tokenizer, [answer[:cut] for cut in cuts], 16)):
+            assert answer[text:].startswith(forced_text(tokenizer, forced)) and forced[0] is not None
+
+
+def test_while_generating_every_mark_gets_its_value(model, tokenizer):
+    """A question that ends in an open mark: the random model's answer begins with the value."""
+    asked = [tokenizer.encode(f"<s>{text}", add_special_tokens=False) for text in ("<<12/4=", "So: <<50*20=", "<<y=")]
+    on = evaluate.generate(model, tokenizer, asked, 8, batch_size=3, calculator=True)
+    off = evaluate.generate(model, tokenizer, asked, 8, batch_size=3, calculator=False)
+    assert on[0]["completion"].startswith("3>>") and on[1]["completion"].startswith("1000>>")
+    assert on[2] == off[2] and not off[0]["completion"].startswith("3>>")
+
+
+# --- perplexity -------------------------------------------------------------------------------------------------------
+def own_losses(model, tokenizer, row):
+    """Negative log-likelihoods of the answer's tokens and the end token, one forward pass a row."""
+    question, answer = (message["content"] for message in row["messages"])
+    parts = [f"<s><|user|>{question}<|assistant|>", f"{answer}</s>"]
+    prompt, learnt = (tokenizer.encode(part, add_special_tokens=False) for part in parts)
+    with torch.no_grad():
+        logits = model(input_ids=torch.tensor([prompt + learnt])).logits[0].double()
+    logs = logits.log_softmax(-1)
+    return [-float(logs[len(prompt) + i - 1, token]) for i, token in enumerate(learnt)]
+
+
+def test_perplexity_is_that_of_a_plain_loop_over_the_answers_tokens(model, tokenizer, rows):
+    losses = [own_losses(model, tokenizer, row) for row in rows]
+    tokens = sum(map(len, losses))
+    expected = math.exp(sum(map(sum, losses)) / tokens)
+    for batch_size in (1, 5, 12):
+        found = evaluate.perplexity(model, tokenizer, rows, batch_size)
+        assert found["perplexity"] == pytest.approx(expected, rel=1e-4)
+        assert (found["rows"], found["tokens"]) == (12, tokens)
+
+
+def test_perplexitys_interval_is_that_of_a_ratio_estimator(model, tokenizer, rows):
+    sums = np.array([(sum(found), len(found)) for found in (own_losses(model, tokenizer, row) for row in rows)])
+    ratio = sums[:, 0].sum() / sums[:, 1].sum()
+    residuals = sums[:, 0] - ratio * sums[:, 1]
+    error = residuals.std(ddof=1) / math.sqrt(len(rows)) / sums[:, 1].mean()  # Cochran 1977, equation 6.9
+    found = evaluate.perplexity(model, tokenizer, rows, 12)
+    assert math.log(found["high"] / found["perplexity"]) == pytest.approx(2.201 * error, rel=1e-3)  # t, 11 degrees
+    assert found["low"] * found["high"] == pytest.approx(found["perplexity"] ** 2, rel=1e-6)
+
+
+# --- answers to tables ------------------------------------------------------------------------------------------------
+def test_ask_grades_every_answer_and_keeps_the_questions_order(rows, tokenizer, monkeypatch, capsys):
+    def generate(model, tokenizer, prompts, max_new_tokens, batch_size, calculator, progress):
+        assert (max_new_tokens, batch_size, calculator) == (64, 4, True)
+        progress(len(prompts))
+        texts = [row["messages"][-1]["content"] if i % 2 else "I do not know" for i, row in enumerate(rows)]
+        return [{"completion": text, "tokens": 3, "finished": i != 0} for i, text in enumerate(texts)]
+
+    monkeypatch.setattr(evaluate, "generate", generate)
+    labels = {"model": "tuned", "split": "test"}
+    results = evaluate.ask(None, tokenizer, rows, SimpleNamespace(max_new_tokens=64, eval_batch_size=4), True, labels)
+    assert "tuned, test, calculator on: 12 of 12 answered" in capsys.readouterr().out
+    for i, (row, result) in enumerate(zip(rows, results, strict=True)):
+        assert {name: result[name] for name in ("id", "kind", "gold")} == {n: row[n] for n in ("id", "kind", "gold")}
+        assert result["question"] == row["messages"][0]["content"]
+        assert (result["model"], result["split"], result["calculator"]) == ("tuned", "test", True)
+        assert result["correct"] == bool(i % 2)
+        assert result["error"] == (None if i % 2 else "truncated" if i == 0 else "no answer")
+
+
+def result(id, model, correct, kind="k1", split="test", calculator=True, **more):
+    plain = {"split": split, "calculator": calculator, "reading": "marker" if correct else "none", "finished": True,
+             "tokens": 10, "correct_lenient": correct, "error": None if correct else "wrong value",
+             "question": f"Question {id}?", "gold": {"value": 1}, "completion": f"{model} says {id}"}  # fmt: skip
+    return {"id": id, "model": model, "correct": correct, "kind": kind} | plain | more
+
+
+@pytest.fixture
+def results():
+    """20 questions of two kinds: base right on 0 to 5, tuned on 4 to 16."""
+    return [
+        result(f"q{i}", model, i in right, kind="k1" if i < 8 else "k2", tokens=10 + i)
+        for model, right in (("base", range(0, 6)), ("tuned", range(4, 17))) for i in range(20)
+    ]  # fmt: skip
+
+
+def test_the_summary_counts_and_its_intervals_are_wilsons(results):
+    table = {(r["model"], r["kind"]): r for r in evaluate.summarise(results)}
+    expected = {("base", "all"): (6, 20), ("base", "k1"): (6, 8), ("base", "k2"): (0, 12),
+                ("tuned", "all"): (13, 20), ("tuned", "k1"): (4, 8), ("tuned", "k2"): (9, 12)}  # fmt: skip
+    assert table.keys() == expected.keys()
+    for key, (right, n) in expected.items():
+        interval = stats.wilson(right, n)
+        assert (table[key]["n"], table[key]["accuracy"]) == (n, right / n)
+        assert (table[key]["low"], table[key]["high"]) == (interval.low, interval.high)
+        assert table[key]["format_rate"] == table[key]["accuracy_last_number"] == right / n
+    assert table["base", "all"]["tokens"] == 10 + 19 / 2 and table["base", "k2"]["finished"] == 1
+
+
+def test_the_summary_keeps_splits_and_calculator_apart(results):
+    more = [result("x", "base", True, split="test_seen"), result("x", "base", True, calculator=False)]
+    cells = {(r["split"], r["calculator"]): r["n"] for r in evaluate.summarise(results + more) if r["kind"] == "all"}
+    assert cells == {("test", True): 20, ("test_seen", True): 1, ("test", False): 1}
+
+
+def test_pairs_count_flips_on_the_same_questions(results):
+    others = [result("x", "tuned", True, split="test_seen"), result("q0", "base", False, calculator=False)]
+    pair = evaluate.paired(results + others, "test", calculator=True)
+    interval = stats.paired_interval([i < 6 for i in range(20)], [4 <= i < 17 for i in range(20)])
+    assert (pair["n"], pair["right_to_wrong"], pair["wrong_to_right"]) == (20, 4, 11)
+    assert pair["p_value"] == pytest.approx(2 * sum(math.comb(15, k) for k in range(5)) / 2**15)
+    assert (pair["difference"], pair["low"], pair["high"]) == (interval.estimate, interval.low, interval.high)
+    assert pair["difference"] == pytest.approx(7 / 20)
+
+
+def test_pairs_refuse_models_that_answered_other_questions(results):
+    with pytest.raises(AssertionError, match="same questions"):
+        evaluate.paired(results[:-1], "test", calculator=True)
+
+
+def test_the_headline_says_n_interval_and_rehearsal(results):
+    table, setting = evaluate.summarise(results), {"split": "test", "calculator": True}
+    pair = evaluate.paired(results, **setting) | setting
+    perplexity = {"tuned": {"perplexity": 2.5, "low": 2.25, "high": 2.75, "rows": 60, "tokens": 9},
+                  "base": {"perplexity": 40, "low": 30, "high": 50, "rows": 60, "tokens": 9}}  # fmt: skip
+    lines = evaluate.headline(table, [pair], perplexity, rehearse=False)
+    assert list(lines) == ["test, calculator on", "perplexity"]
+    base, tuned = stats.wilson(6, 20), stats.wilson(13, 20)
+    assert lines["test, calculator on"].startswith(
+        f"base 30.0 % [{100 * base.low:.1f}, {100 * base.high:.1f}] -> "
+        f"tuned 65.0 % [{100 * tuned.low:.1f}, {100 * tuned.high:.1f}], n = 20, McNemar p = 0.12"
+    )
+    assert lines["perplexity"] == "base 40.00 [30.00, 50.00] -> tuned 2.50 [2.25, 2.75], 60 answers"
+    rehearsed = evaluate.headline(table, [pair], perplexity, rehearse=True)
+    assert all("rehearsal, no result" in name for name in rehearsed)
+    assert list(rehearsed.values()) == list(lines.values())
+
+
+def test_a_printed_row_is_readable(results):
+    row = next(r for r in evaluate.summarise(results) if (r["model"], r["kind"]) == ("base", "k2"))
+    printed = evaluate.printable(row)
+    assert printed["accuracy [95 %]"] == "0.0 % [0.0, 24.2]" and printed["calculator"] == "on"  # Wilson, 0 of 12
+    assert printed["format rate"] == "0%" and printed["finished"] == "100%"
+
+
+# --- side by side -----------------------------------------------------------------------------------------------------
+def verdicts(html):
+    """(base, tuned) of each question shown."""
+    shown = re.findall(r"<b>(right|wrong)[^<]*</b><pre", html)
+    return list(zip(shown[::2], shown[1::2]))
+
+
+def test_side_by_side_shows_right_and_wrong_and_kinds_in_turn(results):
+    html = evaluate.side_by_side(results, "test", True, 10)
+    assert len(verdicts(html)) == 10 and sum(tuned == "right" for _, tuned in verdicts(html)) == 5
+    assert "wrong: wrong value" in html
+    kinds = re.findall(r"<b>(k[12])</b>", html)
+    assert kinds.count("k1") == 6 and kinds[:2] == ["k1", "k2"]  # right ones in turn, then wrong ones
+
+
+@pytest.mark.parametrize("right, count, shown_right", [
+    (20, 10, 10), (0, 10, 0), (2, 10, 2), (19, 10, 9), (10, 4, 2), (10, 99, 10),
+])  # fmt: skip
+def test_side_by_side_fills_up_where_one_verdict_is_rare(right, count, shown_right):
+    both = [result(f"q{i}", model, i < right) for model in evaluate.MODELS for i in range(20)]
+    shown = verdicts(evaluate.side_by_side(both, "test", True, count))
+    assert len(shown) == min(count, 20) and sum(tuned == "right" for _, tuned in shown) == shown_right
+
+
+def test_side_by_side_escapes_what_models_and_data_say():
+    evil = "<script>alert(1)</script> & <<1+1=2>>"
+    both = [result("q", model, False, kind=evil, question=evil, completion=evil, gold={"value": evil})
+            for model in evaluate.MODELS]  # fmt: skip
+    html = evaluate.side_by_side(both, "test", True, 10)
+    assert "<script" not in html and "<<" not in html
+    assert html.count("&lt;script&gt;alert(1)&lt;/script&gt; &amp; &lt;&lt;1+1=2&gt;&gt;") == 5
+
+
+@pytest.mark.parametrize("text", ["<<10^64*10^64*10^64*10^64*10^64=", "<<max((0-8)^0.5,1)="])
+def test_what_a_model_writes_cannot_stop_the_evaluation(tokenizer, text):
+    import torch
+    ids = torch.tensor([tokenizer.encode(text, add_special_tokens=False)])
+    scores = torch.zeros(1, len(tokenizer))
+    assert torch.isfinite(evaluate.Calculator(tokenizer, 1)(ids, scores)).all()

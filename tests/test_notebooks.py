@@ -1,0 +1,115 @@
+"""Every notebook is executed by papermill, in this Python, and answers for the figures that it wrote."""
+
+import json
+import os
+from pathlib import Path
+
+import papermill
+import pytest
+
+from lib import pipeline, runs
+from lib.presets import ROOT
+
+pytestmark = pytest.mark.notebooks
+NOTEBOOKS = ROOT / "notebooks"
+
+
+@pytest.fixture(scope="module")
+def outputs(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("outputs")
+
+
+@pytest.fixture(scope="module")
+def demo(outputs) -> pipeline.Summary:
+    return pipeline.run("demo", outputs=outputs)
+
+
+def accuracy(run_folder: Path, model: str, split: str, calculator: bool, kind: str = "all") -> dict:
+    table = json.loads((run_folder / "eval" / "summary.json").read_text())["table"]
+    wanted = (model, split, calculator, kind)
+    return next(row for row in table if (row["model"], row["split"], row["calculator"], row["kind"]) == wanted)
+
+
+def test_the_demo_learns_tasks_that_its_base_cannot_do(demo):
+    base, tuned = (accuracy(demo.run_folder, model, "test", True) for model in ("base", "tuned"))
+    assert base["n"] == tuned["n"] == 300
+    assert base["accuracy"] <= 0.05
+    assert tuned["accuracy"] >= 0.60
+    assert tuned["low"] < tuned["accuracy"] < tuned["high"]
+
+
+def test_the_demo_reports_each_kind_with_and_without_the_calculator(demo):
+    for calculator in (True, False):
+        for split, n in (("test", 50), ("test_seen", 10)):
+            kinds = [accuracy(demo.run_folder, "tuned", split, calculator, kind)["n"] for kind in _kinds()]
+            assert kinds == [n] * 6
+
+
+def test_perplexity_of_the_answers_falls(demo):
+    perplexity = json.loads((demo.run_folder / "eval" / "summary.json").read_text())["perplexity"]
+    assert perplexity["tuned"]["high"] < perplexity["base"]["low"]
+    assert perplexity["tuned"]["tokens"] == perplexity["base"]["tokens"]
+
+
+def test_every_answer_is_kept_with_its_verdict(demo):
+    lines = (demo.run_folder / "eval" / "generations.jsonl").read_text().splitlines()
+    assert len(lines) == 2 * 2 * (300 + 60)
+    assert all({"question", "completion", "gold", "correct", "reading"} <= json.loads(line).keys() for line in lines)
+
+
+def test_a_second_demo_run_skips_every_stage(demo, outputs):
+    again = pipeline.run("demo", outputs=outputs, echo=lambda text: None)
+    assert [state for _, state, _ in again.stages] == ["skipped"] * 4
+
+
+def test_the_report_holds_every_notebook(demo):
+    text = demo.report.read_text()
+    for title in ("Prepare the data", "Train by QLoRA on one device", "Ask base and tuned model the same questions"):
+        assert title in text
+    assert "REHEARSAL" not in text
+
+
+def test_notebook_20_pretrains_a_base_that_the_tokenizer_fits(tmp_path):
+    executed = tmp_path / "20.ipynb"
+    papermill.execute_notebook(
+        NOTEBOOKS / "20_pretrain_gpt.ipynb", executed, progress_bar=False, cwd=NOTEBOOKS,
+        parameters={"run": "base", "outputs": str(tmp_path), "rehearse": True},
+    )  # fmt: skip
+    manifest = runs.read(tmp_path / "base", "pretrain")
+    assert manifest["rehearse"] is True
+    assert manifest["metrics"]["tokens"] == 40_960
+    assert manifest["metrics"]["eval_loss"] < 7  # below ln(2048) = 7.6, that of a guess
+    assert "REHEARSAL" in (tmp_path / "base" / "base" / "README.md").read_text()
+
+
+@pytest.mark.skipif("SHARPEN_DATA" not in os.environ, reason="SHARPEN_DATA does not name a folder with gsm8k/")
+def test_the_gsm8k_preset_rehearses_on_its_real_rows(tmp_path):
+    data = {"data_dir": os.environ["SHARPEN_DATA"]}
+    summary = pipeline.run("llama32_3b_gsm8k", overrides=data, rehearse=True, outputs=tmp_path)
+    manifest = runs.read(summary.run_folder, "prepare")
+    assert manifest["metrics"]["rows"]["train"] == 7473
+    settings = runs.read(summary.run_folder, "train")["settings"]
+    assert (settings["r"], settings["lora_alpha"], settings["lora_dropout"]) == (32, 64, 0.1)
+    assert settings["target_modules"] == ["q_proj", "k_proj", "v_proj", "o_proj"]
+    assert (
+        all("rehearsal" in name for name in manifest["metrics"]["headline"])
+        or "REHEARSAL" in summary.report.read_text()
+    )
+
+
+@pytest.mark.parametrize("notebook", sorted(path.name for path in NOTEBOOKS.glob("*.ipynb")))
+def test_plain_papermill_is_refused_a_misspelt_parameter(notebook, tmp_path):
+    with pytest.raises(papermill.PapermillExecutionError) as error:
+        papermill.execute_notebook(
+            NOTEBOOKS / notebook, tmp_path / notebook, progress_bar=False, cwd=NOTEBOOKS,
+            parameters={"outputs": str(tmp_path), "learning_rte": "1e-4"},
+        )  # fmt: skip
+    assert error.value.ename == "SettingsError"
+    assert "unknown setting 'learning_rte'" in error.value.evalue
+    assert not (tmp_path / "demo").exists()
+
+
+def _kinds() -> list[str]:
+    from lib.tasks import KINDS
+
+    return list(KINDS)
