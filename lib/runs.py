@@ -139,10 +139,11 @@ class Stage:
 
     def _repr_html_(self) -> str:
         title, rows = self._table()
-        cells = ("".join(f"<td>{html.escape(text)}</td>" for text in row) for row in rows)
-        body = "".join(f"<tr>{row}</tr>" for row in cells)
-        head = "<tr><th>setting</th><th>value</th><th>from</th></tr>"
-        return f"<p><b>{html.escape(title)}</b></p><table>{head}{body}</table>"
+        lines = [f"<th style='text-align:left'>{name}</th>" for name in ("setting", "value", "from")], *(
+            [f"<td style='text-align:left'>{html.escape(text)}</td>" for text in row] for row in rows
+        )
+        body = "".join(f"<tr>{''.join(cells)}</tr>" for cells in lines)
+        return f"<p><b>{html.escape(title)}</b></p><table>{body}</table>"
 
     def _remember(self, kept: dict[str, dict[str, str]], key: str, hashes: dict[str, str]) -> None:
         """Note an input; what an unfinished attempt made from other inputs must not be gone on from."""
