@@ -159,8 +159,14 @@ def _world(r) -> Turn:
     elif kind == 4 and count <= 3:
         ask = r.choice(["Order them by {l}, highest first.", "Sort these by {l}, the highest first.", "Rank by {l} from highest to lowest.", "Rank them by {l}, best first.",
                         "List them by {l}, starting with the largest.", "Give the ranking by {l} from best to worst.", "Put them in order of {l}, largest first."]).format(l=label)  # fmt: skip
-        lines = [duel(*pair) for pair in combinations(plain.items(), 2)]
-        answer = "\n".join([*lines, "#### " + ", ".join(sorted(plain, key=lambda k: -float(plain[k])))])
+        lines, amounts = [], plain
+        if (x, y) in RATIO and r.random() < 0.7:  # by a ratio, which is worked out first
+            ask, ratios = ask.replace(f"by {label}", f"by {x} per {y}").replace(f"of {label}", f"of {x} per {y}"), {k: f"{a[1]}/{b[1]}" for k, (a, b) in values.items()}
+            lines, amounts = [f"{k}: {mark(e)}." for k, e in ratios.items()], {k: show(calculate(e)) for k, e in ratios.items()}
+            if len(set(amounts.values())) < count:
+                return _world(r)
+        lines += [duel(*pair) for pair in combinations(amounts.items(), 2)]
+        answer = "\n".join([*lines, "#### " + ", ".join(sorted(amounts, key=lambda k: -float(amounts[k])))])
     elif kind in (5, 6) and (x, y) in RATIO and r.random() < 0.4:
         ratios = {k: f"{a[1]}/{b[1]}" for k, (a, b) in values.items()}
         results = {k: show(calculate(e)) for k, e in ratios.items()}
@@ -300,11 +306,17 @@ def _list(r) -> Turn:
         ask, expression = f"What is the {r.choice(words)} value?", f"{function}({','.join(plain)})"
         answer = f"{_sentence(words[0])}: {mark(expression)}.\n#### {show(calculate(expression))}"
     elif kind in (3, 4, 5):  # running results: the state is carried from mark to mark
-        function = r.choice(["max", "max", "min", "+"])
+        function = r.choice(["max", "max", "min", "+", "both", "both"])
         ask = {"max": r.choice(["Write the running maximum.", "Give the peak so far at each step.", "Follow the highest value so far.", "What was the running peak?"]),
-               "min": r.choice(["Write the running minimum.", "Follow the lowest value so far."]), "+": r.choice(["Write the running total.", "Add them up step by step."])}[function]  # fmt: skip
-        state, lines = plain[0], []
+               "min": r.choice(["Write the running minimum.", "Follow the lowest value so far."]), "+": r.choice(["Write the running total.", "Add them up step by step."]),
+               "both": r.choice(["Write the running peak and the running total.", "At each step, the highest so far and the sum so far."])}[function]  # fmt: skip
+        state, total, lines = plain[0], plain[0], []
         for p in plain[1:]:
+            if function == "both":
+                peak, adding = f"max({state},{p})", f"{total}+{p}"
+                state, total = show(calculate(peak)), show(calculate(adding))
+                lines.append(f"Peak {mark(peak)}, total {mark(adding)}")
+                continue
             expression = f"{state}+{p}" if function == "+" else f"{function}({state},{p})"
             lines.append(mark(expression) if function == "+" else f"{'Peak' if function == 'max' else 'Low'} {mark(expression)}")
             state = show(calculate(expression))
@@ -436,7 +448,7 @@ def _prose(r) -> str:
     return " ".join(sentences)
 
 
-CHATS = ((_world, 32), (_facts, 20), (_list, 17), (_sum, 12), (_copy, 14))
+CHATS = ((_world, 34), (_facts, 20), (_list, 24), (_sum, 10), (_copy, 10))
 PROSE_SHARE = 0.08
 
 

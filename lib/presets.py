@@ -121,11 +121,11 @@ PRESETS: dict[str, Preset] = {
             reference="such tasks, Mistral-7B-Instruct, LoRA r 16, 900 rows, 3 epochs, 4 GPUs: 2.7 % -> 32.7 %",
             settings=Settings(
                 source="quant_tasks", train_rows=900, validation_rows=60, test_rows=300,
-                base_model="data/base", max_length=512, load_in_4bit=True,
+                base_model="data/base", max_length=576, load_in_4bit=True,
                 r=32, lora_alpha=64, lora_dropout=0.0, target_modules=LINEAR_MODULES,
                 learning_rate=2e-3, lr_scheduler_type="cosine", warmup_steps=0.05, num_train_epochs=3.0,
                 per_device_train_batch_size=16, gradient_accumulation_steps=1, optim="adamw_8bit",
-                max_new_tokens=320, eval_batch_size=128,
+                max_new_tokens=500, eval_batch_size=100,
             ),
         ),
         Preset(

@@ -154,15 +154,15 @@ def _draw_drawdown(rng, unseen):
 
 
 def _answer_drawdown(s):
-    peak, falls, steps = s["series"][0], [], []
+    peak, worst, steps = s["series"][0], "0", []  # both are carried from line to line
     for value in s["series"][1:]:
         highest = f"max({peak},{value})"
         peak = show(calculate(highest))
         fall = f"100*(1-{value}/{peak})"
-        falls.append(show(calculate(fall)))
-        steps.append(f"Peak {mark(highest)}, fall {mark(fall)}.")
-    largest = f"max({','.join(falls)})"
-    return [*steps, f"Largest: {mark(largest)}."], *_number(largest, "percent", 2)
+        largest = f"max({worst},{show(calculate(fall))})"
+        worst = show(calculate(largest))
+        steps.append(f"Peak {mark(highest)}, fall {mark(fall)}, worst {mark(largest)}.")
+    return steps, *_number(worst, "percent", 2)
 
 
 # --- Sharpe ratio comparison and ranking ------------------------------------------------------------------------------

@@ -23,8 +23,8 @@ def processor():
 def test_the_learning_rate_warms_up_holds_and_falls_to_nothing():
     shares = [pretrain.schedule(step, 1000) for step in range(1000)]
     assert shares[:20] == pytest.approx([(i + 1) / 20 for i in range(20)])
-    assert set(shares[19:251]) == {1}
-    assert shares[250:] == pytest.approx(np.linspace(1, 1 / 750, 750))
+    assert set(shares[19:400]) == {1}
+    assert shares[400:] == pytest.approx(np.linspace(0.4, 0.4 / 600, 600))
     assert pretrain.schedule(1000, 1000) == 0
 
 
@@ -122,11 +122,11 @@ def test_digits_and_the_notations_signs_are_tokens_of_their_own(processor):
 
 # --- set-up accuracy --------------------------------------------------------------------------------------------------
 def test_a_sum_counts_as_set_up_right_by_its_expression_not_its_value(tokenizer, monkeypatch):
-    problems = [(f"q{i}", "<<12/4=3>>\n#### 3") for i in range(4)]
-    said = ["Value: <<12/4=99>>", "<<12/5=2.4>>\n#### 3", "3", "<<1+1=2>> <<12/4=3>>"]
+    problems = [(f"q{i}", "<<12/4=3>>\n#### 3") for i in range(5)]
+    said = ["Value: <<12/4=99>>", "<<12/5=2.4>>\n#### 3", "3", "<<1+1=2>> <<12/4=3>>", "<<4/12=3>>"]
     monkeypatch.setattr(evaluate, "generate", lambda *a, **k: [{"completion": text} for text in said])
     results = pretrain.setup_accuracy(None, tokenizer, problems)
-    assert [r["correct"] for r in results] == [True, False, False, False]
+    assert [r["correct"] for r in results] == [True, False, False, False, False]
     assert {r["wanted"] for r in results} == {"12/4"} and [r["got"] for r in results] == said
 
 

@@ -112,7 +112,7 @@ def drawn():
 
 
 def of_kind(drawn, kind, *names):
-    return [p for (split, _), problems in drawn.items() if split in splits for p in problems if p.kind == kind]
+    return [p for (split, _), problems in drawn.items() if split in names for p in problems if p.kind == kind]
 
 
 EVERY_SPLIT = ("train", "validation", "test", "test_seen")
@@ -336,7 +336,7 @@ def test_splits_share_no_question(seed):
 def test_neighbouring_seeds_share_hardly_a_question(split):
     asked = [{p.question for p in tasks.generate(split, 900, seed)} for seed in (0, 1, 2)]
     for a, b in combinations(asked, 2):
-        assert len(a & b) <= 9  # by chance alone, of 900; streams that overlap would share hundreds
+        assert len(a & b) <= 18  # by chance alone, of 900; streams that overlap would share hundreds
 
 
 def test_more_questions_than_there_are_end_with_an_error(monkeypatch):
