@@ -56,14 +56,15 @@ class Calculator(LogitsProcessor):
 
 @torch.inference_mode()
 def generate(model, tokenizer, prompts: list[list[int]], max_new_tokens: int, batch_size: int, calculator: bool,
-             progress=None) -> list[dict]:  # fmt: skip
+             progress=None, kinds: list[str] | None = None) -> list[dict]:  # fmt: skip
     """Greedy answers to token-id prompts, in their order: {"completion", "tokens", "finished"} each.
 
-    Batches are left-padded and made of prompts of similar length; `finished` is False where the answer was cut off at
+    Batches are left-padded and made of prompts of the same kind (their answers end together, so that no batch waits for
+    one long answer) and of similar length; `finished` is False where the answer was cut off at
     `max_new_tokens`."""
     device = next(model.parameters()).device
     ends, answers, done = set(chat.end_ids(tokenizer)), [None] * len(prompts), 0
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    order = sorted(range(len(prompts)), key=lambda i: (kinds[i] if kinds else "", len(prompts[i])))
     for start in range(0, len(order), batch_size):
         batch = order[start : start + batch_size]
         longest = max(len(prompts[i]) for i in batch)
@@ -97,7 +98,7 @@ def ask(model, tokenizer, rows: list[dict], settings, calculator: bool, labels: 
         print(f"{name}: {done} of {len(rows)} answered, {time.monotonic() - began:.1f} s", flush=True)
 
     size = (settings.max_new_tokens, settings.eval_batch_size)
-    answers = generate(model, tokenizer, prompts, *size, calculator, progress)
+    answers = generate(model, tokenizer, prompts, *size, calculator, progress, [row["kind"] for row in rows])
     results = []
     for row, answer in zip(rows, answers):
         verdict = scoring.grade(answer["completion"], row["gold"], answer["finished"])

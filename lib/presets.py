@@ -57,7 +57,7 @@ class Settings(BaseModel):
     seed: int = Field(3407, ge=0, lt=2**31, description="seed of LoRA's start and of the rows' order")
 
     # pretraining of the embedded base
-    pretrain_tokens: Count = Field(22_000_000, description="generated tokens that the base is pretrained on")
+    pretrain_tokens: Count = Field(28_000_000, description="generated tokens that the base is pretrained on")
     pretrain_batch_size: Count = Field(8, description="blocks an optimiser step")
     block_size: int = Field(512, ge=16, le=1024, description="tokens of a block; documents are packed into blocks")
     muon_learning_rate: float = Field(0.02, gt=0, le=1, description="peak learning rate of the matrices")
@@ -121,11 +121,11 @@ PRESETS: dict[str, Preset] = {
             reference="such tasks, Mistral-7B-Instruct, LoRA r 16, 900 rows, 3 epochs, 4 GPUs: 2.7 % -> 32.7 %",
             settings=Settings(
                 source="quant_tasks", train_rows=900, validation_rows=60, test_rows=300,
-                base_model="data/base", max_length=576, load_in_4bit=True,
+                base_model="data/base", max_length=640, load_in_4bit=True,
                 r=32, lora_alpha=64, lora_dropout=0.0, target_modules=LINEAR_MODULES,
-                learning_rate=2e-3, lr_scheduler_type="cosine", warmup_steps=0.05, num_train_epochs=3.0,
+                learning_rate=3e-3, lr_scheduler_type="cosine", warmup_steps=0.05, num_train_epochs=4.0,
                 per_device_train_batch_size=16, gradient_accumulation_steps=1, optim="adamw_8bit",
-                max_new_tokens=500, eval_batch_size=100,
+                max_new_tokens=540, eval_batch_size=50,
             ),
         ),
         Preset(

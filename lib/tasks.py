@@ -161,7 +161,7 @@ def _answer_drawdown(s):
         fall = f"100*(1-{value}/{peak})"
         largest = f"max({worst},{show(calculate(fall))})"
         worst = show(calculate(largest))
-        steps.append(f"Peak {mark(highest)}, fall {mark(fall)}, worst {mark(largest)}.")
+        steps.append(f"{value}: peak {mark(highest)}, fall {mark(fall)}, worst {mark(largest)}.")
     return steps, *_number(worst, "percent", 2)
 
 
