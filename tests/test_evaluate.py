@@ -179,8 +179,9 @@ def test_perplexitys_interval_is_that_of_a_ratio_estimator(model, tokenizer, row
 
 # --- answers to tables ------------------------------------------------------------------------------------------------
 def test_ask_grades_every_answer_and_keeps_the_questions_order(rows, tokenizer, monkeypatch, capsys):
-    def generate(model, tokenizer, prompts, max_new_tokens, batch_size, calculator, progress):
+    def generate(model, tokenizer, prompts, max_new_tokens, batch_size, calculator, progress, kinds):
         assert (max_new_tokens, batch_size, calculator) == (64, 4, True)
+        assert kinds == [row["kind"] for row in rows]
         progress(len(prompts))
         texts = [row["messages"][-1]["content"] if i % 2 else "I do not know" for i, row in enumerate(rows)]
         return [{"completion": text, "tokens": 3, "finished": i != 0} for i, text in enumerate(texts)]
