@@ -129,7 +129,8 @@ class Stage:
     def _table(self) -> tuple[str, list[tuple[str, str, str]]]:
         resolved, own = self.request.resolved, STAGE_FIELDS[self.request.stage]
         note = "REHEARSAL (a walk through, no result): " if resolved.rehearse else ""
-        title = f"{note}preset {resolved.preset}, stage {self.request.stage}, writing to {self.folder}"
+        place = self.folder.relative_to(self.request.outputs.parent).as_posix()  # reports are shared: no path of ours
+        title = f"{note}preset {resolved.preset}, stage {self.request.stage}, writing to {place}"
         title += ", going on from an unfinished attempt" if self.resumed else ""
         return title, [(f, repr(getattr(resolved.settings, f)), resolved.origins[f]) for f in own]
 

@@ -133,7 +133,7 @@ def test_manifest_with_odd_parts_gives_a_reason_not_a_traceback(outputs, key):
 
 def test_a_stage_of_another_setup_is_refused(outputs):
     prepare(outputs, max_length=256)
-    with pytest.raises(runs.RunError, match="max_length was 256 and is 512"):
+    with pytest.raises(runs.RunError, match="max_length was 256 and is 640"):
         start(outputs, "train").input("prepare")
     prepare(outputs, run="other", rehearse=True)
     with pytest.raises(runs.RunError, match="rehearse was True and is False"):
