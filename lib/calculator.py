@@ -6,7 +6,10 @@ from fractions import Fraction
 
 MARK = re.compile(r"<<([^<>=]{1,200})=([^<>]{0,60})>>")
 _TOKEN = re.compile(r"\s*(\d+\.?\d*|\.\d+|sqrt|max|min|floor|\*\*|[-+*/^(),%])")
-_FUNCTIONS = {"sqrt": math.sqrt, "max": max, "min": min, "floor": math.floor}
+_FUNCTIONS = {  # each takes the list of its arguments
+    "sqrt": lambda numbers: math.sqrt(*numbers), "floor": lambda numbers: Fraction(math.floor(*numbers)),
+    "max": max, "min": min,
+}  # fmt: skip
 
 
 class CalculatorError(ValueError):
@@ -29,7 +32,7 @@ def calculate(expression: str) -> Fraction | float:
     try:
         value, rest = _sum(tokens, 0)
         finite = math.isfinite(value)
-    except (ArithmeticError, ValueError, TypeError, IndexError, RecursionError) as error:  # TypeError: a complex root
+    except (ArithmeticError, ValueError, TypeError, IndexError, RecursionError) as error:  # TypeError: sqrt(1,2)
         raise CalculatorError(f"{expression[:80]!r} has no value: {error}") from None
     if rest != len(tokens) or not finite:
         raise CalculatorError(f"{expression[:80]!r} is not one finite number")
@@ -80,16 +83,9 @@ def _atom(tokens, i):
             value, i = _sum(tokens, i + 1)
             arguments.append(value)
         i = _expect(")", tokens, i)
-        if token in ("sqrt", "floor") and len(arguments) != 1:
-            raise ValueError(f"{token} takes one number")
-        value = (
-            _FUNCTIONS[token](*arguments)
-            if len(arguments) == 1 and token in ("sqrt", "floor")
-            else _FUNCTIONS[token](arguments)
-        )
-        value = Fraction(value) if token == "floor" else value
+        value = _FUNCTIONS[token](arguments)
     elif token[0].isdigit() or token[0] == ".":
-        value, i = Fraction(token.rstrip(".") if token != "." else "0"), i + 1
+        value, i = Fraction(token.rstrip(".")), i + 1
     else:
         raise ValueError(f"unexpected {token!r}")
     if i < len(tokens) and tokens[i] == "%":

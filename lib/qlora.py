@@ -108,8 +108,8 @@ def train(model, tokenizer, train_rows: Dataset, validation_rows: Dataset | None
     """Train, save the adapter as plain PEFT safetensors to `folder`, and return the metrics.
 
     Checkpoints lie in `folder/checkpoints` while it trains; with `resume` training goes on from the newest whole one.
-    Returns steps, epochs, train_loss, elapsed seconds, tokens and tokens per second (padding left out), and the
-    optimiser that was asked for and the one that ran (Unsloth replaces 8-bit optimisers on a CPU)."""
+    Returns steps, epochs, train_loss, train_seconds, tokens_per_second (padding left out), and the optimiser that
+    was asked for and the one that ran (Unsloth replaces 8-bit optimisers on a CPU)."""
     set_seed(settings.seed)
     device = next(model.parameters()).device.type
     bf16 = torch.cuda.is_bf16_supported() if device == "cuda" else torch.cpu._is_avx512_bf16_supported()
@@ -142,8 +142,7 @@ def train(model, tokenizer, train_rows: Dataset, validation_rows: Dataset | None
     check_adapter(folder)
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     steps_here = trainer.state.global_step - (int(checkpoint.name.split("-")[1]) if checkpoint else 0)
-    rows_here = steps_here * settings.per_device_train_batch_size * settings.gradient_accumulation_steps
-    tokens = rows_here * sum(lengths) / len(lengths)
+    tokens = sum(lengths) * trainer.state.epoch * steps_here / trainer.state.global_step  # last batches are short
     return {
         "steps": trainer.state.global_step, "epochs": trainer.state.epoch, "train_loss": result.training_loss,
         "train_seconds": elapsed, "tokens_per_second": tokens / elapsed, "rows": len(train_rows), "bf16": bf16,

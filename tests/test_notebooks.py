@@ -33,7 +33,7 @@ def accuracy(run_folder: Path, model: str, split: str, calculator: bool, kind: s
 def test_the_demo_learns_tasks_that_its_base_cannot_do(demo):
     base, tuned = (accuracy(demo.run_folder, model, "test", True) for model in ("base", "tuned"))
     assert base["n"] == tuned["n"] == 300
-    assert tuned["low"] > 0.25 > base["high"]
+    assert tuned["low"] > 0.25 > base["high"]  # guards what was measured (44 %); what we want is 60 % and more
     open_answers = [kind for kind in _kinds() if kind != "Sharpe comparison"]  # one of two names is right by chance
     assert all(accuracy(demo.run_folder, "base", "test", True, kind)["accuracy"] <= 0.05 for kind in open_answers)
     assert accuracy(demo.run_folder, "tuned", "test_seen", True)["accuracy"] >= 0.6
