@@ -1,4 +1,4 @@
-"""The command `sharpen`: run a preset, list presets, look at the machine, compare runs."""
+"""The command `sharpen`: run a preset, list presets, look at the machine, compare runs, grade a file of answers."""
 
 import sys
 from pathlib import Path
@@ -21,6 +21,7 @@ def run(
     rehearse: Annotated[bool, typer.Option("--rehearse", help="The whole path, on the embedded base.")] = False,
     outputs: Outputs = None,
     force: Annotated[bool, typer.Option("--force", help="Run stages again though nothing changed.")] = False,
+    export: Annotated[bool, typer.Option("--export", help="Then merge and quantise (builds llama.cpp once).")] = False,
 ) -> None:
     """Prepare, train, evaluate and compare; what is complete already is skipped."""
     from lib import pipeline
@@ -30,7 +31,9 @@ def run(
         overrides["data_dir"] = str(data_dir)
     if overrides.get("data_dir"):  # a folder on the command line lies where the user is, not in the project
         overrides["data_dir"] = str(Path(overrides["data_dir"]).expanduser().resolve())
-    pipeline.run(preset, run, overrides, rehearse, _absolute(outputs), force)
+    if overrides.get("llama_cpp_path"):
+        overrides["llama_cpp_path"] = str(Path(overrides["llama_cpp_path"]).expanduser().resolve())
+    pipeline.run(preset, run, overrides, rehearse, _absolute(outputs), force, export=export)
 
 
 @app.command()
@@ -87,15 +90,44 @@ def compare(
     pipeline.run(first["preset"], runs[0], overrides, first["rehearse"], folder, force=True, stages=["compare"])
 
 
+@app.command()
+def grade(
+    file: Annotated[Path, typer.Argument(help='JSON lines: {"id", "completion", "gold": {"value", "unit"?, ...}}.')],
+    out: Annotated[Path | None, typer.Option(help="Write a verdict a row here, in the same order.")] = None,
+    beside: Annotated[str | None, typer.Option(help="Another grader to set beside: math-verify.")] = None,
+) -> None:
+    """Grade a file of completions: a table with intervals and error classes, and a file of verdicts."""
+    from lib import grading
+
+    if beside not in (None, "math-verify"):
+        raise grading.GradingError(f"--beside {beside!r}: unknown grader; choose math-verify")
+    answers = grading.read(file)
+    if out is not None:
+        grading.check_output(file, out)
+    verdicts = grading.grade(answers)
+    others = grading.math_verify_verdicts(answers) if beside else None
+    if out is not None:
+        from lib.runs import write_atomically
+
+        try:
+            write_atomically(out, grading.verdict_lines(answers, verdicts))
+        except OSError as error:
+            raise grading.GradingError(f"--out {out} cannot be written ({error.strerror}); choose another") from None
+    typer.echo(grading.table(answers, verdicts))
+    if others is not None:
+        typer.echo("\n" + grading.beside(answers, verdicts, others, beside))
+
+
 def main() -> None:
     """The entry point: a user's mistake is one message on stderr and exit code 2, never a traceback."""
+    from lib.grading import GradingError
     from lib.pipeline import StageFailed
     from lib.presets import SettingsError
     from lib.runs import RunError
 
     try:
         app()
-    except (SettingsError, RunError) as error:
+    except (GradingError, SettingsError, RunError) as error:
         typer.echo(str(error), err=True)
         sys.exit(2)
     except StageFailed:  # the pipeline has said it

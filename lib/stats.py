@@ -6,6 +6,7 @@ Scores are shares from 0 to 1. Heavy imports live inside the functions, so that 
 import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 
 FEWEST_CLUSTERS = 10
 
@@ -32,13 +33,25 @@ class NonInferiority:
 
 
 def wilson(successes: int, n: int, confidence: float = 0.95) -> Interval:
-    """Wilson's score interval of a share (Wilson 1927), through statsmodels."""
-    from statsmodels.stats.proportion import proportion_confint
+    """Wilson's score interval of a share (Wilson 1927).
 
+    Its exact coverage at n = 50, 200, 1,000 and p = 0.02, 0.3, 0.95 lies in 93 to 97 %, but for 92.2 % at n = 50,
+    p = 0.02. There no interval can do better by rule: one that counts 0, 1 and 2 successes covers 92.2 %, and one that
+    adds 3 covers 98.2 %. Mid-p and Agresti-Coull do the latter, Jeffreys also covers only 88.5 % at n = 50, p = 0.95,
+    Clopper-Pearson 98.8 % (`tests/benchmarks/bench_stats.py` prints all): none is better at all nine points.
+    """
     if n < 1 or not 0 <= successes <= n:
         raise ValueError(f"a share needs 0 <= successes <= n and n >= 1; got {successes} of {n}")
-    low, high = proportion_confint(successes, n, alpha=1 - confidence, method="wilson")
-    return Interval(successes / n, max(0.0, float(low)), min(1.0, float(high)), n)
+    low, high = _score_limits(successes / n, n, NormalDist().inv_cdf((1 + confidence) / 2))
+    return Interval(successes / n, low, high, n)
+
+
+def _score_limits(share: float, n: float, critical: float) -> tuple[float, float]:
+    """Wilson's limits; statsmodels has the same, but takes a second to import, and whole numbers of successes only."""
+    shrink = 1 + critical**2 / n
+    centre = (share + critical**2 / (2 * n)) / shrink
+    half = critical / shrink * math.sqrt(share * (1 - share) / n + critical**2 / (4 * n**2))
+    return (max(0.0, centre - half) if share > 0 else 0.0), (min(1.0, centre + half) if share < 1 else 1.0)
 
 
 def mcnemar(right_to_wrong: int, wrong_to_right: int) -> float:
@@ -86,9 +99,8 @@ def paired_interval(a_correct: Sequence[bool], b_correct: Sequence[bool], confid
 
 def _tango(right_to_wrong: int, wrong_to_right: int, n: int, confidence: float) -> Interval:
     from scipy.optimize import brentq
-    from scipy.special import ndtri
 
-    critical, estimate = float(ndtri((1 + confidence) / 2)), (wrong_to_right - right_to_wrong) / n
+    critical, estimate = NormalDist().inv_cdf((1 + confidence) / 2), (wrong_to_right - right_to_wrong) / n
 
     def limit(bound: float, score: float) -> float:
         def excess(difference: float) -> float:
@@ -139,10 +151,7 @@ def clustered(values: Sequence[float], groups: Sequence[Hashable], confidence: f
         return Interval(mean, mean - critical * error, mean + critical * error, n, warning)
     # All rows alike: nothing shows whether groups move together, so each counts as one observation.
     effective = min(float(n), mean * (1 - mean) / error**2) if error > 1e-12 else float(clusters)
-    shrink = 1 + critical**2 / effective
-    centre = (mean + critical**2 / (2 * effective)) / shrink
-    half = critical / shrink * math.sqrt(mean * (1 - mean) / effective + critical**2 / (4 * effective**2))
-    return Interval(mean, max(0.0, centre - half), min(1.0, centre + half), n, warning)
+    return Interval(mean, *_score_limits(mean, effective, critical), n, warning)
 
 
 def detectable(n: int, discordance: float, power: float = 0.8, alpha: float = 0.05) -> float:

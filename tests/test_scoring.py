@@ -392,10 +392,15 @@ def test_a_bare_number_is_a_gold_and_a_spelt_number_brings_its_unit_and_digits()
 
 @pytest.mark.parametrize(
     "bad",
-    [gold(5, "furlong"), gold("B", "percent"), gold(math.nan), gold(math.inf), gold("5", "bool"), gold("x", "count")],
-)
+    [
+        gold(5, "furlong"), gold("B", "percent"), gold(math.nan), gold(math.inf), gold("5", "bool"), gold("x", "count"),
+        gold(10**400), gold(5, ["percent"]), gold(5, 5), gold(None), gold([5]), gold(""), gold(" ", "choice"), {}, [5],
+        gold(5, tolerance="1%"), gold(5, tolerance=-1), gold(5, tolerance=True), gold(5, tolerance=math.nan),
+        gold(5, decimals="2"), gold(5, decimals=1.5), gold(5, decimals=400), gold(5, decimals=True), None,
+    ],
+)  # fmt: skip
 def test_a_gold_that_its_unit_does_not_fit_is_refused(bad):
-    with pytest.raises(ValueError, match="unit|finite|true"):
+    with pytest.raises(ValueError, match="unit|finite|true|give"):
         grade("#### 5", bad)
 
 
@@ -590,6 +595,20 @@ def tatqa():
         for question in questions
         if question["answer_type"] in ("arithmetic", "count")
     ]
+
+
+def tatqa_spans():
+    """The text answers of TAT-QA, alone or several: a number in words, or a passage that must be named."""
+    questions = [question for row in rows_of("tatqa", "dev.jsonl") for question in row["questions"]]
+    answers = [", ".join(filter(None, one["answer"])) for one in questions if isinstance(one["answer"], list)]
+    answers = [answer for answer in answers if len(answer) < 290]  # two longer passages are no short answers
+    return [gold(answer, None if parse("#### " + answer) else "choice") for answer in answers]
+
+
+def test_text_answers_graded_against_themselves_are_right_in_five_wrappings():
+    every, wrappings = tatqa_spans(), ["#### {}", "Final answer: {}", "The answer is {}", r"\boxed{{{}}}", "**A:** {}"]
+    assert len(every) > 900
+    assert not [(w, one) for one in every for w in wrappings if not grade(w.format(one["value"]), one).correct]
 
 
 def five_spellings(value):
