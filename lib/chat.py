@@ -15,6 +15,14 @@ TEMPLATE = (
 IGNORED = -100  # the label that torch's cross entropy leaves out
 
 
+class EncodingError(ValueError):
+    """A row cannot be learnt as it is; `check` is the data gate's name for why, the message names the row."""
+
+    def __init__(self, check: str, message: str):
+        self.check = check
+        super().__init__(message)
+
+
 def load_tokenizer(settings):
     """The base model's tokenizer, with the settings' chat template where they name one."""
     if settings.chat_template:
@@ -40,20 +48,22 @@ def prompt_ids(messages: list[dict], tokenizer) -> list[int]:
 def encode(row: dict, tokenizer) -> dict:
     """{"input_ids", "labels"} of a whole row; only the last answer and its end token are learnt.
 
-    ValueError where the prompt alone is tokenised otherwise than inside the row (the model would be asked something
+    EncodingError where the prompt alone is tokenised otherwise than inside the row (the model would be asked something
     that it never saw), or where no end token closes the answer (it would never learn to stop)."""
     prompt = prompt_ids(row["messages"], tokenizer)
     whole = tokenizer.apply_chat_template(row["messages"])["input_ids"]
     if whole[: len(prompt)] != prompt:
-        raise ValueError(f"row {row['id']}: its prompt's tokens are not the beginning of the row's tokens")
+        message = f"row {row['id']}: its prompt's tokens are not the beginning of the row's tokens"
+        raise EncodingError("prompt tokens", message)
     while len(whole) > len(prompt) and not tokenizer.decode(whole[-1:]).strip():
         whole.pop()  # some templates put a newline after the end token; nobody generates it
     if len(whole) == len(prompt):
-        raise ValueError(f"row {row['id']}: its answer has no tokens to learn")
+        raise EncodingError("nothing learnt", f"row {row['id']}: its answer has no tokens to learn")
     if whole[-1] not in end_ids(tokenizer):
-        raise ValueError(
+        raise EncodingError(
+            "end token",
             f"row {row['id']}: the chat template closes the answer with {tokenizer.decode(whole[-1:])!r}, "
-            f"not with the end token {tokenizer.eos_token!r}"
+            f"not with the end token {tokenizer.eos_token!r}",
         )
     return {"input_ids": whole, "labels": [IGNORED] * len(prompt) + whole[len(prompt) :]}
 

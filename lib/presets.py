@@ -28,8 +28,13 @@ class Settings(BaseModel):
     train_rows: Count | None = Field(description="training rows, over all kinds; none: all there are")
     validation_rows: Annotated[int, Field(ge=0)] | None = Field(description="rows for the held-out loss; 0: no such")
     test_rows: Count | None = Field(description="test rows, over all kinds; none: all there are")
+    kinds: Annotated[tuple[str, ...], Field(min_length=1)] | None = Field(
+        None, description="kinds of generated tasks, or 'all'; none: the demo's six"
+    )
     data_seed: int = Field(0, ge=0, lt=2**31, description="seed of generated rows and of splits")
     dataset_revision: str | None = Field(None, description="commit or tag of the hub's data set; none: newest")
+    gate: Literal["stop", "drop", "report"] = Field("drop", description="what happens where the audit finds bad rows")
+    benchmarks: tuple[str, ...] = Field((), description="JSONL files; no training row may ask what they ask")
 
     # model and training
     base_model: str = Field(min_length=1, description="hub id, or folder (a relative one lies in the project)")
@@ -56,13 +61,23 @@ class Settings(BaseModel):
     eval_steps: Count | None = Field(50, description="steps between held-out losses; none: only at the end")
     seed: int = Field(3407, ge=0, lt=2**31, description="seed of LoRA's start and of the rows' order")
 
-    # pretraining of the embedded base
-    pretrain_tokens: Count = Field(28_000_000, description="generated tokens that the base is pretrained on")
-    pretrain_batch_size: Count = Field(8, description="blocks an optimiser step")
-    block_size: int = Field(512, ge=16, le=1024, description="tokens of a block; documents are packed into blocks")
-    muon_learning_rate: float = Field(0.02, gt=0, le=1, description="peak learning rate of the matrices")
+    # pretraining from nothing
+    model_size: Literal["base", "tiny", "small", "medium"] = Field("base", description="a key of gpt.SIZES")
+    corpus: str = Field("generated", min_length=1, description="'generated', or a text file or folder of your own")
+    tokenizer: Literal["new", "embedded"] = Field("new", description="trained on the corpus, or that of data/base")
+    held_out_percent: float = Field(5.0, gt=0, le=50, description="share of your own documents kept from training")
+    pretrain_tokens: Count = Field(28_000_000, description="tokens to train on, over all epochs")
+    pretrain_batch_size: Count = Field(8, description="blocks a forward pass")
+    pretrain_accumulation: Count = Field(1, description="forward passes an optimiser step")
+    block_size: int = Field(512, ge=16, le=1024, description="tokens of a block, which holds whole documents")
+    muon_learning_rate: float = Field(0.01, gt=0, le=1, description="peak learning rate of the matrices")
     adamw_learning_rate: float = Field(1e-3, gt=0, le=1, description="peak learning rate of embeddings and norms")
+    schedule: Literal["wsd", "cosine"] = Field("wsd", description="warm-up, stable, decay; or a cosine")
+    decay_share: float = Field(1.0, gt=0, le=1, description="share of the steps over which wsd falls to zero")
     torch_compile: bool = Field(True, description="needs a C++ compiler on a CPU; worth it over many steps")
+    checkpoint_activations: bool = Field(False, description="compute layers again instead of keeping them")
+    ablation_steps: Annotated[int, Field(ge=0)] = Field(12, description="steps of each recipe; 0: no ablation")
+    ablation_runs: Count = Field(3, description="runs that the ablation's medians are over")
     pretrain_seed: int = Field(0, ge=0, lt=2**31, description="seed of the generated text and of the weights")
 
     # evaluation
@@ -72,6 +87,16 @@ class Settings(BaseModel):
     eval_batch_size: Count = Field(description="questions answered at once")
     show_answers: int = Field(10, ge=0, le=1000, description="answers shown side by side")
 
+    # export
+    llama_cpp_path: str | None = Field(None, description="a checkout of llama.cpp with its build; none: build ours")
+    quantizations: tuple[
+        Literal["Q8_0", "Q6_K", "Q5_K_M", "Q5_K_S", "Q4_K_M", "Q4_K_S", "Q3_K_M"], ...
+    ] = Field(("Q4_K_M",), description="some of Q8_0, Q6_K, Q5_K_M, Q5_K_S, Q4_K_M, Q4_K_S, Q3_K_M")
+    margin: float = Field(2.0, gt=0, lt=100, description="percentage points that a quantised file may lose")
+    skip_merge: bool = Field(False, description="do not merge: take the merged model that an earlier export left")
+    skip_gguf: bool = Field(False, description="do not convert: take the f16 file that is there, or go without")
+    skip_quantize: bool = Field(False, description="do not quantise: take the files that are there, or go without")
+
     # comparison
     others: tuple[str, ...] = Field((), description="further runs in the same outputs folder to compare with")
 
@@ -79,11 +104,13 @@ class Settings(BaseModel):
 _SHARED = ("base_model", "chat_template", "max_length")
 STAGE_FIELDS: dict[str, tuple[str, ...]] = {
     "prepare": (
-        "source", "data_dir", "train_rows", "validation_rows", "test_rows", "data_seed", "dataset_revision", *_SHARED,
+        "source", "data_dir", "train_rows", "validation_rows", "test_rows", "kinds", "data_seed", "dataset_revision",
+        "gate", "benchmarks", *_SHARED,
     ),
     "pretrain": (
-        "pretrain_tokens", "pretrain_batch_size", "block_size", "muon_learning_rate", "adamw_learning_rate",
-        "torch_compile", "pretrain_seed",
+        "model_size", "corpus", "tokenizer", "held_out_percent", "pretrain_tokens", "pretrain_batch_size",
+        "pretrain_accumulation", "block_size", "muon_learning_rate", "adamw_learning_rate", "schedule", "decay_share",
+        "torch_compile", "checkpoint_activations", "ablation_steps", "ablation_runs", "pretrain_seed",
     ),
     "train": (
         *_SHARED, "load_in_4bit", "r", "lora_alpha", "lora_dropout", "target_modules", "learning_rate",
@@ -95,10 +122,14 @@ STAGE_FIELDS: dict[str, tuple[str, ...]] = {
         *_SHARED, "load_in_4bit", "eval_rows", "calculator", "max_new_tokens", "eval_batch_size", "show_answers",
     ),
     "compare": ("others",),
+    "export": (
+        *_SHARED, "load_in_4bit", "eval_rows", "calculator", "max_new_tokens", "eval_batch_size", "llama_cpp_path",
+        "quantizations", "margin", "skip_merge", "skip_gguf", "skip_quantize",
+    ),
 }
 NOTEBOOKS = {
     "prepare": "10_prepare_data", "pretrain": "20_pretrain_gpt", "train": "21_train_qlora",
-    "evaluate": "30_evaluate", "compare": "31_compare",
+    "evaluate": "30_evaluate", "compare": "31_compare", "export": "40_export",
 }
 
 
@@ -145,10 +176,12 @@ PRESETS: dict[str, Preset] = {
 }
 
 # A rehearsal walks a preset's whole path with its own training rows and settings, but small and offline.
-REHEARSAL = {"base_model": "data/base", "chat_template": None, "max_steps": 10, "torch_compile": False}
+REHEARSAL = {
+    "base_model": "data/base", "chat_template": None, "max_steps": 10, "torch_compile": False, "ablation_runs": 1,
+}
 REHEARSAL_AT_MOST = {
     "validation_rows": 24, "test_rows": 60, "eval_rows": 24, "max_new_tokens": 64,
-    "save_steps": 5, "logging_steps": 1, "eval_steps": 5, "pretrain_tokens": 40_960,
+    "save_steps": 5, "logging_steps": 1, "eval_steps": 5, "pretrain_tokens": 40_960, "ablation_steps": 2,
 }
 
 
@@ -346,6 +379,8 @@ def _contradictions(s: Settings, suspect: set[str]) -> list[str]:
     """Settings that are fine alone but not together; a rule about a setting refused already is left out."""
     generated = s.source == "quant_tasks"
     whole = [f for f in ("train_rows", "validation_rows", "test_rows") if generated and getattr(s, f) is None]
+    kinds, unknown = ((), []) if "kinds" in suspect else _unknown_kinds(s.kinds)
+    absent = [] if "benchmarks" in suspect else [path for path in s.benchmarks if not os.path.isfile(in_project(path))]
     rules = [  # (settings it is about, is it broken, what to say); tests that compare numbers guard against suspects
         (("max_steps",), lambda: s.max_steps == 0, "max_steps = 0: must be -1 (by num_train_epochs) or at least 1"),
         (("warmup_steps",), lambda: s.warmup_steps >= 1 and not math.isclose(s.warmup_steps, round(s.warmup_steps)),
@@ -360,10 +395,25 @@ def _contradictions(s: Settings, suspect: set[str]) -> list[str]:
          f"data_dir = {s.data_dir!r}: source = 'quant_tasks' generates its rows and reads no folder; leave it out"),
         (("source", "dataset_revision"), lambda: s.dataset_revision and (generated or s.data_dir is not None),
          f"dataset_revision = {s.dataset_revision!r}: only rows from the hub have one; leave it out, or data_dir"),
+        (("source", "kinds"), lambda: s.kinds is not None and not generated,
+         f"kinds = {_short(s.kinds)}: only source = 'quant_tasks' has kinds; leave it out"),
+        (("kinds",), lambda: unknown,
+         f"kinds = {', '.join(map(_short, unknown))}: must be 'all', or some of {', '.join(kinds)}, each once"
+         f"{_nearest(*unknown[:1], kinds) if unknown else ''}"),
+        (("benchmarks",), lambda: absent, f"benchmarks = {', '.join(map(_short, absent))}: no such file"),
         (("data_dir",), lambda: s.data_dir is not None and not os.path.isdir(in_project(s.data_dir)),
          f"data_dir = {_short(s.data_dir)}: no such folder; give the one that holds {s.source}/train.jsonl"),
     ]
     return [message for fields, broken, message in rules if not suspect & set(fields) and broken()]
+
+
+def _unknown_kinds(named: tuple[str, ...] | None) -> tuple[tuple[str, ...], list[str]]:
+    """(all kinds of tasks, those named that are none or named twice); only a named kind costs the import of numpy."""
+    if not named or named == ("all",):
+        return (), []
+    from lib.kinds import KINDS
+
+    return tuple(KINDS), [name for i, name in enumerate(named) if name not in KINDS or name in named[:i]]
 
 
 def _parameters(namespace: dict[str, Any], known: set[str]) -> dict[str, Any]:

@@ -24,7 +24,12 @@ def load(settings, split: str) -> tuple[list[dict], list[dict], list[Path]]:
     if settings.source == "quant_tasks":
         counts = {"train": settings.train_rows, "validation": settings.validation_rows, "test": settings.test_rows,
                   "test_seen": settings.test_rows // 5}  # fmt: skip
-        return [problem.row() for problem in tasks.generate(split, counts[split], settings.data_seed)], [], []
+        kinds = tuple(tasks.KINDS) if settings.kinds == ("all",) else settings.kinds or tasks.DEMO_KINDS
+        try:
+            problems = tasks.generate(split, counts[split], settings.data_seed, kinds)
+        except ValueError as error:  # a kind has only so many different questions
+            raise SourceError(f"{split}_rows = {counts[split]}: {error}") from None
+        return [problem.row() for problem in problems], [], []
     if split == "test_seen":
         return [], [], []
     raw, files = _raw(settings, "test" if split == "test" else "train")

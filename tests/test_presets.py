@@ -90,6 +90,29 @@ def test_lists_and_comma_text_name_modules():
         assert resolve("demo", {"target_modules": value}).settings.target_modules == ("q_proj", "v_proj")
 
 
+def test_kinds_and_benchmarks_are_lists_from_the_shell_from_yaml_and_from_none():
+    two = ("value at risk", "CAGR")
+    for value in (list(two), two, "value at risk, CAGR", "[value at risk,CAGR]"):
+        assert resolve("demo", {"kinds": value}).settings.kinds == two
+    assert resolve("demo", {"kinds": "all"}).settings.kinds == ("all",)
+    assert resolve("demo", {"kinds": "none"}).settings.kinds is resolve("demo").settings.kinds is None
+    for value in ([], "", "[]", ()):
+        assert resolve("demo", {"benchmarks": value}).settings.benchmarks == ()
+    files = ("pyproject.toml", str(ROOT / "README.md"))
+    for value in (list(files), ", ".join(files)):
+        assert resolve("demo", {"benchmarks": value}).settings.benchmarks == files
+
+
+def test_unknown_kinds_are_refused_before_anything_starts():
+    told = refusal({"kinds": "CAGR, valu at risk"})
+    assert told.startswith("kinds = 'valu at risk': must be 'all', or some of compounding, ")
+    assert told.endswith("did you mean 'value at risk'?")
+    assert "kinds = 'CAGR': must be" in refusal({"kinds": ["CAGR", "CAGR"]})
+    assert "kinds = 'all': must be" in refusal({"kinds": ["CAGR", "all"]})
+    assert "kinds = []: must be" in refusal({"kinds": []})
+    assert "one of stop, drop, report" in refusal({"gate": "block"})
+
+
 def test_none_means_all_where_it_means_something():
     assert resolve("llama32_3b_gsm8k", {"train_rows": None, "test_rows": "none"}).settings.test_rows is None
     assert "quant_tasks" in refusal({"train_rows": None})
@@ -104,6 +127,8 @@ def test_none_means_all_where_it_means_something():
         ({"warmup_steps": 20, "max_steps": 10}, "max_steps = 10"),
         ({"data_dir": str(ROOT)}, "generates its rows"),
         ({"source": "gsm8k", "data_dir": "no/such/folder"}, "no such folder"),
+        ({"source": "gsm8k", "kinds": "CAGR"}, "only source = 'quant_tasks' has kinds"),
+        ({"benchmarks": "pyproject.toml, no/such.jsonl"}, "benchmarks = 'no/such.jsonl': no such file"),
         ({"source": "gsm8k", "data_dir": str(ROOT), "dataset_revision": "main"}, "dataset_revision = 'main'"),
     ],
 )

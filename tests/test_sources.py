@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from lib import presets, scoring, sources, splits
+from lib import gate, presets, scoring, sources, tasks
 
 GOOD = [
     {"question": f" Ann has {n} pens and buys one. How many? ",
@@ -132,7 +132,7 @@ def test_published_gsm8k_gives_all_its_rows_and_their_golds(published_data):
         for row, line in zip(rows[split], lines, strict=True):
             shown = json.loads(line)["answer"].rpartition("####")[2].strip()
             assert row["gold"]["value"] == float(re.sub(",", "", shown))
-    assert splits.check(rows) == []
+    assert "exact duplicate" not in {finding.check for finding in gate.duplicates(rows)}
 
 
 def test_quant_tasks_come_in_the_counts_asked_for():
@@ -144,6 +144,23 @@ def test_quant_tasks_come_in_the_counts_asked_for():
     assert presets.PRESETS["demo"].settings.train_rows == 900
     again, _, _ = sources.load(presets.resolve("demo", counts | {"data_seed": 5}).settings, "train")
     assert again != rows["train"][0]
+
+
+def test_kinds_are_the_demos_unless_some_or_all_are_named():
+    counts = {"train_rows": 40, "validation_rows": 0, "test_rows": 19}
+
+    def kinds(split, **named):
+        return {row["kind"] for row in sources.load(presets.resolve("demo", counts | named).settings, split)[0]}
+
+    assert kinds("train") == kinds("test") == set(tasks.DEMO_KINDS)
+    assert kinds("train", kinds="CAGR, beta") == kinds("test", kinds=["CAGR", "beta"]) == {"CAGR", "beta"}
+    assert kinds("train", kinds="all") == kinds("test", kinds=("all",)) == set(tasks.KINDS)
+
+
+def test_more_rows_than_there_are_questions_is_refused_by_name():
+    settings = presets.resolve("demo", {"kinds": "volatility annualisation", "validation_rows": 20_000}).settings
+    with pytest.raises(sources.SourceError, match="validation_rows = 20000: no .* different questions of 'volatility"):
+        sources.load(settings, "validation")
 
 
 @pytest.mark.parametrize("bad", [
