@@ -3,14 +3,17 @@
 import hashlib
 import html
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from lib import runs, stats
+from lib import answers, runs, stats
+from lib.answers import change, percent
 from lib.plots import asked, p_text
+
+MARGIN = 0.05  # a run that is surely less than this worse than another may stand in for it
 
 
 @dataclass(frozen=True)
@@ -97,43 +100,72 @@ def changes(finished: Sequence[Finished]) -> list[dict]:
     ]
 
 
+def level_rows(finished: Sequence[Finished]) -> list[dict]:
+    """The runs' rows by level, counted from the kept answers, for `plots.accuracy_by_level`; named as by kind."""
+    return answers.summarise(_named(finished), by="level")
+
+
+def asked_alike(finished: Sequence[Finished], split: str, calculator: bool) -> list[dict]:
+    """Every run's answers to one split asked in one way, the models named by their runs, for pictures of errors."""
+    return [row for row in _named(finished) if (row["split"], row["calculator"]) == (split, calculator)]
+
+
 def different_questions(finished: Sequence[Finished]) -> list[str]:
-    """A sentence for each run and split that was asked other questions than the first run's."""
-    first, found = _questions(finished[0]), []
-    for run in finished[1:]:
-        own = _questions(run)
-        for split in dict.fromkeys([*first, *own]):
-            if own.get(split) != first.get(split):
-                sizes = [f"{len(q[split])} in {r.name}" if split in q else f"none in {r.name}"
-                         for r, q in ((finished[0], first), (run, own))]
-                found.append(f"{run.name} was asked other questions than {finished[0].name} on split {split!r} "
-                             f"({', '.join(sizes)}): a difference between them may be the questions'.")
+    """A sentence for each two runs and split that are not compared, because they were asked other questions."""
+    found = []
+    for first, other in combinations(finished, 2):
+        own, theirs = _questions(first), _questions(other)
+        for split in dict.fromkeys([*own, *theirs]):
+            if own.get(split) != theirs.get(split):
+                found.append(f"{other.name} was asked other questions than {first.name} on split {split!r} "
+                             f"({len(theirs.get(split, ()))} and {len(own.get(split, ()))}): they are not paired, as a "
+                             "difference between them may be the questions'.")  # fmt: skip
+        for split, calculator in sorted(_ways(first).keys() ^ _ways(other).keys()):
+            if own.get(split) == theirs.get(split):
+                found.append(f"Only one of {first.name} and {other.name} was asked split {split!r} with the "
+                             f"calculator {'on' if calculator else 'off'}: nothing to pair.")  # fmt: skip
     return found
 
 
 def paired_runs(finished: Sequence[Finished]) -> list[dict]:
-    """Each further run's tuned model against the first run's, wherever both were asked the very same questions.
+    """The tuned models of every two runs against each other, wherever both were asked the very same questions.
 
-    A positive difference means that the first run is better. Keys as `evaluate.paired`, and "label", "other".
+    A positive difference means that the first of the two is better. Keys as `answers.pair`, and "label", "first",
+    "other"; "p_holm", adjusted for all rows; and "not_worse": does the other stay within MARGIN of the first?
     """
-    first, rows = finished[0], []
-    for run in finished[1:]:
-        for split, questions in _questions(first).items():
-            for calculator in (True, False):
-                verdicts = [_verdicts(r, split, calculator) for r in (run, first)]
-                if _questions(run).get(split) != questions or not all(v.keys() == questions.keys() for v in verdicts):
-                    continue
-                theirs, ours = ([answers[id] for id in questions] for answers in verdicts)
-                lost = sum(t and not o for t, o in zip(theirs, ours, strict=True))
-                won = sum(o and not t for t, o in zip(theirs, ours, strict=True))
-                interval = stats.paired_interval(theirs, ours)
-                rows.append({
-                    "other": run.name, "split": split, "calculator": calculator, "n": len(questions),
-                    "label": f"{first.name} - {run.name}: {asked(split, calculator, _questions(first))}",
-                    "right_to_wrong": lost, "wrong_to_right": won, "p_value": stats.mcnemar(lost, won),
-                    "difference": interval.estimate, "low": interval.low, "high": interval.high,
-                })
+    rows = []
+    for first, other in combinations(finished, 2):
+        splits = _questions(first)
+        for split, calculator in _ways(first):
+            both = _paired_answers(first, other, split, calculator)
+            if both is None:
+                continue
+            ours, theirs = both
+            test = stats.non_inferior([row["correct"] for row in ours], [row["correct"] for row in theirs], MARGIN)
+            rows.append({
+                "label": f"{first.name} - {other.name}: {asked(split, calculator, splits)}", "first": first.name,
+                "other": other.name, "split": split, "calculator": calculator, **answers.pair(theirs, ours),
+                "not_worse": {"holds": test.holds, "p_value": test.p_value, "margin": test.margin},
+            })  # fmt: skip
+    for row, p_value in zip(rows, stats.holm([row["p_value"] for row in rows]) if rows else (), strict=True):
+        row["p_holm"] = p_value
     return rows
+
+
+def flips(finished: Sequence[Finished], split: str, calculator: bool, most: int = 10) -> str:
+    """HTML: questions whose verdict differs between another run's tuned model and the first run's, with both answers.
+
+    "Right, then wrong" is from the other run to the first. A run that was asked other questions is named instead.
+    """
+    first, page = finished[0], ""
+    for run in finished[1:]:
+        page += f"<h3>From {html.escape(run.name)} to {html.escape(first.name)}</h3>"
+        if both := _paired_answers(first, run, split, calculator):
+            ours, theirs = both
+            page += answers.flips(theirs, ours, (f"{run.name}, tuned", f"{first.name}, tuned"), most)
+        else:
+            page += "<p>Not compared: they were asked other questions.</p>"
+    return page or "<p>no other run was named</p>"
 
 
 def recount(run: Finished) -> dict[tuple[str, bool, str], tuple[int, int]]:
@@ -152,10 +184,21 @@ def headline(finished: Sequence[Finished]) -> dict[str, str]:
         return {"runs compared": f"1 (with another: sharpen compare {finished[0].name} OTHER)"}
     names = ", ".join(run.name for run in finished)
     note = " (asked different questions)" if different_questions(finished) else ""
-    against = paired_runs(finished)
     return {"runs compared": names + note} | {
-        row["label"]: f"{change(row)}, n = {row['n']}, {p_text(row['p_value'])}" for row in against
-    }
+        row["label"]: f"{change(row)}, n = {row['n']}, {p_text(row['p_holm'])} (Holm, over all comparisons)"
+        for row in paired_runs(finished) if row["first"] == finished[0].name
+    }  # fmt: skip
+
+
+def paired_runs_text(rows: Sequence[dict]) -> list[dict[str, str]]:
+    """`paired_runs` in words, for readers."""
+    found = []
+    for row, shown in zip(rows, answers.pairs_text(rows), strict=True):
+        test = row["not_worse"]
+        sure = f"{'shown' if test['holds'] else 'not shown'}, {p_text(test['p_value'])}"
+        kept = {name: shown[name] for name in ("n", "won, lost", "difference", "95 % over groups", "McNemar", "Holm")}
+        found.append({"compared": row["label"], **kept, f"second less than {100 * MARGIN:g} points worse": sure})
+    return found
 
 
 def table_text(rows: Sequence[dict]) -> list[dict[str, str]]:
@@ -164,9 +207,14 @@ def table_text(rows: Sequence[dict]) -> list[dict[str, str]]:
     return [
         {
             "run": row["run"] + " (REHEARSAL)" * row["rehearse"],
-            "asked": asked(row["split"], row["calculator"], splits), "n": str(row["n"]),
-            "base": percent(row["base"]), "tuned": percent(row["tuned"]), "difference": change(row),
-            "McNemar": p_text(row["p_value"]), "won, lost": f"{row['wrong_to_right']}, {row['right_to_wrong']}",
+            "asked": asked(row["split"], row["calculator"], splits),
+            "n": str(row["n"]),
+            "base": percent(row["base"]),
+            "tuned": percent(row["tuned"]),
+            "tuned, over groups": answers.over_groups(row["tuned"].get("clustered")),
+            "difference": change(row),
+            "McNemar": p_text(row["p_value"]),
+            "won, lost": f"{row['wrong_to_right']}, {row['right_to_wrong']}",
             "format rate": " -> ".join(f"{100 * row[model]['format_rate']:.0f} %" for model in ("base", "tuned")),
         }
         for row in rows
@@ -190,33 +238,6 @@ def costs_text(rows: Sequence[dict]) -> list[dict[str, str]]:
     ]
 
 
-def html_table(rows: Sequence[dict[str, str]], upright: bool = False) -> Any:
-    """Rows of text as an HTML table (`upright`: a column each); every cell is escaped, for names are others' text."""
-    from IPython.display import HTML
-
-    def cell(tag: str, text: str) -> str:
-        whole = re.sub(r"\[.*?\]|p [<=] \S+|\S+ %", lambda found: found[0].replace(" ", "\u00a0"), text)  # not torn
-        return f"<{tag}>{html.escape(whole)}</{tag}>"
-
-    names = list(rows[0]) if rows else []
-    if upright:
-        lines = [cell("th", name) + "".join(cell("td", row[name]) for row in rows) for name in names]
-    else:
-        lines = ["".join(cell("th", name) for name in names)]
-        lines += ["".join(cell("td", text) for text in row.values()) for row in rows]
-    return HTML("<table>" + "".join(f"<tr>{line}</tr>" for line in lines) + "</table>")
-
-
-def percent(row: dict) -> str:
-    """`61.3 % [55.7, 66.7]`: an accuracy with its 95 % interval."""
-    return f"{100 * row['accuracy']:.1f} % [{100 * row['low']:.1f}, {100 * row['high']:.1f}]"
-
-
-def change(row: dict) -> str:
-    """`+58.0 points [52.1, 63.4]`: a paired difference with its 95 % interval, in percentage points."""
-    return f"{100 * row['difference']:+.1f} points [{100 * row['low']:+.1f}, {100 * row['high']:+.1f}]"
-
-
 def _number(value: float | None, form: str = ",.0f") -> str:
     return "-" if value is None else f"{value:{form}}"
 
@@ -234,9 +255,27 @@ def _questions(run: Finished) -> dict[str, dict[str, str]]:
     return asked_of
 
 
-def _verdicts(run: Finished, split: str, calculator: bool) -> dict[str, bool]:
-    wanted = ("tuned", split, calculator)
-    return {r["id"]: bool(r["correct"]) for r in run.results if (r["model"], r["split"], r["calculator"]) == wanted}
+def _ways(run: Finished) -> dict[tuple[str, bool], None]:
+    """The splits and calculator settings in which the tuned model was asked, in their order."""
+    return dict.fromkeys((row["split"], row["calculator"]) for row in run.results if row["model"] == "tuned")
+
+
+def _paired_answers(first: Finished, other: Finished, split: str, calculator: bool) -> tuple[list, list] | None:
+    """Both tuned models' answers in the same order; None unless the very same questions were asked in this way."""
+    ours, theirs = (answers.arm(run.results, "tuned", split, calculator) for run in (first, other))
+    by_id = {row["id"]: row for row in theirs}
+    if _questions(first).get(split) != _questions(other).get(split) or by_id.keys() != {row["id"] for row in ours}:
+        return None
+    return ours, [by_id[row["id"]] for row in ours]
+
+
+def _named(finished: Sequence[Finished]) -> list[dict]:
+    """All runs' answers; with several runs each model bears its run."""
+    several = len(finished) > 1
+    return [
+        row | {"model": f"{row['model']} ({run.name})" if several else row["model"]}
+        for run in finished for row in run.results
+    ]  # fmt: skip
 
 
 def _lines(path: Path) -> list[dict]:

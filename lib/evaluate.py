@@ -1,18 +1,15 @@
 """Questions through a model: batched greedy answers, calculator or not, graded; perplexity of the gold answers."""
 
-import html
 import math
 import re
 import time
-from collections import defaultdict
 
 import torch
 from transformers import LogitsProcessor, LogitsProcessorList
 
-from lib import chat, scoring, stats
+from lib import chat, scoring
 from lib.calculator import CalculatorError, calculate, show
 
-MODELS = ("base", "tuned")
 OPEN_MARK = re.compile(r"<<([^<>=]{1,200})=$")
 
 
@@ -103,10 +100,12 @@ def ask(model, tokenizer, rows: list[dict], settings, calculator: bool, labels: 
     for row, answer in zip(rows, answers):
         verdict = scoring.grade(answer["completion"], row["gold"], answer["finished"])
         results.append({
-            "id": row["id"], "kind": row["kind"], "group": row["group"], **labels, "calculator": calculator,
+            "id": row["id"], "kind": row["kind"], "level": row.get("level"), "group": row["group"], **labels,
+            "calculator": calculator,
             "question": row["messages"][-2]["content"], "gold": row["gold"], **answer,
             "correct": verdict.correct, "value": verdict.value, "reading": verdict.reading, "error": verdict.error,
             "flag": verdict.flag, "correct_lenient": verdict.correct_lenient,
+            "within": {f"{100 * share:g} %": passed for share, passed in verdict.within.items()},
         })  # fmt: skip
     return results
 
@@ -139,99 +138,3 @@ def perplexity(model, tokenizer, rows: list[dict], batch_size: int) -> dict:
     reach = float(t.ppf(0.975, n - 1)) * spread
     return {"perplexity": math.exp(mean), "low": math.exp(mean - reach), "high": math.exp(mean + reach),
             "rows": n, "tokens": tokens}  # fmt: skip
-
-
-def summarise(results: list[dict]) -> list[dict]:
-    """A row for each model, split, calculator and kind (and "all"): n, accuracy with its interval, format rate."""
-    cells = defaultdict(list)
-    for result in results:
-        for kind in (result["kind"], "all"):
-            cells[result["split"], result["model"], result["calculator"], kind].append(result)
-    table = []
-    for (split, model, calculator, kind), members in cells.items():
-        n = len(members)
-        interval = stats.wilson(sum(m["correct"] for m in members), n)
-        table.append({
-            "split": split, "model": model, "calculator": calculator, "kind": kind, "n": n,
-            "accuracy": interval.estimate, "low": interval.low, "high": interval.high,
-            "format_rate": sum(m["reading"] == "marker" for m in members) / n,
-            "finished": sum(m["finished"] for m in members) / n,
-            "accuracy_last_number": sum(m["correct_lenient"] for m in members) / n,
-            "tokens": sum(m["tokens"] for m in members) / n,
-        })  # fmt: skip
-    return table
-
-
-def _arm(results: list[dict], model: str, split: str, calculator: bool) -> list[dict]:
-    return [r for r in results if (r["model"], r["split"], r["calculator"]) == (model, split, calculator)]
-
-
-def paired(results: list[dict], split: str, calculator: bool) -> dict:
-    """Tuned against base on the same questions: flips, exact McNemar p, interval of the difference in accuracy."""
-    verdicts = {model: {r["id"]: r["correct"] for r in _arm(results, model, split, calculator)} for model in MODELS}
-    ids = list(verdicts["base"])
-    assert ids == list(verdicts["tuned"]), "both models must answer the same questions"
-    base, tuned = ([verdicts[m][i] for i in ids] for m in MODELS)
-    lost, won = sum(b and not t for b, t in zip(base, tuned)), sum(t and not b for b, t in zip(base, tuned))
-    interval = stats.paired_interval(base, tuned)
-    return {"n": len(ids), "right_to_wrong": lost, "wrong_to_right": won, "p_value": stats.mcnemar(lost, won),
-            "difference": interval.estimate, "low": interval.low, "high": interval.high}  # fmt: skip
-
-
-def interval_text(row: dict) -> str:
-    """`64.0 % [58.4, 69.2]`."""
-    return f"{100 * row['accuracy']:.1f} % [{100 * row['low']:.1f}, {100 * row['high']:.1f}]"
-
-
-def printable(row: dict) -> dict:
-    """A row of `summarise` for a table that people read."""
-    return {
-        "split": row["split"], "model": row["model"], "calculator": "on" if row["calculator"] else "off",
-        "kind": row["kind"], "n": row["n"], "accuracy [95 %]": interval_text(row),
-        "format rate": f"{row['format_rate']:.0%}", "finished": f"{row['finished']:.0%}",
-        "last number": f"{row['accuracy_last_number']:.1%}", "tokens an answer": round(row["tokens"]),
-    }  # fmt: skip
-
-
-def headline(table: list[dict], pairs: list[dict], perplexity: dict, rehearse: bool) -> dict[str, str]:
-    """The figures that a reader wants first, each with n, interval and setting."""
-    note, lines = " (rehearsal, no result)" if rehearse else "", {}
-    for pair in pairs:
-        base, tuned = (next(r for r in table if (r["model"], r["split"], r["calculator"], r["kind"]) ==
-                            (m, pair["split"], pair["calculator"], "all")) for m in MODELS)  # fmt: skip
-        name = f"{pair['split'].replace('_', ' ')}, calculator {'on' if pair['calculator'] else 'off'}{note}"
-        lines[name] = (f"base {interval_text(base)} -> tuned {interval_text(tuned)}, n = {pair['n']}, "
-                       f"McNemar p = {pair['p_value']:.2g}")  # fmt: skip
-    lines["perplexity" + note] = " -> ".join(
-        f"{m} {p['perplexity']:.2f} [{p['low']:.2f}, {p['high']:.2f}]" for m, p in sorted(perplexity.items())
-    ) + f", {perplexity['base']['rows']} answers"  # fmt: skip
-    return lines
-
-
-def side_by_side(results: list[dict], split: str, calculator: bool, count: int) -> str:
-    """HTML: base and tuned answers to the same question; by kind in turn, half of them right and half wrong."""
-    arms = {model: {r["id"]: r for r in _arm(results, model, split, calculator)} for model in MODELS}
-    right, wrong = ([i for i, r in arms["tuned"].items() if r["correct"] == verdict] for verdict in (True, False))
-    half = max(count // 2, count - len(wrong))
-    chosen = _spread(right, arms["tuned"], half) + _spread(wrong, arms["tuned"], count - min(half, len(right)))
-    cells, cell = [], "<td style='text-align:left;vertical-align:top'>"
-    for id in chosen:
-        row = arms["tuned"][id]
-        asked = f"<b>{html.escape(row['kind'])}</b><br>{html.escape(row['question'])}<br>"
-        cells.append(f"{cell}{asked}gold: {html.escape(str(row['gold']['value']))}</td>")
-        for answer in (arm[id] for arm in arms.values()):
-            verdict = "right" if answer["correct"] else f"wrong: {answer['error']}"
-            text = html.escape(answer["completion"])
-            cells[-1] += f"{cell}<b>{verdict}</b><pre style='white-space:pre-wrap'>{text}</pre></td>"
-    head = "<tr><th style='width:34%'>question</th><th style='width:33%'>base</th><th>tuned</th></tr>"
-    body = "".join(f"<tr>{cell}</tr>" for cell in cells)
-    return f"<table>{head}{body}</table>"
-
-
-def _spread(ids: list[str], results: dict, count: int) -> list[str]:
-    """The first `count` ids, one of each kind in turn."""
-    seen, ranked = defaultdict(int), []
-    for id in ids:
-        seen[results[id]["kind"]] += 1
-        ranked.append((seen[results[id]["kind"]], len(ranked), id))
-    return [id for _, _, id in sorted(ranked)[:count]]

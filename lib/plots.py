@@ -10,7 +10,9 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import FuncFormatter, PercentFormatter
+
+from lib import stats
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart; grey stands for the base model.
 GREY = "#8a8a8a"
@@ -66,11 +68,14 @@ def loss_curves(
 
 
 def accuracy_by_kind(
-    table: Sequence[dict], title: str = "Accuracy by kind, with 95 % Wilson intervals", rehearse: bool = False
+    table: Sequence[dict],
+    title: str = "Accuracy by kind, with 95 % Wilson intervals",
+    rehearse: bool = False,
+    word: str = "kind",
 ) -> Picture:
     """Accuracy of each model on each kind, a panel for each split and calculator setting in `table`.
 
-    `table`: rows of `evaluate.summarise`; "model" may be any name, those starting with "base" or ending in "base" are
+    `table`: rows of `answers.summarise`; "model" may be any name, those starting with "base" or ending in "base" are
     grey. The open marker is the format rate: the share of answers that end with an explicit answer mark.
     """
     panels = list(dict.fromkeys((row["split"], row["calculator"]) for row in table))
@@ -91,7 +96,7 @@ def accuracy_by_kind(
             axis.plot([row["format_rate"] for row in rows], places, linestyle="", marker=marker, color=colour,
                       fillstyle="none", alpha=0.45, markersize=8, label=f"{model}: format rate")
             _points(axis, rows, "accuracy", places, color=colour, marker=marker, label=f"{model}: accuracy")
-        axis.set_title(f"{asked(split, calculator, splits)} ({_sizes(chosen)})", fontsize=10)
+        axis.set_title(f"{asked(split, calculator, splits)} ({_sizes(chosen, word)})", fontsize=10)
         axis.set_yticks(range(len(kinds)), kinds)
         axis.set_ylim(len(kinds) - 0.5, -0.5)  # the first kind at the top
         axis.set_xlim(-0.02, 1.02)
@@ -107,13 +112,57 @@ def accuracy_by_kind(
     return figure
 
 
+def accuracy_by_level(
+    table: Sequence[dict], title: str = "Accuracy by level, with 95 % Wilson intervals", rehearse: bool = False
+) -> Picture:
+    """Accuracy of each model by the steps of reasoning that a question takes: rows of `answers.summarise` by level."""
+    levels = [row | {"kind": f"level {row['level']}"} for row in table]
+    return accuracy_by_kind(levels, title, rehearse, word="level")
+
+
+def tolerance_curve(
+    errors_by_model: Mapping[str, Sequence[float]],
+    title: str = "Share right, by the error allowed",
+    rehearse: bool = False,
+) -> Picture:
+    """Share of questions answered within each relative tolerance from 0.01 % to 10 %, a curve for each model.
+
+    `errors_by_model`: relative errors, infinite where no number was read (`answers.relative_errors`). A curve that is
+    flat says that answers are right or far off; one that rises says that they are imprecise.
+    """
+    figure = _picture(8, 4.4, title, rehearse)
+    axis, names = figure.subplots(), list(errors_by_model)
+    tolerances, marks = np.geomspace(1e-4, 1e-1, 301), np.array([1e-3, 1e-2, 5e-2])  # the grader's own are marked
+    for index, (name, errors) in enumerate(errors_by_model.items()):
+        if not len(errors):
+            continue
+        colour, distances = _colour(name, names), np.asarray(errors)[:, None]
+        axis.plot(tolerances, (distances <= tolerances).mean(axis=0), color=colour, linewidth=1.6)
+        found = [stats.wilson(int(right), len(errors)) for right in (distances <= marks).sum(axis=0)]
+        rows = [{"share": one.estimate, "low": one.low, "high": one.high} for one in found]
+        shift = 1 + 0.04 * (index - (len(names) - 1) / 2)  # bars beside each other, not on top
+        _points(axis, rows, "share", marks * shift, upright=True, color=colour, marker=MARKERS[index % len(MARKERS)],
+                label=f"{name} (n = {len(errors)} with a numeric gold)")  # fmt: skip
+    axis.set_xscale("log")
+    axis.set_xlim(1e-4, 1e-1)
+    axis.set_ylim(-0.02, 1.02)
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:g} %"))
+    axis.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
+    axis.grid(color="#e5e5e5", linewidth=0.7)
+    axis.set_xlabel("relative error allowed (logarithmic); bars: 95 % Wilson intervals at 0.1 %, 1 % and 5 %")
+    axis.set_ylabel("share of questions")
+    if axis.lines:
+        figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=9)
+    return figure
+
+
 def paired_change(
     paired: Sequence[dict], title: str = "Change in accuracy from base to tuned, on the same questions",
     rehearse: bool = False,
 ) -> Picture:
     """Differences in accuracy with their 95 % intervals around a zero line, a row each.
 
-    `paired`: dictionaries with split, calculator and `evaluate.paired`'s keys; a "label" names the row instead.
+    `paired`: dictionaries with split, calculator and `answers.paired`'s keys; a "label" names the row instead.
     """
     figure = _picture(9, 1.5 + 0.5 * max(1, len(paired)), title, rehearse)
     axis = figure.subplots()
@@ -125,7 +174,10 @@ def paired_change(
     axis.set_ylim(max(1, len(paired)) - 0.5, -0.5)
     axis.set_xlabel("difference in accuracy, percentage points (bars: 95 % intervals)")
     notes = axis.secondary_yaxis("right")
-    notes.set_yticks(range(len(paired)), [f"n = {row['n']}, {p_text(row['p_value'])}" for row in paired], fontsize=9)
+    notes.set_yticks(range(len(paired)), [
+        f"n = {row['n']}, " + (f"{p_text(row['p_holm'])} (Holm)" if "p_holm" in row else p_text(row["p_value"]))
+        for row in paired
+    ], fontsize=9)  # fmt: skip
     notes.tick_params(length=0)
     notes.spines["right"].set_visible(False)
     return figure
@@ -238,6 +290,25 @@ def speed_and_memory(
     return figure
 
 
+def ablation(rows: Sequence[dict], rehearse: bool = False) -> Picture:
+    """Bars of tokens/s, peak memory, held-out loss and time to the plain loss; a row of `ablation.ladder` each."""
+    runs = f"medians of {rows[0]['runs']} runs" if rows[0]["runs"] > 1 else "one run"
+    figure = _picture(12, 0.6 + 0.45 * len(rows) + 0.6, f"What each step brings ({runs}, equal tokens)", rehearse)
+    panels = (("tokens_per_second", 1, "tokens/s", "{:,.0f}"), ("peak_bytes", 2**30, "peak memory (GiB)", "{:.2f}"),
+              ("loss", 1, "held-out loss (nats a token)", "{:.2f}"),
+              ("seconds_to_loss", 1, "seconds to the plain one's loss", "{:.1f}"))  # fmt: skip
+    for axis, (key, unit, label, form) in zip(figure.subplots(1, 4, sharey=True), panels):
+        values = [None if row[key] is None else row[key] / unit for row in rows]
+        colours = [GREY, *[COLOURS[0]] * (len(rows) - 1)]
+        bars = axis.barh(range(len(rows)), [value or 0 for value in values], color=colours, height=0.7)
+        axis.bar_label(bars, ["not reached" if v is None else form.format(v) for v in values], padding=3, fontsize=8)
+        axis.set_xlim(0, 1.3 * max([value or 0 for value in values] + [1e-9]))
+        axis.set_xlabel(label)
+        axis.set_yticks(range(len(rows)), [row["step"] for row in rows])
+    figure.axes[0].invert_yaxis()
+    return figure
+
+
 def asked(split: str, calculator: bool, splits: Iterable[str] = ()) -> str:
     """How questions were asked, in words; "unseen" is said only beside a split of trained phrasings."""
     names = {"test_seen": "trained phrasings"}
@@ -278,20 +349,51 @@ def _colour(model: str, models: list[str]) -> str:
     return COLOURS[[name for name in models if bases != [name]].index(model) % len(COLOURS)]
 
 
-def _points(axis: Any, rows: Sequence[dict], key: str, places: Iterable[float], scale: float = 1, **style: Any) -> None:
-    """Estimates as points with bars from "low" to "high", lying on `places`."""
+def _points(
+    axis: Any,
+    rows: Sequence[dict],
+    key: str,
+    places: Iterable[float],
+    scale: float = 1,
+    upright: bool = False,
+    **style: Any,
+) -> None:
+    """Estimates as points with bars from "low" to "high", lying on `places` (or `upright` above them)."""
     values, lows, highs = (scale * np.array([row[name] for row in rows]) for name in (key, "low", "high"))
     reach = np.maximum(0, [values - lows, highs - values])  # rounding can put a limit a hair inside the estimate
-    axis.errorbar(values, list(places), xerr=reach, linestyle="", capsize=3, markersize=6, **style)
-    axis.grid(axis="x", color="#e5e5e5", linewidth=0.7)
+    x, y, bars = (list(places), values, "yerr") if upright else (values, list(places), "xerr")
+    axis.errorbar(x, y, **{bars: reach}, linestyle="", capsize=3, markersize=6, **style)
+    axis.grid(axis="y" if upright else "x", color="#e5e5e5", linewidth=0.7)
     axis.set_axisbelow(True)
 
 
-def _sizes(rows: Sequence[dict]) -> str:
+def _sizes(rows: Sequence[dict], word: str = "kind") -> str:
     """`n = 50 a kind, 300 in all`."""
     kinds = sorted({row["n"] for row in rows if row["kind"] != "all"})
     if not kinds:
         return f"n = {rows[0]['n']}"
     each = f"{kinds[0]}" if len(kinds) == 1 else f"{kinds[0]} to {kinds[-1]}"
     whole = max((row["n"] for row in rows if row["kind"] == "all"), default=0)
-    return f"n = {each} a kind" + (f", {whole} in all" if whole > kinds[-1] else "")
+    return f"n = {each} a {word}" + (f", {whole} in all" if whole > kinds[-1] else "")
+
+
+def chain(rows: Sequence[dict], title: str = "From base to the file to ship", rehearse: bool = False) -> Picture:
+    """Accuracy with its 95 % interval, and size, of each artefact in the order of the chain.
+
+    `rows`: of `chain.row`, with "artefact", "n", "accuracy", "low", "high" and "bytes".
+    """
+    figure = _picture(10, 1.7 + 0.45 * max(1, len(rows)), title, rehearse)
+    left, right = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
+    places = range(len(rows))
+    _points(left, rows, "accuracy", places, scale=100, color=COLOURS[0], marker="o")
+    reference = [100 * row["accuracy"] for row in rows if row["artefact"] == "adapter"]
+    for accuracy in reference:
+        left.axvline(accuracy, color=GREY, linestyle=":", linewidth=1)
+    left.set_xlabel(f"accuracy, % of {rows[0]['n'] if rows else 0} questions (bars: 95 %; dots: the tuned model)")
+    bars = right.barh(places, [row["bytes"] / 2**20 for row in rows], color=COLOURS[5], height=0.55)
+    right.bar_label(bars, [f"{row['bytes'] / 2**20:,.1f}" for row in rows], padding=4)
+    right.set_xlabel("size, MiB")
+    right.margins(x=0.2)
+    left.set_yticks(places, [row["artefact"] for row in rows])
+    left.set_ylim(max(1, len(rows)) - 0.5, -0.5)
+    return figure

@@ -6,7 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from statsmodels.stats.contingency_tables import mcnemar
+from statsmodels.stats.multitest import multipletests
 
+from lib import answers as graded
 from lib import compare, presets, runs, stats
 
 KINDS = ("compounding", "position sizing")
@@ -27,13 +29,14 @@ def answers(share: dict[str, float], seed: int, per_kind: int, first_id: int = 0
                             "gold": {"value": number, "unit": "none", "tolerance": 0.0}, "completion": f"#### {number}",
                             "tokens": 20, "finished": True, "correct": correct, "value": float(number),
                             "reading": "marker" if model == "tuned" else "last number", "flag": None,
+                            "level": 1 + number % 3,
                             "error": None if correct else "wrong value", "correct_lenient": correct,
                         })  # fmt: skip
     return rows
 
 
 def summary(results: list[dict]) -> dict:
-    """What 30_evaluate saves, computed here from the answers without lib.evaluate (which loads torch)."""
+    """What 30_evaluate saves, computed here from the answers without lib.answers."""
     table, paired = [], []
     cells = dict.fromkeys((r["split"], r["calculator"]) for r in results)
     for split, calculator in cells:
@@ -67,6 +70,7 @@ def make_run(
     rehearse: bool = False,
 ) -> Path:  # fmt: skip
     """A finished run, written through lib.runs as the notebooks write theirs."""
+
     def stage_of(stage: str) -> runs.Stage:
         return runs.start(presets.from_notebook(
             stage, {"preset": "demo", "run": name, "outputs": str(outputs), "rehearse": rehearse}
@@ -122,10 +126,91 @@ def test_runs_are_paired_question_by_question(two):
     assert not compare.different_questions(two)
 
 
+def three(two) -> list[compare.Finished]:
+    """Two runs, and a third that is a little worse than the second: a few of its right answers are now wrong."""
+    worse = [row | {"correct": row["correct"] and row["id"][-1] != "7"} for row in two[1].results]
+    return [*two, compare.Finished("three", False, two[1].manifests, [], two[1].summary, worse)]
+
+
+def test_every_two_runs_are_compared_and_holm_counts_all_of_it(two):
+    rows = compare.paired_runs(three(two))
+    assert [(r["first"], r["other"]) for r in rows[::4]] == [("one", "two"), ("one", "three"), ("two", "three")]
+    p_values = [row["p_value"] for row in rows]
+    assert len(rows) == 3 * 4 and [row["p_holm"] for row in rows] == pytest.approx(
+        list(multipletests(p_values, method="holm")[1])
+    )
+    told = compare.paired_runs_text(rows)
+    assert told[0]["compared"] == "one - two: unseen phrasings and ranges, calculator on"
+    assert compare.headline(three(two)).keys() == {"runs compared", *(r["label"] for r in rows[:8])}
+
+
+def test_not_worse_is_shown_only_where_the_second_run_is_surely_close(two):
+    same = compare.Finished("same", False, two[0].manifests, [], two[0].summary, [
+        row | {"id": f"{row['id']}-{copy}", "question": f"{row['question']} {copy}"}
+        for copy in range(5) for row in two[0].results
+    ])  # fmt: skip
+    twin = compare.Finished("twin", False, two[0].manifests, [], two[0].summary, same.results)
+    assert all(row["not_worse"]["holds"] for row in compare.paired_runs([same, twin]) if row["n"] >= 100)
+    assert not any(row["not_worse"]["holds"] for row in compare.paired_runs(two))  # two is some 30 points worse
+    (told, *_) = compare.paired_runs_text(compare.paired_runs([same, twin]))
+    assert told["second less than 5 points worse"].startswith("shown, p ")
+
+
+def test_answers_are_paired_by_question_whatever_their_order(two):
+    turned = compare.Finished("turned", False, two[1].manifests, [], two[1].summary, two[1].results[::-1])
+    mine, theirs = (compare.paired_runs([two[0], other]) for other in (two[1], turned))
+    assert [r["wrong_to_right"] for r in mine] == [r["wrong_to_right"] for r in theirs]
+
+
+def test_a_way_of_asking_that_one_run_lacks_is_said(two):
+    on = [row for row in two[1].results if row["calculator"]]
+    other = compare.Finished("on", False, two[1].manifests, [], two[1].summary, on)
+    told = compare.different_questions([two[0], other])
+    assert len(told) == 2 and "with the calculator off: nothing to pair" in told[0]
+    assert {row["calculator"] for row in compare.paired_runs([two[0], other])} == {True}
+
+
+def test_flips_between_runs_are_those_of_their_answers(two):
+    page = compare.flips(two, "test", True)
+    row = compare.paired_runs(two)[0]
+    assert f"Right, then wrong: {row['right_to_wrong']} of {row['n']} questions" in page
+    assert "From two to one" in page and "<th style='width:33%'>two, tuned</th><th>one, tuned</th>" in page
+    assert "no other run" in compare.flips(two[:1], "test", True)
+
+
+def test_flips_of_runs_with_other_questions_are_refused(two, tmp_path):
+    other = compare.load(make_run(tmp_path, "other", first_id=5))
+    page = compare.flips([two[0], other], "test", True)
+    assert "Not compared: they were asked other questions" in page and "<table" not in page
+
+
+def test_levels_are_counted_from_the_kept_answers(two):
+    rows = compare.level_rows(two)
+    assert {row["model"] for row in rows} == {"base (one)", "tuned (one)", "base (two)", "tuned (two)"}
+    row = next(r for r in rows if (r["model"], r["level"], r["split"], r["calculator"]) ==
+               ("tuned (two)", 3, "test", True))  # fmt: skip
+    own = [r for r in graded.arm(two[1].results, "tuned", "test", True) if r["level"] == 3]
+    assert (row["n"], row["accuracy"]) == (len(own), pytest.approx(np.mean([r["correct"] for r in own])))
+    old = compare.Finished("old", False, {}, [], {}, [{k: v for k, v in r.items() if k != "level"}
+                                                      for r in two[0].results])  # fmt: skip
+    assert compare.level_rows([old]) == []  # a run from before there were levels
+
+
+def test_pictures_of_errors_take_one_way_of_asking_and_name_the_runs(two):
+    rows = compare.asked_alike(two, "test", False)
+    assert len(rows) == 2 * 2 * 40 and {(r["split"], r["calculator"]) for r in rows} == {("test", False)}
+    assert {r["model"] for r in compare.asked_alike(two[:1], "test", False)} == {"base", "tuned"}
+
+
 def test_different_questions_are_said_and_not_paired(two, tmp_path):
     other = compare.load(make_run(tmp_path, "other", first_id=5))
     told = compare.different_questions([two[0], other])
-    assert len(told) == 2 and "'test_seen'" in told[1] and "other was asked other questions than one" in told[0]
+    assert (
+        len(told) == 2
+        and "'test_seen'" in told[1]
+        and "other was asked other questions than one" in told[0]
+        and "not paired" in told[0]
+    )
     assert compare.paired_runs([two[0], other]) == []
     assert "different questions" in compare.headline([two[0], other])["runs compared"]
 
@@ -166,9 +251,3 @@ def test_an_answer_with_odd_line_ends_is_read_whole(tmp_path):
     first = json.loads(path.open(encoding="utf-8").readline()) | {"completion": "a\u2028b\x85c"}
     path.write_text(json.dumps(first, ensure_ascii=False) + "\n", encoding="utf-8")
     assert compare.load(folder).results == [first]
-
-
-def test_table_cells_are_escaped():
-    for upright in (True, False):
-        shown = compare.html_table([{"<i>run": "<script>alert(1)</script>"}], upright).data
-        assert "<script" not in shown and "&lt;script&gt;" in shown and "<i>" not in shown

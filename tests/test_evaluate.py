@@ -1,7 +1,7 @@
-"""Questions through a tiny random Llama: batching, the calculator, perplexity, and the tables made of the answers."""
+"""Questions through a tiny random Llama: batching, the calculator, grading and perplexity."""
 
+import json
 import math
-import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,8 +9,10 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from lib import chat, evaluate, presets, stats, tasks
+from lib import chat, evaluate, presets, tasks
 from lib.calculator import MARK, calculate, show
+
+KEPT = ("id", "kind", "level", "group", "gold")
 
 
 @pytest.fixture(scope="module")
@@ -177,7 +179,7 @@ def test_perplexitys_interval_is_that_of_a_ratio_estimator(model, tokenizer, row
     assert found["low"] * found["high"] == pytest.approx(found["perplexity"] ** 2, rel=1e-6)
 
 
-# --- answers to tables ------------------------------------------------------------------------------------------------
+# --- graded answers ------------------------------------------------------------------------------------------------
 def test_ask_grades_every_answer_and_keeps_the_questions_order(rows, tokenizer, monkeypatch, capsys):
     def generate(model, tokenizer, prompts, max_new_tokens, batch_size, calculator, progress, kinds):
         assert (max_new_tokens, batch_size, calculator) == (64, 4, True)
@@ -191,124 +193,27 @@ def test_ask_grades_every_answer_and_keeps_the_questions_order(rows, tokenizer, 
     results = evaluate.ask(None, tokenizer, rows, SimpleNamespace(max_new_tokens=64, eval_batch_size=4), True, labels)
     assert "tuned, test, calculator on: 12 of 12 answered" in capsys.readouterr().out
     for i, (row, result) in enumerate(zip(rows, results, strict=True)):
-        assert {name: result[name] for name in ("id", "kind", "gold")} == {n: row[n] for n in ("id", "kind", "gold")}
+        assert {name: result[name] for name in KEPT} == {name: row[name] for name in KEPT}
         assert result["question"] == row["messages"][0]["content"]
         assert (result["model"], result["split"], result["calculator"]) == ("tuned", "test", True)
         assert result["correct"] == bool(i % 2)
         assert result["error"] == (None if i % 2 else "truncated" if i == 0 else "no answer")
+        assert result["within"] == dict.fromkeys(("0.1 %", "1 %", "5 %"), bool(i % 2))
+    assert json.loads(json.dumps(results)) == results  # as generations.jsonl will hold them
 
 
-def result(id, model, correct, kind="k1", split="test", calculator=True, **more):
-    plain = {"split": split, "calculator": calculator, "reading": "marker" if correct else "none", "finished": True,
-             "tokens": 10, "correct_lenient": correct, "error": None if correct else "wrong value",
-             "question": f"Question {id}?", "gold": {"value": 1}, "completion": f"{model} says {id}"}  # fmt: skip
-    return {"id": id, "model": model, "correct": correct, "kind": kind} | plain | more
-
-
-@pytest.fixture
-def results():
-    """20 questions of two kinds: base right on 0 to 5, tuned on 4 to 16."""
-    return [
-        result(f"q{i}", model, i in right, kind="k1" if i < 8 else "k2", tokens=10 + i)
-        for model, right in (("base", range(0, 6)), ("tuned", range(4, 17))) for i in range(20)
-    ]  # fmt: skip
-
-
-def test_the_summary_counts_and_its_intervals_are_wilsons(results):
-    table = {(r["model"], r["kind"]): r for r in evaluate.summarise(results)}
-    expected = {("base", "all"): (6, 20), ("base", "k1"): (6, 8), ("base", "k2"): (0, 12),
-                ("tuned", "all"): (13, 20), ("tuned", "k1"): (4, 8), ("tuned", "k2"): (9, 12)}  # fmt: skip
-    assert table.keys() == expected.keys()
-    for key, (right, n) in expected.items():
-        interval = stats.wilson(right, n)
-        assert (table[key]["n"], table[key]["accuracy"]) == (n, right / n)
-        assert (table[key]["low"], table[key]["high"]) == (interval.low, interval.high)
-        assert table[key]["format_rate"] == table[key]["accuracy_last_number"] == right / n
-    assert table["base", "all"]["tokens"] == 10 + 19 / 2 and table["base", "k2"]["finished"] == 1
-
-
-def test_the_summary_keeps_splits_and_calculator_apart(results):
-    more = [result("x", "base", True, split="test_seen"), result("x", "base", True, calculator=False)]
-    cells = {(r["split"], r["calculator"]): r["n"] for r in evaluate.summarise(results + more) if r["kind"] == "all"}
-    assert cells == {("test", True): 20, ("test_seen", True): 1, ("test", False): 1}
-
-
-def test_pairs_count_flips_on_the_same_questions(results):
-    others = [result("x", "tuned", True, split="test_seen"), result("q0", "base", False, calculator=False)]
-    pair = evaluate.paired(results + others, "test", calculator=True)
-    interval = stats.paired_interval([i < 6 for i in range(20)], [4 <= i < 17 for i in range(20)])
-    assert (pair["n"], pair["right_to_wrong"], pair["wrong_to_right"]) == (20, 4, 11)
-    assert pair["p_value"] == pytest.approx(2 * sum(math.comb(15, k) for k in range(5)) / 2**15)
-    assert (pair["difference"], pair["low"], pair["high"]) == (interval.estimate, interval.low, interval.high)
-    assert pair["difference"] == pytest.approx(7 / 20)
-
-
-def test_pairs_refuse_models_that_answered_other_questions(results):
-    with pytest.raises(AssertionError, match="same questions"):
-        evaluate.paired(results[:-1], "test", calculator=True)
-
-
-def test_the_headline_says_n_interval_and_rehearsal(results):
-    table, setting = evaluate.summarise(results), {"split": "test", "calculator": True}
-    pair = evaluate.paired(results, **setting) | setting
-    perplexity = {"tuned": {"perplexity": 2.5, "low": 2.25, "high": 2.75, "rows": 60, "tokens": 9},
-                  "base": {"perplexity": 40, "low": 30, "high": 50, "rows": 60, "tokens": 9}}  # fmt: skip
-    lines = evaluate.headline(table, [pair], perplexity, rehearse=False)
-    assert list(lines) == ["test, calculator on", "perplexity"]
-    base, tuned = stats.wilson(6, 20), stats.wilson(13, 20)
-    assert lines["test, calculator on"].startswith(
-        f"base 30.0 % [{100 * base.low:.1f}, {100 * base.high:.1f}] -> "
-        f"tuned 65.0 % [{100 * tuned.low:.1f}, {100 * tuned.high:.1f}], n = 20, McNemar p = 0.12"
-    )
-    assert lines["perplexity"] == "base 40.00 [30.00, 50.00] -> tuned 2.50 [2.25, 2.75], 60 answers"
-    rehearsed = evaluate.headline(table, [pair], perplexity, rehearse=True)
-    assert all("rehearsal, no result" in name for name in rehearsed)
-    assert list(rehearsed.values()) == list(lines.values())
-
-
-def test_a_printed_row_is_readable(results):
-    row = next(r for r in evaluate.summarise(results) if (r["model"], r["kind"]) == ("base", "k2"))
-    printed = evaluate.printable(row)
-    assert printed["accuracy [95 %]"] == "0.0 % [0.0, 24.2]" and printed["calculator"] == "on"  # Wilson, 0 of 12
-    assert printed["format rate"] == "0%" and printed["finished"] == "100%"
-
-
-# --- side by side -----------------------------------------------------------------------------------------------------
-def verdicts(html):
-    """(base, tuned) of each question shown."""
-    shown = re.findall(r"<b>(right|wrong)[^<]*</b><pre", html)
-    return list(zip(shown[::2], shown[1::2]))
-
-
-def test_side_by_side_shows_right_and_wrong_and_kinds_in_turn(results):
-    html = evaluate.side_by_side(results, "test", True, 10)
-    assert len(verdicts(html)) == 10 and sum(tuned == "right" for _, tuned in verdicts(html)) == 5
-    assert "wrong: wrong value" in html
-    kinds = re.findall(r"<b>(k[12])</b>", html)
-    assert kinds.count("k1") == 6 and kinds[:2] == ["k1", "k2"]  # right ones in turn, then wrong ones
-
-
-@pytest.mark.parametrize("right, count, shown_right", [
-    (20, 10, 10), (0, 10, 0), (2, 10, 2), (19, 10, 9), (10, 4, 2), (10, 99, 10),
-])  # fmt: skip
-def test_side_by_side_fills_up_where_one_verdict_is_rare(right, count, shown_right):
-    both = [result(f"q{i}", model, i < right) for model in evaluate.MODELS for i in range(20)]
-    shown = verdicts(evaluate.side_by_side(both, "test", True, count))
-    assert len(shown) == min(count, 20) and sum(tuned == "right" for _, tuned in shown) == shown_right
-
-
-def test_side_by_side_escapes_what_models_and_data_say():
-    evil = "<script>alert(1)</script> & <<1+1=2>>"
-    both = [result("q", model, False, kind=evil, question=evil, completion=evil, gold={"value": evil})
-            for model in evaluate.MODELS]  # fmt: skip
-    html = evaluate.side_by_side(both, "test", True, 10)
-    assert "<script" not in html and "<<" not in html
-    assert html.count("&lt;script&gt;alert(1)&lt;/script&gt; &amp; &lt;&lt;1+1=2&gt;&gt;") == 5
+def test_rows_without_a_level_are_asked_too(rows, tokenizer, monkeypatch):
+    monkeypatch.setattr(evaluate, "generate", lambda *_: [{"completion": "#### 1", "tokens": 1, "finished": True}])
+    row = {name: value for name, value in rows[0].items() if name != "level"}
+    settings = SimpleNamespace(max_new_tokens=64, eval_batch_size=4)
+    (result,) = evaluate.ask(None, tokenizer, [row], settings, False, {"model": "base", "split": "test"})
+    assert result["level"] is None
 
 
 @pytest.mark.parametrize("text", ["<<10^64*10^64*10^64*10^64*10^64=", "<<max((0-8)^0.5,1)="])
 def test_what_a_model_writes_cannot_stop_the_evaluation(tokenizer, text):
     import torch
+
     ids = torch.tensor([tokenizer.encode(text, add_special_tokens=False)])
     scores = torch.zeros(1, len(tokenizer))
     assert torch.isfinite(evaluate.Calculator(tokenizer, 1)(ids, scores)).all()

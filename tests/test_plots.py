@@ -81,6 +81,32 @@ def test_error_classes_count_every_answer():
     assert "tuned | test, calculator on (n = 4)" in texts(figure)
 
 
+def test_levels_have_their_own_picture():
+    table = [{**row("tuned", "unused", right, 50), "level": level} for level, right in ((1, 40), (2, 20))]
+    figure = plots.accuracy_by_level([{k: v for k, v in r.items() if k != "kind"} for r in table])
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["level 1", "level 2"]
+    expected = [proportion_confint(right, 50, method="wilson") for right in (40, 20)]
+    assert bars(figure.axes[0]) == pytest.approx(np.array(expected)) and "n = 50 a level" in texts(figure)
+
+
+def test_the_tolerance_curve_counts_answers_within_each_error():
+    errors = {"tuned": [0.0, 0.0005, 0.02, np.inf], "base": [np.inf] * 4, "empty": []}
+    figure = plots.tolerance_curve(errors)
+    (tuned, base) = [line for line in figure.axes[0].lines if len(line.get_xdata()) > 10]
+    shares = np.interp([1e-4, 1e-3, 1e-2, 0.1], tuned.get_xdata(), tuned.get_ydata())
+    assert shares == pytest.approx([0.25, 0.5, 0.5, 0.75]) and not any(base.get_ydata())
+    ends = [segment for segment in figure.axes[0].containers[0].lines[2][0].get_segments()]
+    expected = [proportion_confint(right, 4, method="wilson") for right in (2, 2, 3)]  # at 0.1 %, 1 % and 5 %
+    assert [(low[1], high[1]) for low, high in ends] == pytest.approx(np.array(expected))
+    told = texts(figure)
+    assert "tuned (n = 4 with a numeric gold)" in told and "95 % Wilson intervals at 0.1 %, 1 % and 5 %" in told
+
+
+def test_adjusted_p_values_are_shown_as_adjusted():
+    pair = {"split": "test", "calculator": True, "n": 9, "p_value": 0.01, "difference": 0.1, "low": 0, "high": 0.2}
+    assert "p = 0.03 (Holm)" in texts(plots.paired_change([pair | {"p_holm": 0.03}]))
+
+
 def test_rows_beyond_the_limit_are_counted():
     told = texts(plots.token_lengths({"drawdown": [10, 20, 600], "empty": []}, 512))
     assert "drawdown (n = 3, 1 too long)" in told and "max_length = 512 tokens" in told and "empty (n = 0)" in told
@@ -112,7 +138,8 @@ def test_speed_and_memory_are_drawn_in_their_units():
     lambda flag: plots.loss_curves({}, rehearse=flag), lambda flag: plots.accuracy_by_kind([], rehearse=flag),
     lambda flag: plots.paired_change([], rehearse=flag), lambda flag: plots.error_classes([], rehearse=flag),
     lambda flag: plots.token_lengths({}, 512, rehearse=flag), lambda flag: plots.answer_magnitudes({}, rehearse=flag),
-    lambda flag: plots.speed_and_memory([], rehearse=flag),
+    lambda flag: plots.speed_and_memory([], rehearse=flag), lambda flag: plots.accuracy_by_level([], rehearse=flag),
+    lambda flag: plots.tolerance_curve({}, rehearse=flag), lambda flag: plots.tolerance_curve({"x": []}, rehearse=flag),
 ])  # fmt: skip
 def test_a_rehearsal_says_so_and_nothing_to_draw_is_no_error(draw):
     assert "REHEARSAL - not a result" in texts(draw(True))
