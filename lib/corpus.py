@@ -38,6 +38,11 @@ def _percent(r):
     return f"{value or 1}%", value or "1"
 
 
+def _change(r):
+    value, plain = _percent(r)
+    return (f"-{value}", f"-{plain}") if r.random() < 0.5 else (value, plain)
+
+
 def _count(r):
     value = str(_whole(r, (1, 3)))
     return value, value
@@ -254,7 +259,7 @@ def _facts(r) -> Turn:
         calendar = CALENDAR[period] if r.random() < 0.7 else f"{r.randint(200, 365)} {r.choice(['trading days', 'days'])}"
         days = calendar.split()[0]
         parts = [
-            r.choice(["the {p} volatility is {v}", "{p} returns have a standard deviation of {v}", "a {p} volatility of {v}", "{p} moves of {v}", "volatility {v}, {p}", "{p} data show {v}",
+            r.choice(["the {p} volatility is {v}", "{p} returns vary with a standard deviation of {v}", "a {p} volatility of {v}", "{p} moves of {v}", "volatility {v}, {p}", "{p} data show {v}",
                       "{v} is the {p} standard deviation", "a {p} figure of {v} was measured"]).format(p=period, v=v),
             r.choice(["a year has {c}", "with {c} in a year", "take {c}", "one year: {c}", "{c} make a year", "using {c}", "there are {c} per year"]).format(c=calendar),
         ]  # fmt: skip
@@ -278,13 +283,13 @@ def _facts(r) -> Turn:
 # --- lists -------------------------------------------------------------------------------------------------------------
 def _list(r) -> Turn:
     """A list of numbers: read an item, the largest, running results, item by item sums."""
-    digits = r.choice([(2, 3), (3, 4), (1, 2), (3, 3), (2, 2)])
+    digits, count = r.choice([(2, 3), (3, 4), (1, 2), (3, 3), (2, 2)]), r.randint(3, 8) if r.random() < 0.9 else r.randint(9, 13)
     if r.random() < 0.6:  # a walk, as prices move
         values = [r.randrange(30, 4000)]
-        for _ in range(r.randint(2, 7)):
+        for _ in range(count - 1):
             values.append(max(5, round(values[-1] * r.uniform(0.7, 1.3))))
     else:
-        values = [_whole(r, digits) for _ in range(r.randint(3, 8))]
+        values = [_whole(r, digits) for _ in range(count)]
     if r.random() < 0.15:
         values = [f"{v / 10:.1f}" for v in values]
     plain = [str(v) for v in values]
@@ -380,7 +385,7 @@ def _copy(r) -> Turn:
     """Amounts as written to plain numbers; words to the same words."""
     kind = r.randrange(6)
     if kind == 0:
-        items = [r.choice((_money, _percent, _money, _count))(r) for _ in range(r.randint(1, 5))]
+        items = [r.choice((_money, _percent, _money, _count, _change))(r) for _ in range(r.randint(1, 5))]
         return r.choice(["As plain numbers: {s}.", "Write {s} without signs.", "Plain: {s}."]).format(s=", ".join(a for a, _ in items)), ", ".join(b for _, b in items) + "."
     if kind == 1:
         items = [_plain(r) for _ in range(r.randint(2, 6))]
@@ -406,8 +411,8 @@ def _copy(r) -> Turn:
 # --- prose -------------------------------------------------------------------------------------------------------------
 # Every word that the tasks use, as written and capitalised: the base must have met each one.
 WORDS = sorted({
-    form for problem_text in [p for kind in KINDS.values() for p in kind.phrasings] + [p.reasoning for p in generate("train", 60, 0)]
-    for word in re.findall(r"[A-Za-z][a-z]+(?:-[a-z]+)*", re.sub(r"{\w+}", "", problem_text)) for form in (word.lower(), word.capitalize())
+    form for problem_text in [p for kind in KINDS.values() for p in kind.phrasings] + [p.reasoning for p in generate("train", 180, 0, kinds=tuple(KINDS))]
+    for word in re.findall(r"[A-Za-z][a-z]*(?:-[a-z]+)*", re.sub(r"{\w+}", "", problem_text)) for form in (word.lower(), word.capitalize())
 } - {n.lower() for n in NAMES})  # fmt: skip
 DEFINITIONS = (
     "Volatility is the standard deviation of returns.", "The standard deviation of returns is called volatility, or simply risk.",
@@ -440,7 +445,7 @@ def _prose(r) -> str:
             amount, ways = LABELS[label]
             sentences.append(_sentence(r.choice(ways).format(n=r.choice(NAMES), v=amount(r)[0])) + ".")
         elif kind == 2:
-            sentences.append(f"{r.choice(['The word', 'Note the word', 'One word is'])} {r.choice(WORDS)}{r.choice(['.', ' is used here.', ' appears in the report.'])}")
+            sentences.append(f"{r.choice(['The words', 'Note the words', 'Some words are'])} {', '.join(r.sample(WORDS, 4))}{r.choice(['.', ' are used here.', ' appear in the report.'])}")
         else:
             text = f"{r.choice(SUBJECTS)} {r.choice(VERBS)} {r.choice(OBJECTS)}"
             text += r.choice(["", f" of {r.choice(NAMES)}", f" at {_percent(r)[0]}", f" of {_money(r)[0]}", f" for {r.randint(2, 30)} years", f" and {r.choice(OBJECTS)}"])

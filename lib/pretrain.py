@@ -1,155 +1,215 @@
-"""Pretraining the embedded base from nothing: its tokenizer, its packed token stream, its loop (Muon + AdamW)."""
+"""Pretraining from nothing: one loop for the plain and the fast GPT, exact to resume, and what becomes the base."""
 
-import hashlib
-import itertools
 import math
+import os
 import re
+import shutil
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 
-import numpy as np
-import sentencepiece
 import torch
-from transformers import AddedToken, LlamaConfig, LlamaForCausalLM, LlamaTokenizer
+from safetensors import safe_open
+from safetensors.torch import save_file
+from transformers import AddedToken, LlamaTokenizer
 
-from lib import chat, corpus, evaluate
+from lib import chat, corpus, evaluate, memory, tokens
 from lib.calculator import MARK, CalculatorError, calculate
+from lib.gpt import GPT, SIZES, llama
+from lib.gpt_fast import FastGPT
+from lib.presets import in_project
 
-VOCABULARY = 2048
-SYMBOLS = ["<|user|>", "<|assistant|>", "\n", "<<", ">>", "####", "="]  # never merged with their neighbours
-# Loss weight of what cannot be predicted (a question's random numbers, prose, a sum's value, which is a calculator's
-# work): at full weight its noise drowns what is to be learnt, namely to copy the right numbers into the right sum.
-UNPREDICTABLE = 0.1
-CONFIG = dict(
-    vocab_size=VOCABULARY, hidden_size=256, intermediate_size=768, num_hidden_layers=4, num_attention_heads=4,
-    num_key_value_heads=2, head_dim=64, max_position_embeddings=1024, tie_word_embeddings=True, rms_norm_eps=1e-5,
-    bos_token_id=1, eos_token_id=2, pad_token_id=3, initializer_range=0.02,
-)  # fmt: skip
+WARM_UP = 0.02  # share of the steps
 
 
-def train_tokenizer(folder: Path, seed: int, count: int = 60_000) -> None:
-    """SentencePiece BPE with digits split and byte fallback, which llama.cpp's stock converter takes as it is."""
-    lines = itertools.islice(corpus.documents(seed, "tokenizer"), count)
-    texts = (line for d in lines for text in ([d] if isinstance(d, str) else d) for line in text.split("\n"))
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(texts), model_prefix=str(folder / "tokenizer"), model_type="bpe", vocab_size=VOCABULARY,
-        byte_fallback=True, character_coverage=1.0, split_digits=True, normalization_rule_name="identity",
-        add_dummy_prefix=False, remove_extra_whitespaces=False,
-        unk_id=0, bos_id=1, eos_id=2, pad_id=3, pad_piece="<pad>",
-        user_defined_symbols=SYMBOLS, num_threads=2, minloglevel=1,
-    )  # fmt: skip
-    (folder / "tokenizer.vocab").unlink()
+@dataclass(frozen=True)
+class Recipe:
+    """What makes training fast; notebook 20 turns these on one after the other. All off is the plain GPT."""
+
+    fast: bool = False  # gpt_fast's model
+    bf16: bool = False  # autocast: matrix products in bfloat16, weights in float32
+    compile: bool = False
+    fused: bool = False  # AdamW updates all weights in one pass
+    muon: bool = False  # for the matrices; embeddings and norms keep AdamW
+    checkpointing: bool = False
 
 
-def load_processor(folder: Path) -> sentencepiece.SentencePieceProcessor:
-    """The tokenizer as SentencePiece itself reads it."""
-    return sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
+FASTEST = Recipe(fast=True, bf16=True, compile=True, fused=True, muon=True)
 
 
-class Tokens:
-    """Blocks of packed documents: ids and loss weights, each (batch, length + 1)."""
-
-    def __init__(self, processor, seed, stream, batch, length):
-        self.documents, self.processor = corpus.documents(seed, stream), processor
-        self.batch, self.length = batch, length
-        self.ids, self.weights = [], []
-        self.user, self.assistant, _, self.open, self.close, _, self.equals = map(processor.piece_to_id, SYMBOLS)
-        self.sha = hashlib.sha256()
-
-    def encode(self, document) -> tuple[list[int], list[float]]:
-        """Token ids of a document with its <s> and </s>, and the loss weight of each."""
-        if isinstance(document, str):
-            ids = [1, *self.processor.encode(document), 2]
-            return ids, [UNPREDICTABLE] * len(ids)
-        question, answer = (self.processor.encode(text) for text in document)
-        weights, value = [], False
-        for id in answer:
-            value = value and id != self.close
-            weights.append(UNPREDICTABLE if value else 1.0)
-            value = value or id == self.equals
-        ids = [1, self.user, *question, self.assistant, *answer, 2]
-        return ids, [UNPREDICTABLE] * (len(question) + 3) + weights + [1.0]
-
-    def next(self):
-        need = self.batch * (self.length + 1)
-        while len(self.ids) < need:
-            ids, weights = self.encode(next(self.documents))
-            self.ids += ids
-            self.weights += weights
-        ids, weights = np.array(self.ids[:need], dtype=np.int64), np.array(self.weights[:need], dtype=np.float32)
-        del self.ids[:need], self.weights[:need]
-        self.sha.update(ids.tobytes())
-        shape = (self.batch, self.length + 1)
-        return torch.from_numpy(ids).view(shape), torch.from_numpy(weights).view(shape)
+def tokenizer_for(settings, folder: Path):
+    """The tokenizer that the settings name, put into `folder`, as SentencePiece reads it."""
+    if settings.tokenizer == "embedded":
+        shutil.copy(in_project("data/base/tokenizer.model"), folder)
+    elif settings.corpus == "generated":
+        tokens.train_tokenizer(folder, tokens.generated_texts(settings.pretrain_seed))
+    else:
+        tokens.train_tokenizer(folder, tokens.documents(settings.corpus))
+    return tokens.load_processor(folder)
 
 
-def schedule(step: int, steps: int) -> float:
-    """Share of the peak learning rate: warm-up over 2 %, constant to 40 %, then from 0.4 linearly to zero.
-
-    Muon's step has a fixed size however noisy the gradient is; with blocks this few, what is copied exactly is learnt
-    only at the lower rates."""
-    if step >= 0.4 * steps:
-        return 0.4 * (steps - step) / (0.6 * steps)
-    return min(1, (step + 1) / max(1, 0.02 * steps))
+def steps_of(settings) -> int:
+    """Optimiser steps that `pretrain_tokens` make."""
+    return math.ceil(settings.pretrain_tokens / (
+        settings.pretrain_batch_size * settings.pretrain_accumulation * settings.block_size
+    ))  # fmt: skip
 
 
-def loss_of(model, ids, weights):
-    with torch.autocast(ids.device.type, dtype=torch.bfloat16):
-        logits = model(input_ids=ids[:, :-1]).logits  # (B, T, V)
-    losses = torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
-    weights = weights[:, 1:].flatten()
-    return (losses * weights).sum() / weights.sum()
+def schedule(step: int, steps: int, kind: str = "wsd", decay_share: float = 1.0) -> float:
+    """Share of the peak learning rate at `step` of `steps`: warm-up over 2 %, then a cosine to zero, or stable and
+    falling linearly to zero over the last `decay_share` of the steps (Hu et al. 2024; 1: it falls all the way)."""
+    if step + 1 < WARM_UP * steps:
+        return (step + 1) / (WARM_UP * steps)
+    if kind == "cosine":
+        return 0.5 * (1 + math.cos(math.pi * step / steps))
+    return min(1.0, (steps - step) / (decay_share * steps))
 
 
-def train(settings, folder: Path, log=print, log_every: int = 50, save_every: int = 500) -> dict:
-    """Pretrain from nothing into `folder` (where the tokenizer already lies); `log(step, **metrics)` as it goes.
-
-    Muon (Jordan et al. 2024) moves the matrices, AdamW embeddings and norms. Returns tokens, steps, parameters, the
-    last losses, tokens per second and the sha256 of the token stream."""
-    torch.manual_seed(settings.pretrain_seed)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    processor = load_processor(folder)
-    model = LlamaForCausalLM(LlamaConfig(**CONFIG)).to(device)
-    torch.nn.init.normal_(model.get_input_embeddings().weight, std=0.1)  # at 0.02 words stay alike, and are not copied
-    matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
-    others = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
+def optimizers(model, recipe: Recipe, settings) -> dict[torch.optim.Optimizer, float]:
+    """Each optimiser with its peak learning rate: Muon (Jordan et al. 2024) for matrices, AdamW for the rest."""
+    names = dict(model.named_parameters())
+    matrices = [p for n, p in names.items() if recipe.muon and p.ndim == 2 and "embed" not in n]
+    others = [p for p in names.values() if not any(p is m for m in matrices)]
+    adamw = torch.optim.AdamW(others, lr=settings.adamw_learning_rate, betas=(0.9, 0.95), weight_decay=0.0,
+                              fused=recipe.fused, foreach=False)  # fmt: skip
+    if not matrices:
+        return {adamw: settings.adamw_learning_rate}
     muon = torch.optim.Muon(matrices, lr=settings.muon_learning_rate, momentum=0.95, weight_decay=0.01)
-    adamw = torch.optim.AdamW(others, lr=settings.adamw_learning_rate, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
-    peaks = {muon: settings.muon_learning_rate, adamw: settings.adamw_learning_rate}
-    forward = torch.compile(model) if settings.torch_compile else model
-    batch, length = settings.pretrain_batch_size, settings.block_size
-    data = Tokens(processor, settings.pretrain_seed, "train", batch, length)
-    validation = [t.to(device) for t in Tokens(processor, settings.pretrain_seed, "validation", 32, length).next()]
-    steps = math.ceil(settings.pretrain_tokens / (batch * length))
-    started, running, entry = time.perf_counter(), [], {}
-    for step in range(1, steps + 1):
+    return {muon: settings.muon_learning_rate, adamw: settings.adamw_learning_rate}
+
+
+def train(settings, blocks: tokens.Blocks, folder: Path | None = None, recipe: Recipe = FASTEST,
+          held_out: tokens.Blocks | None = None, log: Callable = print, log_every: int = 50,
+          save_every: int = 500, sample: list[int] | None = None) -> tuple[torch.nn.Module, dict]:  # fmt: skip
+    """Train a GPT of settings.model_size on `blocks`; returns it and its last metrics.
+
+    `log(step, **metrics)` is called as it goes; held-out loss and the continuation of `sample` come with every
+    `save_every` steps, when a checkpoint is written into `folder` too. One that lies there is gone on from, exactly.
+    FloatingPointError where the loss is no number, with the batch left in `folder`."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    memory.keep_freed()
+    torch.manual_seed(settings.pretrain_seed)
+    torch.use_deterministic_algorithms(device.type == "cpu")
+    config = SIZES[settings.model_size]
+    model = (FastGPT(config, recipe.checkpointing) if recipe.fast else GPT(config)).to(device).train()
+    loss_of = torch.compile(model.loss) if recipe.compile else model.loss
+    half = torch.autocast(device.type, torch.bfloat16, enabled=recipe.bf16)
+    peaks = optimizers(model, recipe, settings)
+    parts = settings.pretrain_accumulation
+    batch_tokens = blocks.batch * blocks.length * parts
+    steps = math.ceil(settings.pretrain_tokens / batch_tokens)
+    begin, seconds, losses, entry = 0, [], [], {}
+    if folder and (folder / "checkpoint.safetensors").exists():
+        begin = load_checkpoint(folder / "checkpoint.safetensors", model, peaks)
+    for step in range(begin + 1, steps + 1):
+        started = time.perf_counter()
         for optimizer, peak in peaks.items():
             for group in optimizer.param_groups:
-                group["lr"] = peak * schedule(step - 1, steps)
-        ids, weights = (t.to(device) for t in data.next())
-        loss = loss_of(forward, ids, weights)
-        loss.backward()
+                group["lr"] = peak * schedule(step - 1, steps, settings.schedule, settings.decay_share)
+        for part in range(parts):
+            ids, weights, documents = (t.to(device) for t in blocks.at((step - 1) * parts + part))
+            with half:
+                loss = loss_of(ids, weights, documents)
+            (loss / parts).backward()
+            losses.append(loss.item())
+            if not math.isfinite(losses[-1]):
+                place = _keep_batch(folder, ids, weights, documents)
+                raise FloatingPointError(f"the loss is {losses[-1]} at step {step}{place}: lower muon_learning_rate "
+                                         f"or adamw_learning_rate")  # fmt: skip
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer in peaks:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        running.append(loss.item())
-        if not math.isfinite(running[-1]):
-            raise FloatingPointError(f"the loss is {running[-1]} at step {step}: lower muon_learning_rate "
-                                     f"(now {settings.muon_learning_rate})")  # fmt: skip
-        if step % log_every == 0 or step == steps:
-            elapsed = time.perf_counter() - started
-            entry = {"loss": float(np.mean(running)), "learning_rate": muon.param_groups[0]["lr"],
-                     "tokens": step * batch * length, "tokens_per_second": step * batch * length / elapsed,
-                     "elapsed_seconds": elapsed}  # fmt: skip
-            running = []
-            if step % save_every == 0 or step == steps:
-                with torch.no_grad():
-                    entry["eval_loss"] = loss_of(model, *validation).item()
-                save(model, folder)
-            log(step, **entry)
-    return entry | {"steps": steps, "parameters": sum(p.numel() for p in model.parameters()),
-                    "data_sha256": data.sha.hexdigest()}  # fmt: skip
+        seconds.append(time.perf_counter() - started)
+        if step % log_every and step % save_every and step != steps:
+            continue
+        entry = {"loss": sum(losses) / len(losses), "learning_rate": next(iter(peaks)).param_groups[0]["lr"],
+                 "tokens": step * batch_tokens, "tokens_per_second": batch_tokens / median(seconds)}  # fmt: skip
+        losses = []
+        if step % save_every == 0 or step == steps:
+            if held_out:
+                entry |= held_out_loss(model, held_out, half)
+            if sample:
+                entry["sample"] = model.generate(torch.tensor([sample], device=device), 48)[0, len(sample) :].tolist()
+            if folder:
+                save_checkpoint(folder / "checkpoint.safetensors", step, model, peaks)
+        log(step, **entry)
+    sizes = {"steps": steps, "parameters": sum(p.numel() for p in model.parameters())}
+    return model.eval(), entry | sizes | {"step_seconds": seconds}
+
+
+@torch.no_grad()
+def held_out_loss(model, blocks: tokens.Blocks, half) -> dict:
+    """Loss in nats a token over every document of `blocks`: as trained (weighted), and of all tokens alike."""
+    device, totals = next(model.parameters()).device, torch.zeros(4, dtype=torch.float64)
+    model.eval()
+    for step in range(math.ceil(len(blocks.rows) / blocks.batch)):
+        ids, weights, documents = (t.to(device) for t in blocks.at(step))
+        weights[max(0, len(blocks.rows) - step * blocks.batch) :] = 0  # rows of the next epoch
+        with half:
+            for i, shares in enumerate((weights, (weights > 0).float())):
+                if total := shares[:, 1:].sum().item():
+                    totals[2 * i] += total * model.loss(ids, shares, documents).item()
+                    totals[2 * i + 1] += total
+    model.train()
+    return {"eval_loss": float(totals[0] / totals[1]), "eval_nats": float(totals[2]),
+            "eval_tokens": int(totals[3]), "perplexity": math.exp(totals[2] / totals[3])}  # fmt: skip
+
+
+def bits_per_byte(nats: float, size: int) -> float:
+    """What vocabularies can be compared by: bits that the model needs for a byte of text."""
+    return nats / math.log(2) / size
+
+
+def _keep_batch(folder: Path | None, *batch: torch.Tensor) -> str:
+    if not folder:
+        return ""
+    save_file(dict(zip(("ids", "weights", "documents"), batch)), folder / "failed_batch.safetensors")
+    return f" (its batch is in {folder.name}/failed_batch.safetensors)"
+
+
+def save_checkpoint(path: Path, step: int, model, peaks: dict) -> None:
+    """Weights and the optimisers' state after `step`, written whole or not at all."""
+    state = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    for number, optimizer in enumerate(peaks):
+        for index, values in optimizer.state_dict()["state"].items():
+            state |= {f"optimizer.{number}.{index}.{name}": tensor for name, tensor in values.items()}
+    save_file(state, f"{path}.part", {"step": str(step)})
+    os.replace(f"{path}.part", path)
+
+
+def load_checkpoint(path: Path, model, peaks: dict) -> int:
+    """The step after which it was written; model and optimisers are put back to it."""
+    with safe_open(path, "pt") as file:
+        state, step = {name: file.get_tensor(name) for name in file.keys()}, int(file.metadata()["step"])
+    model.load_state_dict({n.removeprefix("model."): t for n, t in state.items() if n.startswith("model.")})
+    for number, optimizer in enumerate(peaks):
+        values: dict[int, dict] = {}
+        for name, tensor in state.items():
+            if name.startswith(f"optimizer.{number}."):
+                index, key = name.split(".")[2:]
+                values.setdefault(int(index), {})[key] = tensor
+        optimizer.load_state_dict({"state": values, "param_groups": optimizer.state_dict()["param_groups"]})
+    return step
+
+
+def save(model, folder: Path) -> None:
+    """Weights (float32 safetensors), configuration and tokenizer, as transformers and llama.cpp read them."""
+    result = llama(model)
+    result.generation_config.update(bos_token_id=tokens.BOS, eos_token_id=tokens.EOS, pad_token_id=tokens.PAD)
+    result.save_pretrained(folder)
+    tokenizer = LlamaTokenizer.from_pretrained(
+        folder, add_prefix_space=False, legacy=False, add_bos_token=False, bos_token="<s>", eos_token="</s>",
+        unk_token="<unk>", pad_token="<pad>", additional_special_tokens=tokens.SYMBOLS[:2],
+        model_max_length=model.config.max_position_embeddings, clean_up_tokenization_spaces=False,
+    )  # fmt: skip
+    # SentencePiece never splits its own symbols; the converted tokenizer must be told of those that no merge makes
+    symbols = [symbol for symbol in tokens.SYMBOLS if len(symbol) in (2, 4)]
+    tokenizer.add_tokens([AddedToken(symbol, normalized=False, special=False) for symbol in symbols])
+    tokenizer.chat_template = chat.TEMPLATE
+    tokenizer.save_pretrained(folder)
 
 
 def setup_accuracy(model, tokenizer, problems: list[corpus.Turn], batch_size: int = 128) -> list[dict]:
@@ -174,43 +234,42 @@ def _same_sum(a: str, b: str) -> bool:
         return False
 
 
-def save(model, folder: Path) -> None:
-    """Weights (float32 safetensors), configuration and tokenizer, as transformers and llama.cpp read them."""
-    model.generation_config.update(bos_token_id=1, eos_token_id=2, pad_token_id=3)
-    model.save_pretrained(folder)
-    tokenizer = LlamaTokenizer.from_pretrained(
-        folder, add_prefix_space=False, legacy=False, add_bos_token=False, bos_token="<s>", eos_token="</s>",
-        unk_token="<unk>", pad_token="<pad>", additional_special_tokens=SYMBOLS[:2], model_max_length=1024,
-        clean_up_tokenization_spaces=False,
-    )  # fmt: skip
-    # SentencePiece never splits its own symbols; the converted tokenizer must be told of those that no merge makes
-    tokenizer.add_tokens([AddedToken(s, normalized=False, special=False) for s in SYMBOLS if len(s) in (2, 4)])
-    tokenizer.chat_template = chat.TEMPLATE
-    tokenizer.save_pretrained(folder)
+def card(settings, metrics: dict, text: dict, right, rehearse: bool) -> str:
+    """The model's card; `text` is what `tokens.prepare` says of the training text, `right` the Interval of its set-up
+    accuracy (None for a corpus of one's own)."""
+    config = SIZES[settings.model_size]
+    heads = f"{config.num_attention_heads} heads over {config.num_key_value_heads} key-value heads"
+    size = f"{config.num_hidden_layers} layers, width {config.hidden_size}, {heads}, vocabulary {config.vocab_size:,}"
+    blocks = f"{settings.pretrain_batch_size * settings.pretrain_accumulation} x {settings.block_size}"
+    generated = settings.corpus == "generated"
+    source = f"generated by `lib/corpus.py`, seed {settings.pretrain_seed}" if generated else settings.corpus
+    rows = {
+        "command": "`papermill notebooks/20_pretrain_gpt.ipynb out.ipynb -p run base`",
+        "text": f"{source}: {text['tokens']:,} tokens, {text['documents']:,} documents",
+        "sha256 of the tokens": f"`{text['sha256']}`",
+        "trained on": f"{metrics['tokens']:,} tokens in {metrics['steps']:,} steps of {blocks}",
+        "peak learning rates": f"Muon {settings.muon_learning_rate} (matrices), "
+                               f"AdamW {settings.adamw_learning_rate} (the rest), {settings.schedule}",
+        "held-out loss, nats a token": f"{metrics['eval_loss']:.4f} as trained (what cannot be predicted counts a "
+                                       f"tenth)" if generated else f"{metrics['eval_loss']:.4f}",
+        "held-out perplexity of all tokens": f"{metrics['perplexity']:.3f}",
+        "bits a byte": f"{metrics['bits_per_byte']:.4f}",
+        "speed": f"{metrics['tokens_per_second']:,.0f} tokens/s (median step)",
+    }  # fmt: skip
+    if right:
+        rows["held-out one-step sums set up with every number right"] = (
+            f"{100 * right.estimate:.1f} % of {right.n} [{100 * right.low:.1f}, {100 * right.high:.1f}]"
+        )
+    table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
+    title = "The embedded base" if generated else "A GPT from scratch"
+    return f"""# {title}{" (REHEARSAL: hardly trained)" if rehearse else ""}
 
-
-def card(settings, metrics: dict, right, rehearse: bool) -> str:
-    """The base's model card; `right` is the Interval of its set-up accuracy."""
-    share = f"{100 * right.estimate:.1f} % of {right.n} [{100 * right.low:.1f}, {100 * right.high:.1f}]"
-    heads = f"{CONFIG['num_attention_heads']} heads over {CONFIG['num_key_value_heads']} key-value heads"
-    size = f"{CONFIG['num_hidden_layers']} layers, width {CONFIG['hidden_size']}, {heads}, vocabulary {VOCABULARY:,}"
-    blocks = f"{settings.pretrain_batch_size} x {settings.block_size}"
-    return f"""# The embedded base{" (REHEARSAL: hardly trained)" if rehearse else ""}
-
-A Llama-architecture language model of {metrics["parameters"]:,} parameters ({size}, tied embeddings),
-with a SentencePiece tokenizer. It lets every notebook run offline on a CPU.
+A Llama-architecture language model of {metrics["parameters"]:,} parameters ({size}, tied embeddings), trained from
+random weights by `lib/gpt_fast.py`, with a SentencePiece tokenizer.
 
 | how it was made | |
 |---|---|
-| command | `papermill notebooks/20_pretrain_gpt.ipynb out.ipynb -p run base` |
-| text | generated by `lib/corpus.py`, seed {settings.pretrain_seed} |
-| sha256 of the token stream | `{metrics["data_sha256"]}` |
-| tokens | {metrics["tokens"]:,} in {metrics["steps"]:,} steps of {blocks} |
-| peak learning rates | Muon {settings.muon_learning_rate} (matrices), AdamW {settings.adamw_learning_rate} (the rest) |
-| training loss, nats a token | {metrics["loss"]:.4f} (what cannot be predicted counts a tenth) |
-| held-out loss | {metrics["eval_loss"]:.4f} |
-| time | {metrics["elapsed_seconds"] / 60:.0f} min, {metrics["tokens_per_second"]:,.0f} tokens/s |
-| held-out one-step sums set up with every number right | {share} |
+{table}
 
 What it is not: it knows no facts, no language beyond its own small text and none of the tasks that fine-tuning teaches.
 Results on it are about this project's machinery, not about language models. Licence: Apache-2.0, as the project's code.

@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback, set_seed
 from trl import SFTConfig, SFTTrainer
 
-from lib import chat, presets
+from lib import chat, memory, presets
 
 
 class TrainingError(RuntimeError):
@@ -32,6 +32,7 @@ class TrainingError(RuntimeError):
 
 def load(settings, adapter: Path | None = None):
     """(model, tokenizer) of `settings.base_model`, in NF4 or 16 bit, with a trained adapter if one is given."""
+    memory.keep_freed()
     model, _ = FastLanguageModel.from_pretrained(
         str(adapter or presets.locate(settings.base_model)), max_seq_length=settings.max_length,
         load_in_4bit=settings.load_in_4bit, trust_remote_code=False,

@@ -1,123 +1,196 @@
-"""Pretraining's parts, and the embedded base as it is committed."""
+"""Pretraining's loop, exact to resume, and the embedded base as it is committed."""
 
-import itertools
 import json
+import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
-from transformers import LlamaConfig, LlamaForCausalLM
+from safetensors.torch import load_file
+from transformers import AutoTokenizer, LlamaForCausalLM
 
-from lib import chat, corpus, evaluate, presets, pretrain
+from lib import ablation, chat, evaluate, gpt, memory, presets, pretrain, tokens
 
 BASE = presets.ROOT / "data/base"
+SMALL = gpt.Config(tokens.VOCABULARY, 64, 128, 2, 2, 1, 128)
 
 
 @pytest.fixture(scope="module")
 def processor():
-    return pretrain.load_processor(BASE)
+    return tokens.load_processor(BASE)
+
+
+@pytest.fixture(scope="module")
+def streams(tmp_path_factory, processor):
+    folder = tmp_path_factory.mktemp("streams")
+    settings = SimpleNamespace(corpus="generated", pretrain_seed=0, pretrain_tokens=20_000)
+    return folder, tokens.prepare(settings, folder, processor)
+
+
+@pytest.fixture
+def settings(monkeypatch):
+    monkeypatch.setitem(gpt.SIZES, "tiny", SMALL)
+    values = presets.resolve("demo", {"model_size": "tiny", "pretrain_tokens": 2 * 64 * 12, "pretrain_batch_size": 2,
+                                      "block_size": 64}).settings  # fmt: skip
+    return lambda **changes: values.model_copy(update=changes)
+
+
+def blocks_of(folder, settings):
+    return tokens.Blocks(folder, settings.pretrain_batch_size, settings.block_size, settings.pretrain_seed)
 
 
 # --- the learning rate ------------------------------------------------------------------------------------------------
-def test_the_learning_rate_warms_up_holds_and_falls_to_nothing():
-    shares = [pretrain.schedule(step, 1000) for step in range(1000)]
-    assert shares[:20] == pytest.approx([(i + 1) / 20 for i in range(20)])
-    assert set(shares[19:400]) == {1}
-    assert shares[400:] == pytest.approx(np.linspace(0.4, 0.4 / 600, 600))
-    assert pretrain.schedule(1000, 1000) == 0
+def test_wsd_warms_up_stays_and_falls_linearly_to_nothing():
+    shares = [pretrain.schedule(step, 1000, "wsd", 0.4) for step in range(1001)]
+    assert shares[:19] == pytest.approx([(i + 1) / 20 for i in range(19)])
+    assert set(shares[20:600]) == {1}
+    assert shares[600:] == pytest.approx(np.linspace(1, 0, 401))
 
 
+def test_cosine_is_half_way_down_in_the_middle_and_nothing_at_the_end():
+    assert pretrain.schedule(500, 1000, "cosine") == pytest.approx(0.5)
+    assert pretrain.schedule(250, 1000, "cosine") == pytest.approx((1 + math.sqrt(0.5)) / 2)
+    assert pretrain.schedule(1000, 1000, "cosine") == pytest.approx(0)
+
+
+@pytest.mark.parametrize("kind", ["wsd", "cosine"])
 @pytest.mark.parametrize("steps", [1, 2, 7, 49])
-def test_short_runs_have_a_learning_rate_at_every_step(steps):
-    assert all(0 < pretrain.schedule(step, steps) <= 1 for step in range(steps))
+def test_short_runs_have_a_learning_rate_at_every_step(steps, kind):
+    assert all(0 < pretrain.schedule(step, steps, kind) <= 1 for step in range(steps))
 
 
-# --- the token stream -------------------------------------------------------------------------------------------------
-def test_blocks_are_the_documents_tokens_one_after_the_other(processor):
-    data = pretrain.Tokens(processor, 5, "train", batch=3, length=31)
-    blocks = [data.next() for _ in range(10)]
-    assert all(ids.shape == weights.shape == (3, 32) for ids, weights in blocks)
-    assert blocks[0][0].dtype == torch.int64 and blocks[0][1].dtype == torch.float32
-    encoded = [data.encode(document) for document in itertools.islice(corpus.documents(5, "train"), 100)]
-    for i, column in enumerate(("ids", "weights")):
-        stream = list(itertools.chain.from_iterable(document[i] for document in encoded))[: 10 * 3 * 32]
-        packed = torch.cat([block[i].flatten() for block in blocks]).tolist()
-        assert packed == pytest.approx(stream), column
+# --- the loop ---------------------------------------------------------------------------------------------------------
+RECIPE = pretrain.Recipe(fast=True, bf16=False, fused=True, muon=True)
 
 
-def test_a_document_becomes_what_the_chat_format_makes_of_it(processor, tokenizer):
-    data = pretrain.Tokens(processor, 0, "train", 1, 8)
-    for document in itertools.islice(corpus.documents(6), 200):
-        ids, weights = data.encode(document)
-        assert len(ids) == len(weights)
-        if isinstance(document, str):
-            assert tokenizer.decode(ids) == f"<s>{document}</s>"
-        else:
-            messages = [{"role": role, "content": text} for role, text in zip(("user", "assistant"), document)]
-            row = chat.encode({"id": "x", "messages": messages}, tokenizer)
-            assert ids == row["input_ids"]
+def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(streams, settings, tmp_path):
+    own, curves, models, kills = settings(), {}, {}, []
+
+    class Killed(Exception):
+        pass
+
+    for name in ("whole", "killed"):
+        curves[name] = []
+        (tmp_path / name).mkdir()
+
+        def log(step, name=name, **metrics):
+            curves[name].append((step, metrics["loss"], metrics["learning_rate"]))
+            if name == "killed" and step == 8 and not kills:
+                kills.append(step)
+                raise Killed
+
+        def go(name=name, log=log):
+            blocks = blocks_of(streams[0] / "train", own)
+            return pretrain.train(own, blocks, tmp_path / name, RECIPE, log=log, log_every=1, save_every=5)[0]
+
+        if name == "killed":
+            with pytest.raises(Killed):
+                go()
+            curves[name] = curves[name][:5]  # the newest checkpoint is that of step 5
+        models[name] = go()
+    assert curves["whole"] == curves["killed"] and len(curves["whole"]) == 12
+    for (key, a), b in zip(models["whole"].state_dict().items(), models["killed"].state_dict().values()):
+        assert torch.equal(a, b), key
 
 
-def test_what_cannot_be_predicted_weighs_a_tenth(processor, tokenizer):
-    data = pretrain.Tokens(processor, 0, "train", 1, 8)
-    low, full = pretrain.UNPREDICTABLE, 1.0
-    assert low == 0.1
-    assert set(data.encode("A fund pays 5%.")[1]) == {low}
-    ids, weights = data.encode(("What is 12 over 4?", "It is <<12/4=3.25>>, so <<1+1=2>>.\n#### 3"))
-    shares = {w: tokenizer.decode([i for i, x in zip(ids, weights) if x == w]) for w in (low, full)}
-    assert shares[low] == "<s><|user|>What is 12 over 4?<|assistant|>3.252"  # the question, and the values of the marks
-    assert shares[full] == "It is <<12/4=>>, so <<1+1=>>.\n#### 3</s>"  # the sums, where they end, and the end
+def test_accumulated_parts_train_as_one_batch_does(streams, settings):
+    curves = []
+    for batch, parts in ((4, 1), (2, 2)):
+        own, curve = settings(pretrain_batch_size=batch, pretrain_accumulation=parts, pretrain_tokens=4 * 64 * 4), []
+        blocks = blocks_of(streams[0] / "train", own)
+        uniform = lambda step, at=blocks.at: (at(step)[0], torch.ones(at(step)[0].shape), at(step)[2])  # noqa: E731
+        blocks.at = uniform  # equal weights: then the mean of the parts' means is the batch's mean
+        model, _ = pretrain.train(
+            own, blocks, recipe=RECIPE, log=lambda step, c=curve, **m: c.append(m["loss"]), log_every=1
+        )
+        curves.append(curve)
+    assert curves[0] == pytest.approx(curves[1], rel=1e-4)
 
 
-def test_the_same_seed_gives_the_same_stream_and_hash(processor):
-    first, again, other = (pretrain.Tokens(processor, seed, "train", 2, 64) for seed in (1, 1, 2))
-    for _ in range(3):
-        assert torch.equal(first.next()[0], again.next()[0])
-        other.next()
-    assert first.sha.hexdigest() == again.sha.hexdigest() != other.sha.hexdigest()
-
-
-def test_the_loss_is_the_weighted_mean_over_the_next_tokens():
-    torch.manual_seed(0)
-    config = LlamaConfig.from_pretrained(BASE, num_hidden_layers=1)
-    model = LlamaForCausalLM(config)
-    ids, weights = torch.randint(4, 2048, (2, 9)), torch.rand(2, 9)
-    with torch.no_grad():
-        logs = model(input_ids=ids).logits.log_softmax(-1)  # (B, T, V)
-        found = float(pretrain.loss_of(model, ids, weights))
-    total = sum(-float(logs[b, t, ids[b, t + 1]] * weights[b, t + 1]) for b in range(2) for t in range(8))
-    assert found == pytest.approx(total / float(weights[:, 1:].sum()), rel=0.01)  # bfloat16 inside
-
-
-# --- the tokenizer ----------------------------------------------------------------------------------------------------
-def test_transformers_and_sentencepiece_agree_on_the_corpus(processor, tokenizer):
-    for document in itertools.islice(corpus.documents(12), 500):
-        for text in [document] if isinstance(document, str) else document:
-            ids = tokenizer.encode(text, add_special_tokens=False)
-            assert ids == processor.encode(text), text
-            assert tokenizer.decode(ids) == text and processor.unk_id() not in ids
-
-
-@pytest.mark.parametrize("text", [
-    "", " ", "   ", " leading", "trailing ", "two  spaces", "tab\there", "\n\nlines\n", "\r\n",
-    "Gr\u00f6\u00dfe 5 \u20ac", "\u65e5\u672c\u8a9e\u306e\u30c6\u30ad\u30b9\u30c8 123",
-    "\U0001f642\U0001f44d\U0001f3fd", "e\u0301 combining", "\ufb01 \u00bd \uff26\uff35\uff2c\uff2c",
-    "\u0639\u0631\u0628\u064a \u0663", "a\u00a0b\u200bc\ufeff", "\x00\x07", "=<<=>>####=", "###", "#####",
-    "the<<the>>the", "<|user|>x<|assistant|>", "<0x41>", "12,345.67%", "\u22121.5",
+@pytest.mark.parametrize("recipe", [
+    pretrain.Recipe(), pretrain.Recipe(fast=True, muon=True), pretrain.Recipe(fast=True, bf16=True, checkpointing=True),
 ])  # fmt: skip
-def test_transformers_and_sentencepiece_agree_on_any_text(processor, tokenizer, text):
-    ids = tokenizer.encode(text, add_special_tokens=False)
-    assert ids == processor.encode(text)
-    assert tokenizer.decode(ids) == text and processor.unk_id() not in ids  # byte fallback loses nothing
+def test_the_loss_falls(streams, settings, recipe):
+    curve = []
+    own = settings(pretrain_tokens=2 * 64 * 30)
+    pretrain.train(own, blocks_of(streams[0] / "train", own), recipe=recipe, log_every=1,
+                   log=lambda step, **m: curve.append(m["loss"]))  # fmt: skip
+    assert sum(curve[-5:]) < 0.95 * sum(curve[:5])
 
 
-def test_digits_and_the_notations_signs_are_tokens_of_their_own(processor):
-    pieces = [processor.id_to_piece(i) for i in range(processor.get_piece_size())]
-    assert len(pieces) == pretrain.VOCABULARY
-    assert not [p for p in pieces if sum(c.isdigit() for c in p) > 1 and not p.startswith("<0x")]
-    for symbol in pretrain.SYMBOLS:
-        assert [p for p in pieces if symbol in p] == [symbol], symbol
+def test_a_loss_that_is_no_number_stops_and_leaves_its_batch(streams, settings, tmp_path, monkeypatch):
+    monkeypatch.setattr(pretrain.FastGPT, "loss", lambda self, ids, *rest: self.norm.weight.sum() * math.nan)
+    own = settings()
+    blocks = blocks_of(streams[0] / "train", own)
+    with pytest.raises(FloatingPointError, match="nan at step 1.*failed_batch.*lower muon_learning_rate"):
+        pretrain.train(own, blocks, tmp_path, RECIPE)
+    assert torch.equal(load_file(tmp_path / "failed_batch.safetensors")["ids"], blocks.at(0)[0])
+
+
+def test_held_out_loss_counts_every_document_once(streams, settings):
+    own = settings(pretrain_batch_size=7)
+    torch.manual_seed(0)
+    model = pretrain.FastGPT(SMALL)
+    found = pretrain.held_out_loss(model, blocks_of(streams[0] / "held_out", own), torch.autocast("cpu", enabled=False))
+    again = pretrain.held_out_loss(model, blocks_of(streams[0] / "held_out", settings(pretrain_batch_size=3)),
+                                   torch.autocast("cpu", enabled=False))  # fmt: skip
+    train, held_out = streams[1]
+    pieces = len(blocks_of(streams[0] / "held_out", own).sizes)
+    assert found["eval_tokens"] == held_out["tokens"] - pieces  # each piece's first token is not predicted
+    assert found["perplexity"] == pytest.approx(math.exp(found["eval_nats"] / found["eval_tokens"]))
+    assert found == pytest.approx(again, rel=1e-4)
+
+
+def test_bits_per_byte_of_a_fair_coin_a_byte():
+    assert pretrain.bits_per_byte(1000 * math.log(2), 1000) == pytest.approx(1)
+    assert pretrain.bits_per_byte(500 * math.log(256), 500) == pytest.approx(8)
+
+
+def test_what_is_saved_is_what_was_trained_with_its_tokenizer(streams, settings, tmp_path, tokenizer):
+    own = settings()
+    pretrain.tokenizer_for(settings(tokenizer="embedded"), tmp_path)
+    model, _ = pretrain.train(own, blocks_of(streams[0] / "train", own), recipe=RECIPE, log=lambda *a, **k: None)
+    pretrain.save(model, tmp_path)
+    loaded, ids = LlamaForCausalLM.from_pretrained(tmp_path).eval(), torch.arange(4, 64)[None]
+    with torch.no_grad():
+        assert (loaded(ids).logits - model(ids)).abs().max() <= 1e-4
+    saved = AutoTokenizer.from_pretrained(tmp_path)
+    assert saved.encode("<<12/4=3>>") == tokenizer.encode("<<12/4=3>>") and saved.chat_template == chat.TEMPLATE
+
+
+# --- the ablation -----------------------------------------------------------------------------------------------------
+def test_the_ladder_measures_every_step_at_equal_tokens(streams, settings, monkeypatch):
+    rungs = tuple((name, recipe, packed) for name, recipe, packed in ablation.LADDER if not recipe.compile)
+    monkeypatch.setattr(ablation, "LADDER", rungs)
+    rows = ablation.ladder(
+        settings(), streams[0] / "train", streams[0] / "held_out", steps=3, runs=2, log=lambda _: None
+    )
+    assert [row["step"] for row in rows] == [name for name, *_ in rungs]
+    assert all(row["tokens_per_second"] > 0 and 4 < row["loss"] < 9 and row["runs"] == 2 for row in rows)
+    assert rows[0]["seconds_to_loss"] is not None  # the plain one reaches its own loss
+
+
+def test_the_ladder_adds_one_thing_at_a_time():
+    for (_, before, packed_before), (name, after, packed) in zip(ablation.LADDER, ablation.LADDER[1:]):
+        changed = [f for f in vars(after) if getattr(before, f) != getattr(after, f)]
+        assert len(changed) + (packed != packed_before) == 1, name
+
+
+def test_generation_is_measured_with_and_without_cache(settings):
+    settings()
+    rows = ablation.generation("tiny", new_tokens=8, runs=1)
+    assert [row["generation"] for row in rows] == ["without cache", "with cache"]
+    assert all(row["tokens_per_second"] > 0 for row in rows)
+
+
+def test_the_peak_is_what_was_held_at_once():
+    start = memory.reset_peak()
+    if start is None:
+        pytest.skip("this system does not tell a process's peak memory")
+    torch.ones(30_000_000).sum()  # 120 MB
+    assert 100e6 < memory.peak_since(start) < 400e6
 
 
 # --- set-up accuracy --------------------------------------------------------------------------------------------------
@@ -151,7 +224,10 @@ def test_the_base_fits_q4_k_and_its_attention_is_grouped(config):
     assert config["hidden_size"] % 256 == config["intermediate_size"] % 256 == 0
     heads, key_value_heads = config["num_attention_heads"], config["num_key_value_heads"]
     assert key_value_heads < heads and heads % key_value_heads == 0
-    assert {name: config[name] for name in pretrain.CONFIG} == pretrain.CONFIG | {"rms_norm_eps": 1e-05}
+    size = gpt.SIZES["base"]
+    assert {name: config[name] for name in vars(size) if name in config} == {
+        n: v for n, v in vars(size).items() if n in config
+    }
 
 
 def test_the_bases_files_agree_on_special_tokens(config, tokenizer, processor):

@@ -1,0 +1,46 @@
+"""How much memory was held at once; and freed memory kept, so that a CPU does not fetch it anew at every step."""
+
+import ctypes
+import re
+import sys
+from pathlib import Path
+
+import torch
+
+# Parameters of glibc's mallopt (malloc.h)
+TRIM_THRESHOLD, MMAP_MAX, ARENA_MAX = -1, -4, -8
+
+
+def keep_freed() -> bool:
+    """Let this process keep what it frees. False where the system's allocator cannot be told (no Linux, no glibc).
+
+    glibc maps each large tensor anew and gives it back when it is freed; the system then zeroes every page at the next
+    step. For small models that is a good part of a training step (tests/benchmarks/bench_gpt.py)."""
+    library = ctypes.CDLL(None) if sys.platform.startswith("linux") else None
+    if library is None or not hasattr(library, "mallopt"):
+        return False
+    return all([library.mallopt(name, value) for name, value in
+                ((MMAP_MAX, 0), (TRIM_THRESHOLD, 2**31 - 1), (ARENA_MAX, 1))])  # fmt: skip
+
+
+def reset_peak() -> int | None:
+    """Forget the peak so far; returns the bytes held now, or None where the system does not tell."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        return torch.cuda.memory_allocated()
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # Linux: VmHWM starts again from what is held now
+        return _status("VmRSS")
+    except OSError:
+        return None
+
+
+def peak_since(start: int | None) -> int | None:
+    """The most bytes held at once since `reset_peak` returned `start`, above what was held then."""
+    if start is None:
+        return None
+    return (torch.cuda.max_memory_allocated() if torch.cuda.is_available() else _status("VmHWM")) - start
+
+
+def _status(field: str) -> int:
+    return 1024 * int(re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())[1])

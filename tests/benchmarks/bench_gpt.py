@@ -1,0 +1,126 @@
+"""The fast GPT beside the plain one, and beside the same Llama in transformers.
+
+    python tests/benchmarks/bench_gpt.py [--muon]
+
+Prints a table and, as its last line, JSON. Training: block 512, batch 8, the generated text, medians of 3 runs of 12
+steps in one process. Generation: 256 new tokens for one prompt, medians of 3. `--muon` (about 20 minutes on two cores)
+asks in addition how many tokens Muon needs for the loss that AdamW ends at after a million.
+"""
+
+import argparse
+import json
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+
+import torch
+
+from lib import ablation, gpt, memory, presets, pretrain, tokens
+
+STEPS, RUNS = 12, 3
+
+
+def streams(folder: Path, count: int):
+    settings = presets.resolve("demo", {"pretrain_tokens": count, "model_size": "tiny"}).settings
+    processor = tokens.load_processor(presets.ROOT / "data/base")
+    tokens.prepare(settings, folder, processor)
+    return settings, tokens.Blocks(folder / "train", 8, 512, 0), tokens.Blocks(folder / "held_out", 8, 512, 0)
+
+
+def step_seconds(model, loss_of, optimisers, blocks) -> float:
+    seconds = []
+    for step in range(STEPS):
+        ids, weights, documents = blocks.at(step)
+        began = time.perf_counter()
+        loss_of(ids, weights, documents).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for optimizer in optimisers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        seconds.append(time.perf_counter() - began)
+    return median(seconds[2:])  # the first two compile and warm up
+
+
+def compared(settings, blocks) -> dict:
+    """{name: {"tokens_per_second", "peak_bytes"}} of plain, fast, and transformers' Llama made fast the same way."""
+    from transformers import LlamaForCausalLM
+
+    def plain():
+        model = gpt.GPT(gpt.SIZES["tiny"])
+        return model, model.loss, pretrain.optimizers(model, pretrain.Recipe(), settings)
+
+    def fast():
+        model = pretrain.FastGPT(gpt.SIZES["tiny"])
+        compiled = torch.compile(model.loss)
+        return model, half(compiled), pretrain.optimizers(model, pretrain.FASTEST, settings)
+
+    def transformers():
+        model: LlamaForCausalLM = gpt.llama(gpt.GPT(gpt.SIZES["tiny"]))
+        compiled = torch.compile(model)
+
+        def loss(ids, weights, documents):  # it cannot keep packed documents apart; it pays for one causal mask
+            logits = compiled(input_ids=ids[:, :-1]).logits
+            losses = torch.nn.functional.cross_entropy(
+                logits.float().flatten(0, 1), ids[:, 1:].flatten(), reduction="none"
+            )
+            return (losses * weights[:, 1:].flatten()).sum() / weights[:, 1:].sum()
+
+        return model, half(loss), pretrain.optimizers(model, pretrain.FASTEST, settings)
+
+    found: dict[str, list] = {}
+    for _ in range(RUNS):
+        for name, make in (("plain", plain), ("transformers", transformers), ("fast", fast)):
+            torch.compiler.reset()
+            start = memory.reset_peak()
+            seconds = step_seconds(*make(), blocks)
+            found.setdefault(name, []).append((blocks.tokens_a_step / seconds, memory.peak_since(start)))
+    return {name: {"tokens_per_second": median(speed for speed, _ in tries),
+                   "peak_bytes": None if tries[0][1] is None else median(peak for _, peak in tries)}
+            for name, tries in found.items()}  # fmt: skip
+
+
+def half(function):
+    def under_autocast(*arguments):
+        with torch.autocast("cpu", torch.bfloat16):
+            return function(*arguments)
+
+    return under_autocast
+
+
+def muon_against_adamw(settings, blocks, held_out) -> dict:
+    """AdamW's best held-out loss after a million tokens, and after how many Muon is as low."""
+    found, count = {}, 1_000_000
+    for rate in (1e-3, 2e-3, 4e-3):
+        own = settings.model_copy(update={"pretrain_tokens": count, "adamw_learning_rate": rate})
+        recipe = pretrain.Recipe(fast=True, bf16=True, compile=True, fused=True)
+        found[rate] = pretrain.train(own, blocks, recipe=recipe, held_out=held_out, save_every=10**9)[1]["eval_loss"]
+    best = min(found.values())
+    for share in (0.25, 0.35, 0.5, 1.0):
+        own = settings.model_copy(update={"pretrain_tokens": int(share * count)})
+        loss = pretrain.train(own, blocks, held_out=held_out, save_every=10**9)[1]["eval_loss"]
+        if loss <= best:
+            return {"adamw": found, "muon_loss": loss, "muon_share_of_tokens": share}
+    return {"adamw": found, "muon_loss": loss, "muon_share_of_tokens": None}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--muon", action="store_true")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        settings, blocks, held_out = streams(Path(folder), 1_000_000 if arguments.muon else 200_000)
+        result = {"training": compared(settings, blocks), "generation": ablation.generation("tiny", 256, RUNS)}
+        if arguments.muon:
+            result["muon"] = muon_against_adamw(settings, blocks, held_out)
+    speed = {name: values["tokens_per_second"] for name, values in result["training"].items()}
+    written = [row["tokens_per_second"] for row in result["generation"]]
+    for name, values in result["training"].items():
+        peak = "" if values["peak_bytes"] is None else f", peak {values['peak_bytes'] / 2**20:,.0f} MiB"
+        print(f"{name:<14}{values['tokens_per_second']:>9,.0f} tokens/s ({speed[name] / speed['plain']:.1f} x){peak}")
+    print(f"generation    {written[0]:,.0f} -> {written[1]:,.0f} tokens/s ({written[1] / written[0]:.1f} x)")
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
