@@ -259,7 +259,7 @@ def _facts(r) -> Turn:
         calendar = CALENDAR[period] if r.random() < 0.7 else f"{r.randint(200, 365)} {r.choice(['trading days', 'days'])}"
         days = calendar.split()[0]
         parts = [
-            r.choice(["the {p} volatility is {v}", "{p} returns have a standard deviation of {v}", "a {p} volatility of {v}", "{p} moves of {v}", "volatility {v}, {p}", "{p} data show {v}",
+            r.choice(["the {p} volatility is {v}", "{p} returns vary with a standard deviation of {v}", "a {p} volatility of {v}", "{p} moves of {v}", "volatility {v}, {p}", "{p} data show {v}",
                       "{v} is the {p} standard deviation", "a {p} figure of {v} was measured"]).format(p=period, v=v),
             r.choice(["a year has {c}", "with {c} in a year", "take {c}", "one year: {c}", "{c} make a year", "using {c}", "there are {c} per year"]).format(c=calendar),
         ]  # fmt: skip
@@ -412,7 +412,7 @@ def _copy(r) -> Turn:
 # Every word that the tasks use, as written and capitalised: the base must have met each one.
 WORDS = sorted({
     form for problem_text in [p for kind in KINDS.values() for p in kind.phrasings] + [p.reasoning for p in generate("train", 180, 0, kinds=tuple(KINDS))]
-    for word in re.findall(r"[A-Za-z][a-z]+(?:-[a-z]+)*", re.sub(r"{\w+}", "", problem_text)) for form in (word.lower(), word.capitalize())
+    for word in re.findall(r"[A-Za-z][a-z]*(?:-[a-z]+)*", re.sub(r"{\w+}", "", problem_text)) for form in (word.lower(), word.capitalize())
 } - {n.lower() for n in NAMES})  # fmt: skip
 DEFINITIONS = (
     "Volatility is the standard deviation of returns.", "The standard deviation of returns is called volatility, or simply risk.",
@@ -445,7 +445,7 @@ def _prose(r) -> str:
             amount, ways = LABELS[label]
             sentences.append(_sentence(r.choice(ways).format(n=r.choice(NAMES), v=amount(r)[0])) + ".")
         elif kind == 2:
-            sentences.append(f"{r.choice(['The word', 'Note the word', 'One word is'])} {r.choice(WORDS)}{r.choice(['.', ' is used here.', ' appears in the report.'])}")
+            sentences.append(f"{r.choice(['The words', 'Note the words', 'Some words are'])} {', '.join(r.sample(WORDS, 4))}{r.choice(['.', ' are used here.', ' appear in the report.'])}")
         else:
             text = f"{r.choice(SUBJECTS)} {r.choice(VERBS)} {r.choice(OBJECTS)}"
             text += r.choice(["", f" of {r.choice(NAMES)}", f" at {_percent(r)[0]}", f" of {_money(r)[0]}", f" for {r.randint(2, 30)} years", f" and {r.choice(OBJECTS)}"])
