@@ -1,7 +1,7 @@
 # make setup    an environment from environment.yml, in ./.conda or ./.venv (again: a second, if nothing changed)
 # make run      the whole job with the demo preset: sharpen run demo (another: make run PRESET=...)
 # make test     set-up, lint and every test
-# make test-quick   the tests that need no notebook, browser or GPU
+# make test-quick   the tests that need no notebook, browser, GPU or llama.cpp
 # make lint     ruff
 # make lab      JupyterLab in notebooks/
 # make clean    removes the environment and caches; never outputs/ or data/
@@ -76,7 +76,7 @@ test: lint
 	$(BIN)/python -m pytest
 
 test-quick: setup
-	$(BIN)/python -m pytest -m "not notebooks and not browser and not gpu"
+	$(BIN)/python -m pytest -m "not notebooks and not browser and not gpu and not export"
 
 lint: setup
 	$(BIN)/ruff check .

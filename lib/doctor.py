@@ -146,18 +146,16 @@ def hub() -> Check:
 
 
 def llama_cpp() -> Check:
-    root = os.environ.get("LLAMA_CPP_PATH")
-    folders = [Path(root), Path(root) / "build" / "bin"] if root else []
-    path = os.pathsep.join([*map(str, folders), os.environ.get("PATH", "")])
-    converter = next((Path(folder) / "convert_hf_to_gguf.py" for folder in path.split(os.pathsep)
-                      if (Path(folder) / "convert_hf_to_gguf.py").exists()), None)
-    quantizer = shutil.which("llama-quantize", path=path)
-    if quantizer and converter:
-        return Check("llama.cpp", "ok", f"{quantizer}, {converter}")
-    missing = [name for name, tool in [("llama-quantize", quantizer), ("convert_hf_to_gguf.py", converter)] if not tool]
-    where = "PATH or LLAMA_CPP_PATH" if root else "PATH"
-    detail = f"{' and '.join(missing)} not on {where}"
-    return Check("llama.cpp", "warn", detail, "not needed yet: this version has no export stage")
+    from lib import llamacpp
+
+    if given := os.environ.get("LLAMA_CPP_PATH"):
+        try:
+            return Check("llama.cpp", "ok", f"{llamacpp.check(Path(given)).folder} (LLAMA_CPP_PATH)")
+        except llamacpp.LlamaCppError as error:
+            return Check("llama.cpp", "warn", str(error), "build it there, or unset LLAMA_CPP_PATH")
+    if built := llamacpp.cached():
+        return Check("llama.cpp", "ok", f"built: {built.folder}")
+    return Check("llama.cpp", "ok", "not built yet; only an export needs it, and builds it once in a few minutes")
 
 
 def git() -> Check:

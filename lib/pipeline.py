@@ -27,6 +27,7 @@ from lib.presets import (
 )
 
 STAGES = tuple((stage, NOTEBOOKS[stage], runs.FOLDERS[stage]) for stage in ("prepare", "train", "evaluate", "compare"))
+EXPORT = ("export", NOTEBOOKS["export"], runs.FOLDERS["export"])  # only where it is asked for: it builds llama.cpp
 NOTEBOOK_FOLDER = ROOT / "notebooks"
 
 
@@ -53,14 +54,18 @@ def run(
     force: bool = False,
     stages: Iterable[str] | None = None,
     echo: Callable[[str], Any] = print,
+    export: bool = False,
 ) -> Summary:
     """Execute a preset's stages (all, or those named) into outputs/<run_name>, skipping what is unchanged.
+
+    With `export` the tuned model is merged, converted and quantised after the others.
 
     SettingsError before any kernel starts; RunError if another process runs the same run; StageFailed when a cell
     fails; KeyboardInterrupt after Ctrl-C, with the kernel and its children ended.
     """
     overrides = overrides or {}
     chosen = [row[0] for row in STAGES] if stages is None else list(stages)
+    chosen += ["export"] if export and "export" not in chosen else []
     run_name = run_name or default_run(preset, rehearse)
     problems = run_name_problems(run_name)
     problems += [f"unknown stage {s!r}; choose from {', '.join(NOTEBOOKS)}" for s in chosen if s not in NOTEBOOKS]
@@ -71,7 +76,7 @@ def run(
     if problems:
         raise SettingsError(problems)
     run_folder = Path(in_project(outputs or "outputs")).resolve() / run_name
-    again = command(preset, run_name, overrides, rehearse, outputs)
+    again = command(preset, run_name, overrides, rehearse, outputs, "export" in chosen)
     prefix = "REHEARSAL of " if rehearse else ""
     echo(f"{prefix}preset {preset}, run {run_name}: {', '.join(chosen)} -> {run_folder}")
     try:
@@ -81,7 +86,7 @@ def run(
     runs.lock(run_folder, "pipeline")
     rows = []
     try:
-        for index, (stage, notebook, _) in enumerate((row for row in STAGES if row[0] in chosen), start=1):
+        for index, (stage, notebook, _) in enumerate((row for row in (*STAGES, EXPORT) if row[0] in chosen), 1):
             place, began = f"[{index}/{len(chosen)}] {notebook:<16}", time.monotonic()
             current, reason = runs.is_current(run_folder.parent, run_name, stage, resolved, notebook_path(notebook))
             skip = current and not force
@@ -111,20 +116,23 @@ def notebook_path(notebook: str) -> Path:
     return NOTEBOOK_FOLDER / f"{notebook}.ipynb"
 
 
-def command(preset: str, run_name: str, overrides: dict[str, Any], rehearse: bool, outputs: str | Path | None) -> str:
+def command(
+    preset: str, run_name: str, overrides: dict[str, Any], rehearse: bool, outputs: str | Path | None,
+    export: bool = False,
+) -> str:  # fmt: skip
     """The shell command that goes on with a run."""
     words = ["sharpen", "run", preset, "--run", run_name]
     for name, value in overrides.items():
         text = ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
         words += ["--set", f"{name}={'none' if value is None else text}"]
-    words += ["--rehearse"] * rehearse + (["--outputs", str(outputs)] if outputs else [])
+    words += ["--rehearse"] * rehearse + ["--export"] * export + (["--outputs", str(outputs)] if outputs else [])
     return shlex.join(words)
 
 
 def headline(run_folder: Path) -> dict[str, str]:
     """The figures that the stages' notebooks put first: label -> text, in the order of the stages."""
     found = {}
-    for stage, _, folder in STAGES:
+    for stage, _, folder in (*STAGES, EXPORT):
         if (run_folder / folder / "manifest.json").exists():
             found |= runs.read(run_folder, stage).get("metrics", {}).get("headline") or {}
     return found
@@ -212,6 +220,7 @@ def _print_summary(summary: Summary, rehearse: bool, echo: Callable[[str], Any])
     places = {
         "report": summary.report, "adapter": summary.run_folder / "adapter",
         "answers": summary.run_folder / "eval" / "generations.jsonl", "notebooks": summary.run_folder / "notebooks",
+        "model files": summary.run_folder / "export",
     }
     rows = [*summary.headline.items(), *((label, str(path)) for label, path in places.items() if path.exists())]
     width = max(len(label) for label, _ in rows)

@@ -17,7 +17,10 @@ from typing import Any
 
 from lib.presets import NOTEBOOKS, ROOT, STAGE_FIELDS, Request, Resolved, in_project, run_name_problems
 
-FOLDERS = {"prepare": "data", "pretrain": "base", "train": "adapter", "evaluate": "eval", "compare": "figures"}
+FOLDERS = {
+    "prepare": "data", "pretrain": "base", "train": "adapter", "evaluate": "eval", "compare": "figures",
+    "export": "export",
+}
 PACKAGES = (
     "accelerate", "bitsandbytes", "datasets", "numpy", "papermill", "peft", "safetensors", "tokenizers", "torch",
     "transformers", "trl", "unsloth", "unsloth_zoo",

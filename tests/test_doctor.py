@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from lib import doctor
+from lib import doctor, llamacpp
 from lib.doctor import Check
 
 
@@ -77,13 +77,15 @@ def test_hub_that_never_answers_is_a_warning_in_time(monkeypatch):
 
 
 def test_llama_cpp_is_found_through_its_variable(monkeypatch, tmp_path):
-    monkeypatch.setenv("PATH", "")
+    monkeypatch.setenv("SHARPEN_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("LLAMA_CPP_PATH", raising=False)
-    assert doctor.llama_cpp().state == "warn"
-    (tmp_path / "build" / "bin").mkdir(parents=True)
-    tool = tmp_path / "build" / "bin" / "llama-quantize"
-    tool.touch(mode=0o755)
-    monkeypatch.setenv("LLAMA_CPP_PATH", str(tmp_path))
-    assert "convert_hf_to_gguf.py" in doctor.llama_cpp().detail  # half of it is not enough
-    (tmp_path / "convert_hf_to_gguf.py").touch()
+    assert "not built yet" in doctor.llama_cpp().detail
+    folder = tmp_path / "llama.cpp"
+    (folder / "build" / "bin").mkdir(parents=True)
+    for name in llamacpp.PROGRAMS:
+        (folder / "build" / "bin" / name).touch(mode=0o755)
+    monkeypatch.setenv("LLAMA_CPP_PATH", str(folder))
+    half = doctor.llama_cpp()
+    assert half.state == "warn" and "convert_hf_to_gguf.py" in half.detail
+    (folder / "convert_hf_to_gguf.py").touch()
     assert doctor.llama_cpp().state == "ok"

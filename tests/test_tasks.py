@@ -460,7 +460,8 @@ def test_named_ratios_belong_to_their_funds(drawn):
     for kind in ("Sharpe comparison", "risk-adjusted ranking"):
         for problem in of_kind(drawn, kind, *EVERY_SPLIT):
             order, ratios = by_ratio(read_funds(problem.question))
-            told = dict(re.findall(r"^(\w+): <<([^=]+)=[^>]*>>\.$", problem.reasoning, re.MULTILINE))
+            lines = re.findall(r"^(\w+): (?:return .*, ratio )?<<([^=]+)=[^>]*>>\.$", problem.reasoning, re.MULTILINE)
+            told = dict(lines)
             assert all(calculate(told[name]) == ratio for name, ratio in zip(order, ratios)), problem
 
 

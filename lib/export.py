@@ -1,0 +1,488 @@
+"""From adapter to GGUF: merge, convert, quantise; each file whole or not there, and checked against the model."""
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from lib import chat, llamacpp, presets, runs
+from lib.llamacpp import LlamaCpp, Server
+
+# Bits a weight, for free space, and the tensor types that a file of that name should mostly hold.
+QUANTIZATIONS = {
+    "Q8_0": (8.5, {"Q8_0"}), "Q6_K": (6.6, {"Q6_K"}), "Q5_K_M": (5.7, {"Q5_K", "Q6_K"}),
+    "Q5_K_S": (5.6, {"Q5_K"}), "Q4_K_M": (4.9, {"Q4_K", "Q6_K"}), "Q4_K_S": (4.6, {"Q4_K"}),
+    "Q3_K_M": (3.9, {"Q3_K", "Q4_K", "Q5_K"}),
+}  # fmt: skip
+ALTERNATIVES = ("Q5_K_M", "Q6_K", "Q8_0")
+WHOLE = {"F32", "F16", "BF16"}
+MERGE_TOLERANCE = 0.05  # largest difference of a logit that saving in 16 bit may bring; measured: 0.006
+EXACT_TOLERANCE = 1e-3  # of a log-probability between the f32 file and transformers; measured: 3e-5
+EXACT_BYTES = 8 * 2**30  # larger f32 files are not made for the check alone
+FP16_MOST = 65504.0
+PROMPT = "{{ .Prompt }}"  # Ollama's placeholder
+PLAIN = {  # what an adapter's config must say so that B A (alpha / r) is all that it adds
+    "peft_type": "LORA", "use_dora": False, "bias": "none", "fan_in_fan_out": False, "modules_to_save": None,
+    "layer_replication": None, "lora_bias": False, "alpha_pattern": {},
+}  # fmt: skip
+
+
+class ExportError(RuntimeError):
+    """An artefact cannot be made or is not what it should be; the message says what to do."""
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+def check_space(folder: Path, needed: float, what: str) -> None:
+    """ExportError where the disk has less than the bytes that are needed, with both figures."""
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise ExportError(f"{what} needs {size_text(needed)} in {folder}, and {size_text(free)} are free: make room, "
+                          f"or name another folder by `outputs`")  # fmt: skip
+
+
+def size_text(count: float) -> str:
+    return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"
+
+
+def keep(folder: Path, name: str, key: dict, make: Callable[[Path], dict], skip: bool = False) -> dict | None:
+    """What `make(part)` writes, under its final name only once it is whole; not made again where it is there.
+
+    `key` says what it is made from. A file (or folder) of the same key is taken from this attempt, or from the former
+    or abandoned one beside. With `skip` whatever is there is taken, and None is the answer where nothing is."""
+    path, record = folder / name, folder / "records" / f"{name}.json"
+    key = json.loads(json.dumps({"key": key, "code": _own_code()}, default=str))
+    attempts = [folder, *(folder.with_name(f"{folder.name}.{aside}") for aside in ("former", "abandoned"))]
+    for place in (attempt / inner / name for attempt in attempts for inner in (".", "failed")):
+        attempt = place.parents[place.parent.name == "failed"]
+        found = _record(attempt / "records" / f"{name}.json")
+        if found and (skip or found["key"] == key) and place.exists() and _hashes(place) == found["files"]:
+            if place != path:
+                _remove(path)
+                os.replace(place, path)
+                runs.write_atomically(record, [json.dumps(found, indent=2)])
+            print(f"{name}: is there already{' (skipped, so not compared with its inputs)' if skip else ''}")
+            return found["facts"]
+    if skip:
+        return None
+    part, began = path.with_name(f"{name}.part"), time.monotonic()
+    for old in (part, part.with_name(f"{part.name}.log"), path, record):
+        _remove(old)
+    try:
+        facts = make(part)
+        os.replace(part, path)
+    except (OSError, SafetensorError) as error:  # the latter where a disk is full: it hides the OSError in its text
+        raise ExportError(f"{name} cannot be written: {error} ({folder})") from error
+    finally:
+        _remove(part)
+    whole = {"key": key, "files": _hashes(path), "facts": facts | {"bytes": size_of(path)}}
+    runs.write_atomically(record, [json.dumps(whole, indent=2)])
+    print(f"{name}: {size_text(size_of(path))} in {time.monotonic() - began:.1f} s")
+    return whole["facts"]
+
+
+def _record(path: Path) -> dict | None:
+    """A record that an earlier attempt left; a torn one counts as none."""
+    try:
+        found = json.loads(path.read_text())
+        return found if {"key", "files", "facts"} <= found.keys() else None
+    except (OSError, ValueError, AttributeError):
+        return None
+
+
+def _own_code() -> dict[str, str]:
+    return {Path(file).name: runs.sha256(file) for file in (__file__, llamacpp.__file__)}
+
+
+def _hashes(path: Path) -> dict[str, str]:
+    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
+    return {file.relative_to(path.parent).as_posix(): runs.sha256(file) for file in files}
+
+
+def put_aside(folder: Path, name: str) -> Path:
+    """A file that failed the gate goes to `failed/`, so that nobody ships it by accident."""
+    (folder / "failed").mkdir(exist_ok=True)
+    return (folder / name).replace(folder / "failed" / name)
+
+
+def _remove(path: Path) -> None:
+    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def size_of(path: Path) -> int:
+    """Bytes of a file, or of the weights in a folder."""
+    return path.stat().st_size if path.is_file() else sum(file.stat().st_size for file in path.glob("*.safetensors"))
+
+
+# --- merge ------------------------------------------------------------------------------------------------------------
+def base_folder(name: str) -> Path:
+    """The folder of the base's 16- or 32-bit weights; a 4-bit repository's 16-bit origin is taken instead.
+
+    ExportError where the weights of a folder are quantised: merging into them would lose what was learnt."""
+    if presets.is_local(name):
+        folder = Path(presets.locate(name))
+    else:
+        from huggingface_hub import snapshot_download
+
+        whole = re.sub(r"(-unsloth)?-bnb-4bit$", "", name)
+        if whole != name:
+            print(f"{name} holds 4-bit weights; the adapter is merged into {whole}")
+        folder = Path(snapshot_download(whole, allow_patterns=["*.safetensors*", "*.json", "*.model", "*.jinja"]))
+    if quantized := _json(folder / "config.json").get("quantization_config"):
+        method = quantized.get("quant_method", "quantised")
+        raise ExportError(f"base_model = {name!r} holds {method} weights, and merging into those loses what was "
+                          f"learnt: set base_model to the 16-bit model that it was made from")  # fmt: skip
+    return folder
+
+
+def merge(base: Path, adapter: Path, folder: Path, tokenizer: Any) -> dict:
+    """Write base + (alpha / r) B A to `folder`, computed in fp32 and saved in fp16, one shard of the base at a time.
+
+    So a large model takes the memory of its largest shard. Returns the tensors and parameters counted."""
+    config, changes = _json(base / "config.json"), _lora(adapter)
+    shards = _shards(base)
+    check_space(folder.parent, 2 * sum(size for _, size in shards.values()), "the merged model")
+    folder.mkdir()
+    index, merged, parameters = {}, set(), 0
+    tied = config.get("tie_word_embeddings", False)
+    for file in shards:
+        tensors = {}
+        with _reading(base / file) as weights:
+            for name in weights.keys():  # noqa: SIM118  (no dictionary)
+                tensor = weights.get_tensor(name)
+                if tensor.dtype not in (torch.float16, torch.bfloat16, torch.float32):
+                    raise ExportError(f"{base / file}: {name} is {tensor.dtype}: merging needs 16- or 32-bit weights")
+                if name in changes:
+                    if tied and name in ("model.embed_tokens.weight", "lm_head.weight"):
+                        raise ExportError(f"the adapter changes {name}, which input and output share: untie them first")
+                    tensor = _merged(tensor, *changes[name], name)
+                    merged.add(name)
+                tensors[name] = _half(tensor, name)
+                index[name], parameters = file, parameters + tensor.numel()
+        save_file(tensors, folder / file, metadata={"format": "pt"})
+        _sync(folder / file)
+    if left := sorted(changes.keys() - merged):
+        raise ExportError(f"the adapter changes {left[0]} (and {len(left) - 1} more), which {base} does not have: "
+                          f"was it trained on another base?")  # fmt: skip
+    if len(shards) > 1:
+        total = {"total_size": 2 * parameters}
+        (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": total, "weight_map": index}))
+    for key in ("torch_dtype", "quantization_config"):
+        config.pop(key, None)
+    (folder / "config.json").write_text(json.dumps(config | {"dtype": "float16"}, indent=2))
+    save_tokenizer(tokenizer, base, folder)
+    return {"merged_matrices": len(merged), "parameters": parameters, "shards": len(shards)}
+
+
+def save_tokenizer(tokenizer: Any, base: Path, folder: Path) -> None:
+    """The tokenizer as both transformers and llama.cpp's converter read it.
+
+    The converter learns which tokens are marks (<|user|>, ####) from `added_tokens_decoder`, which transformers 5
+    leaves out; without it llama.cpp cuts a mark that it meets in a text into pieces."""
+    tokenizer.save_pretrained(folder)
+    config, fields = _json(folder / "tokenizer_config.json"), ("content", "lstrip", "normalized", "rstrip", "special")
+    added = tokenizer.added_tokens_decoder.items()
+    config["added_tokens_decoder"] = {str(i): {name: getattr(token, name) for name in fields} for i, token in added}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False))
+    for name in ("generation_config.json", "tokenizer.model"):  # the converter reads the latter where there is one
+        if (base / name).exists():
+            shutil.copyfile(base / name, folder / name)
+
+
+def _lora(adapter: Path) -> dict[str, tuple[torch.Tensor, torch.Tensor, float]]:
+    """The adapter by the name of the weight that each pair changes: (A (r, in), B (out, r), scale)."""
+    config = _json(adapter / "adapter_config.json")
+    for key, plain in PLAIN.items():
+        if config.get(key, plain) != plain and config.get(key):
+            raise ExportError(f"{adapter}: {key} = {config[key]!r}, and only plain LoRA is merged here: "
+                              f"merge this one by PEFT's merge_and_unload")  # fmt: skip
+    with _reading(adapter / "adapter_model.safetensors") as weights:
+        tensors = {name: weights.get_tensor(name).float() for name in weights.keys()}  # noqa: SIM118
+    pairs = {}
+    for name, tensor in tensors.items():
+        match = re.fullmatch(r"base_model\.model\.(.+)\.lora_(A|B)(\.default)?\.weight", name)
+        if not match:
+            raise ExportError(f"{adapter}: {name} is no LoRA matrix of a linear layer")
+        if not tensor.isfinite().all():
+            raise ExportError(f"{adapter}: {name} holds numbers that are not finite: train again")
+        pairs.setdefault(f"{match[1]}.weight", {})[match[2]] = tensor
+    scaled = {}
+    for name, pair in pairs.items():
+        if pair.keys() != {"A", "B"} or pair["A"].shape[0] != pair["B"].shape[1]:
+            raise ExportError(f"{adapter}: the matrices A and B for {name} do not fit together")
+        rank = pair["A"].shape[0]
+        scale = config["lora_alpha"] / (rank**0.5 if config.get("use_rslora") else rank)
+        scaled[name] = pair["A"], pair["B"], scale
+    return scaled
+
+
+def _merged(weight: torch.Tensor, a: torch.Tensor, b: torch.Tensor, scale: float, name: str) -> torch.Tensor:
+    """weight (out, in) + scale b (out, r) a (r, in), in fp32."""
+    if weight.shape != (b.shape[0], a.shape[1]):
+        raise ExportError(f"the adapter's {name} is {b.shape[0]} x {a.shape[1]}, the base's {tuple(weight.shape)}: "
+                          f"was it trained on another base?")  # fmt: skip
+    return weight.float() + scale * (b @ a)
+
+
+def _half(tensor: torch.Tensor, name: str) -> torch.Tensor:
+    if not tensor.isfinite().all() or tensor.abs().max() > FP16_MOST:
+        raise ExportError(f"{name} holds numbers that 16-bit floats cannot (above {FP16_MOST:g}, or not finite)")
+    return tensor.to(torch.float16).contiguous()
+
+
+def _shards(folder: Path) -> dict[str, tuple[int, int]]:
+    """{file: (its place, its parameters)} of a model's safetensors, in the index's order."""
+    index = folder / "model.safetensors.index.json"
+    files = list(dict.fromkeys(_json(index)["weight_map"].values())) if index.exists() else ["model.safetensors"]
+    counts = {}
+    for place, file in enumerate(files):
+        with _reading(folder / file) as weights:
+            counts[file] = place, sum(int(np.prod(weights.get_slice(n).get_shape())) for n in weights.keys())  # noqa: SIM118
+    return counts
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[Any]:
+    try:
+        with safe_open(path, framework="pt") as weights:
+            yield weights
+    except ExportError:
+        raise
+    except Exception as error:  # safetensors has an exception type of its own, and raises OSError too
+        raise ExportError(f"{path} cannot be read ({error}): it is torn or missing; make it again") from error
+
+
+def _json(path: Path) -> dict:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ExportError(f"{path} cannot be read: {error}") from error
+
+
+def _sync(path: Path) -> None:
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+
+
+# --- the same numbers -------------------------------------------------------------------------------------------------
+@torch.inference_mode()
+def logits(model: Any, sequences: Sequence[list[int]]) -> list[torch.Tensor]:
+    """Teacher-forced logits (T, V) of each sequence of token ids, in fp32 on the CPU."""
+    device = next(model.parameters()).device
+    return [model(input_ids=torch.tensor([ids], device=device)).logits[0].float().cpu() for ids in sequences]
+
+
+def load(folder: Path, device: str | None = None) -> Any:
+    """A model as transformers reads it: in fp32 on a CPU, in fp16 on a GPU (by default, if there is one)."""
+    from transformers import AutoModelForCausalLM
+
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = torch.float32 if device == "cpu" else torch.float16
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, trust_remote_code=False).to(device).eval()
+
+
+def check_merge(base: Path, adapter: Path, merged: Path, sequences: Sequence[list[int]]) -> dict:
+    """The merged model says what base and adapter say (both 16 bit or more): largest difference of a logit.
+
+    ExportError above MERGE_TOLERANCE. Where an fp32 model does not fit into memory, it says so and compares nothing."""
+    import psutil
+    from peft import PeftModel
+
+    needed, free = 2 * size_of(merged), psutil.virtual_memory().available
+    if needed > 0.8 * free:
+        return {"compared": False, "reason": f"needs {size_text(needed)} of memory, and {size_text(free)} are free"}
+    with_adapter = logits(PeftModel.from_pretrained(load(base, "cpu"), adapter), sequences)
+    alone = logits(load(merged, "cpu"), sequences)
+    gap = max((a - b).abs().max().item() for a, b in zip(with_adapter, alone))
+    same = float(np.mean(np.concatenate([(a.argmax(1) == b.argmax(1)).numpy() for a, b in zip(with_adapter, alone)])))
+    if not gap <= MERGE_TOLERANCE:
+        raise ExportError(f"a logit of the merged model differs by {gap:.3g} from base and adapter "
+                          f"(at most {MERGE_TOLERANCE} is rounding): do not use it")  # fmt: skip
+    return {"compared": True, "largest_logit_difference": gap, "same_next_token": same}
+
+
+def check_conversion(llama: LlamaCpp, merged: Path, folder: Path, sequences: Sequence[list[int]]) -> dict:
+    """Convert to f32, for this check alone, and compare with transformers at every position of the sequences."""
+    if 2 * size_of(merged) > EXACT_BYTES:
+        return {"compared": False, "reason": f"needs an f32 file of {size_text(2 * size_of(merged))}"}
+    part = folder / "check-f32.gguf.part"
+    try:
+        to_gguf(llama, merged, part, "f32", "check")
+        with Server(llama, part, 64 + max(map(len, sequences)), exact=True) as server:
+            gap = check_exact(server, load(merged, "cpu"), sequences)
+    finally:
+        part.unlink(missing_ok=True)
+    return {"compared": True, "positions": sum(map(len, sequences)), "largest_logprob_difference": gap}
+
+
+def check_exact(server: Server, model: Any, sequences: Sequence[list[int]]) -> float:
+    """Largest difference of a log-probability between a file (f32, served exactly) and transformers, at each position.
+
+    Read are the 500 likeliest next tokens, by /completion: it sends log-probabilities of the whole softmax."""
+    gap = 0.0
+    for ids, expected in zip(sequences, logits(model, sequences)):
+        expected = expected.log_softmax(1)
+        for position in range(len(ids)):
+            found = server.next_logprobs(ids[: position + 1], min(500, expected.shape[1]))
+            there = expected[position, list(found)]
+            gap = max(gap, (there - torch.tensor(list(found.values()))).abs().max().item())
+    if not gap <= EXACT_TOLERANCE:
+        raise ExportError(f"{server.model.name}: a log-probability differs by {gap:.3g} from transformers "
+                          f"(at most {EXACT_TOLERANCE:g} is rounding): the conversion changed the model")  # fmt: skip
+    return gap
+
+
+# --- the file ---------------------------------------------------------------------------------------------------------
+def to_gguf(llama: LlamaCpp, model: Path, part: Path, outtype: str, name: str) -> dict:
+    """Convert a 16-bit folder by llama.cpp's converter and load-check the file."""
+    if not any((model / file).exists() for file in ("tokenizer.model", "tokenizer.json")):
+        raise ExportError(f"{model} has no tokenizer.model and no tokenizer.json: export again without skip_merge")
+    check_space(part.parent, size_of(model) * (2.1 if outtype == "f32" else 1.05) + 2**24, part.name)
+    llamacpp.convert(llama, model, part, outtype, name)
+    return check_file(part, model, outtype.upper())
+
+
+def to_quantized(llama: LlamaCpp, source: Path, part: Path, quantization: str, model: Path) -> dict:
+    """Quantise a 16- or 32-bit file by llama-quantize and load-check what came out; a quantised source is refused."""
+    if not source.exists():
+        raise ExportError(f"there is no {source.name} to quantise: leave skip_gguf out, or set skip_quantize too")
+    types = tensor_types(read_gguf(source))
+    if quantised := types.keys() - WHOLE:
+        raise ExportError(f"{source.name} is quantised already ({', '.join(sorted(quantised))}): "
+                          f"quantise the f16 file, else its loss comes on top")  # fmt: skip
+    check_space(part.parent, source.stat().st_size * QUANTIZATIONS[quantization][0] / 16 * 1.2, part.name)
+    llamacpp.quantize(llama, source, part, quantization)
+    return check_file(part, model, quantization)
+
+
+def read_gguf(path: Path) -> Any:
+    """gguf's reader over a file; ExportError where the file is torn."""
+    from gguf import GGUFReader
+
+    try:
+        reader = GGUFReader(path)
+        for tensor in reader.tensors:
+            tensor.data[-1:].sum()  # a torn file lacks its last bytes
+        return reader
+    except Exception as error:  # numpy, struct and gguf each have their own way to say it
+        raise ExportError(f"{path.name} does not load ({type(error).__name__}: {error}): it is torn") from error
+
+
+def tensor_types(reader: Any) -> Counter:
+    """Weights in matrices by tensor type: {"Q4_K": 2_000_000, ...}; what the file holds, whatever its name says."""
+    types = Counter()
+    for tensor in reader.tensors:
+        if len(tensor.shape) > 1:
+            types[tensor.tensor_type.name] += int(tensor.n_elements)
+    return types
+
+
+def check_file(path: Path, model: Path, quantization: str) -> dict:
+    """What has bitten users: end, begin and pad token, chat template, rope base, vocabulary, and the tensor types.
+
+    `model` is the folder that it was made from. ExportError with everything that differs; else the facts."""
+    from transformers import AutoConfig, AutoTokenizer
+
+    reader = read_gguf(path)
+    tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
+    config = AutoConfig.from_pretrained(model, trust_remote_code=False)
+
+    def field(name):
+        return reader.fields[name].contents() if name in reader.fields else None
+
+    architecture = field("general.architecture")
+    wanted = {
+        "tokenizer.ggml.eos_token_id": tokenizer.eos_token_id, "tokenizer.ggml.bos_token_id": tokenizer.bos_token_id,
+        "tokenizer.ggml.padding_token_id": tokenizer.pad_token_id, "tokenizer.chat_template": tokenizer.chat_template,
+        f"{architecture}.context_length": config.max_position_embeddings,
+    }  # fmt: skip
+    problems = [f"{name} is {_short(field(name))} and should be {_short(value)}" for name, value in wanted.items()
+                if value is not None and field(name) != value]  # fmt: skip
+    if tokenizer.eos_token_id is None:
+        problems.append("the tokenizer has no end token, so llama.cpp would take token 11 for it")
+    base = (getattr(config, "rope_parameters", None) or {}).get("rope_theta", getattr(config, "rope_theta", 1e4))
+    if not np.isclose(written := field(f"{architecture}.rope.freq_base") or 1e4, base, rtol=1e-6):
+        problems.append(f"rope base is {written:g} and should be {base:g}")
+    if (tokens := len(field("tokenizer.ggml.tokens"))) != config.vocab_size:
+        problems.append(f"{tokens} tokens, but the model has {config.vocab_size}")
+    types = tensor_types(reader)
+    total = sum(types.values())
+    expected = QUANTIZATIONS[quantization][1] if quantization in QUANTIZATIONS else {quantization}
+    whole = sum(types[name] for name in WHOLE) / total
+    if quantization in QUANTIZATIONS and whole > 0.5:
+        rows = sorted({int(t.shape[0]) for t in reader.tensors if len(t.shape) > 1 and t.tensor_type.name in WHOLE})
+        problems.append(f"{whole:.0%} of its weights are not quantised: rows of {', '.join(map(str, rows))} weights, "
+                        f"and {quantization} needs multiples of 256 (or 32, for a larger type)")  # fmt: skip
+    elif quantization not in QUANTIZATIONS and types.keys() != expected:
+        problems.append(f"its matrices are {dict(types)}, not {quantization}")
+    if problems:
+        raise ExportError(f"{path.name.removesuffix('.part')}: " + "; ".join(problems))
+    return {"tensor_types": {name: count / total for name, count in types.most_common()},
+            "as_named": sum(types[name] for name in expected) / total, "tokens": tokens,
+            "eos": tokenizer.eos_token_id, "rope_base": float(base)}  # fmt: skip
+
+
+def _short(value: Any) -> str:
+    return repr(value) if len(repr(value)) < 60 else f"{repr(value)[:50]}... ({len(repr(value))} characters)"
+
+
+def strings(tokenizer: Any, questions: Sequence[str], count: int = 500) -> list[str]:
+    """Texts on which tokenizers differ: numbers, currency, unicode, spaces, the chat's own marks, and questions."""
+    rng = np.random.default_rng([0, count])
+    marks = [token for token in tokenizer.all_special_tokens if token != tokenizer.unk_token]
+    odd = ["€", "£ 3.50", "¥", "−5.2 %", "naïve café", "日本語", "Ωmega", "🙂", "\n\n", "  two  spaces", "\t", "x²",
+           "½", "<<12/4=3>>", "#### 7", "don't", "E=mc^2", "1e-3", "(a+b)*c", "“quoted”", "…"]  # fmt: skip
+    made = [*odd, *marks, *questions[: count // 5]]
+    while len(made) < count:
+        number = f"{rng.lognormal(6, 4):,.{rng.integers(0, 5)}f}"
+        pieces = [number, f"${number}", f"{number}%", f"-{number}", *rng.choice(odd, 2), *rng.choice(marks or odd, 1)]
+        made.append(str(rng.choice(["", " "])).join(map(str, rng.permutation(pieces)[: rng.integers(1, 6)])))
+    return made[:count]
+
+
+def check_tokens(server: Server, tokenizer: Any, texts: Sequence[str]) -> int:
+    """Each text has the same token ids in the file as in the Hugging Face tokenizer; how many were compared."""
+    different = []
+    for text in texts:
+        expected, found = tokenizer.encode(text, add_special_tokens=False), server.tokenize(text)
+        if expected != found:
+            different.append(f"{_short(text)}: {found[:12]} and should be {expected[:12]}")
+    if different:
+        raise ExportError(f"{server.model.name}: {len(different)} of {len(texts)} texts are tokenised otherwise than "
+                          f"by the model's tokenizer, e.g. {'; '.join(different[:3])}")  # fmt: skip
+    return len(texts)
+
+
+# --- for those who use it ---------------------------------------------------------------------------------------------
+def modelfile(file: str, tokenizer: Any, context: int) -> str:
+    """An Ollama Modelfile; its template is the model's own, rendered with placeholders, but for the BOS."""
+    user, system = ({"role": role, "content": mark} for role, mark in (("user", PROMPT), ("system", "{{ .System }}")))
+
+    def rendered(messages):
+        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        return text.replace(tokenizer.bos_token or "\0", "").partition(PROMPT)[::2]  # (before, after the question)
+
+    before, after = rendered([user])
+    with contextlib.suppress(Exception):  # a template that takes no system message refuses it in a way of its own
+        told, after_told = rendered([system, user])
+        if after_told == after and "{{ .System }}" in told:
+            before = f"{{{{ if .System }}}}{told}{{{{ else }}}}{before}{{{{ end }}}}" if before else told
+    stops = [tokenizer.convert_ids_to_tokens(i) for i in chat.end_ids(tokenizer)]
+    lines = [
+        f"FROM ./{file}",
+        f'TEMPLATE """{before}{PROMPT}{after}{{{{ .Response }}}}{stops[0]}"""',
+        *(f'PARAMETER stop "{stop}"' for stop in stops),
+        "PARAMETER temperature 0",
+        f"PARAMETER num_ctx {context}",
+    ]
+    return "\n".join(lines) + "\n"
