@@ -93,6 +93,9 @@ class Settings(BaseModel):
         Literal["Q8_0", "Q6_K", "Q5_K_M", "Q5_K_S", "Q4_K_M", "Q4_K_S", "Q3_K_M"], ...
     ] = Field(("Q4_K_M",), description="some of Q8_0, Q6_K, Q5_K_M, Q5_K_S, Q4_K_M, Q4_K_S, Q3_K_M")
     margin: float = Field(2.0, gt=0, lt=100, description="percentage points that a quantised file may lose")
+    merge_onto: Literal["trained", "16bit"] = Field(
+        "trained", description="the base under the adapter: rounded to 4 bit and back, as QLoRA trained on it, or not"
+    )
     skip_merge: bool = Field(False, description="do not merge: take the merged model that an earlier export left")
     skip_gguf: bool = Field(False, description="do not convert: take the f16 file that is there, or go without")
     skip_quantize: bool = Field(False, description="do not quantise: take the files that are there, or go without")
@@ -124,7 +127,7 @@ STAGE_FIELDS: dict[str, tuple[str, ...]] = {
     "compare": ("others",),
     "export": (
         *_SHARED, "load_in_4bit", "eval_rows", "calculator", "max_new_tokens", "eval_batch_size", "llama_cpp_path",
-        "quantizations", "margin", "skip_merge", "skip_gguf", "skip_quantize",
+        "quantizations", "margin", "merge_onto", "skip_merge", "skip_gguf", "skip_quantize",
     ),
 }
 NOTEBOOKS = {

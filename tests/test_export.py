@@ -95,6 +95,25 @@ def test_the_merged_folder_loads_and_says_what_base_and_adapter_say(tmp_path, ba
     assert (tmp_path / "merged" / "tokenizer.model").read_bytes() == (BASE / "tokenizer.model").read_bytes()
 
 
+def test_the_base_can_be_rounded_as_qlora_saw_it(tmp_path, base, adapter, tokenizer):
+    """bitsandbytes' own layer is the judge of what training saw; embeddings and norms stay as they are."""
+    from bitsandbytes.nn import Linear4bit
+
+    export.merge(base, adapter, tmp_path / "merged", tokenizer, rounded=True)
+    found = export.check_merge(base, adapter, tmp_path / "merged", [list(range(4, 40))], rounded=True)
+    assert found["largest_logit_difference"] < 0.01
+    with pytest.raises(ExportError, match="differs by"):
+        export.check_merge(base, adapter, tmp_path / "merged", [list(range(4, 40))], rounded=False)
+    before, after = weights(base), weights(tmp_path / "merged")
+    torch.testing.assert_close(after["model.embed_tokens.weight"], before["model.embed_tokens.weight"].half())
+    name = "model.layers.1.self_attn.k_proj.weight"  # without LoRA here
+    layer = Linear4bit(64, 32, bias=False, compress_statistics=True, quant_type="nf4")
+    layer.load_state_dict({"weight": before[name].bfloat16()})
+    layer = layer.to("cpu")
+    seen = layer(torch.eye(64, dtype=torch.float32)).T  # (out, in): what the layer multiplies by
+    torch.testing.assert_close(after[name].float(), seen.float(), rtol=0.01, atol=1e-3)
+
+
 def test_another_merged_model_is_noticed(tmp_path, base, adapter, tokenizer):
     export.merge(base, adapter, tmp_path / "merged", tokenizer)
     file = tmp_path / "merged" / "model.safetensors"
