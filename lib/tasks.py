@@ -13,10 +13,10 @@ from functools import cache
 
 import numpy as np
 
-from lib.kinds import CALENDAR, EVERY, KINDS, NAMES, PERIODS, SLOTS, TRAINED_PHRASINGS, Kind, duel
+from lib.kinds import CALENDAR, EVERY, HELD_OUT_PHRASINGS, KINDS, NAMES, PERIODS, SLOTS, Kind, duel
 
 __all__ = [
-    "CALENDAR", "DEMO_KINDS", "EVERY", "KINDS", "NAMES", "PERIODS", "SPLITS", "TRAINED_PHRASINGS", "Kind", "Problem",
+    "CALENDAR", "DEMO_KINDS", "EVERY", "HELD_OUT_PHRASINGS", "KINDS", "NAMES", "PERIODS", "SPLITS", "Kind", "Problem",
     "duel", "generate", "solve",
 ]  # fmt: skip
 SPLITS = {"train": 0, "validation": 1, "test": 2, "test_seen": 3}  # test: phrasings and ranges never trained on
@@ -103,9 +103,10 @@ def generate(split: str, count: int, seed: int, kinds: tuple[str, ...] = DEMO_KI
     for number in range(count):
         index, which = divmod(number, len(kinds))
         kind = KINDS[kinds[which]]
+        trained = len(kind.phrasings) - HELD_OUT_PHRASINGS
         rng = np.random.default_rng([seed, SPLITS[split], numbers[kind.name], index])
         for _ in range(1000):
-            low, high = (TRAINED_PHRASINGS, len(kind.phrasings)) if unseen else (0, TRAINED_PHRASINGS)
+            low, high = (trained, len(kind.phrasings)) if unseen else (0, trained)
             template, slots = int(rng.integers(low, high)), kind.draw(rng, unseen)
             question = _write(kind.phrasings[template], slots) if slots else None
             if question is None or question in seen or not (unseen or _split_of(question) == split):

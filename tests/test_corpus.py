@@ -121,7 +121,7 @@ def test_no_phrasing_that_is_held_out_stands_in_the_text(sample):
     """Six of its words in a row, whatever the case and the punctuation."""
     runs = {}
     for kind in tasks.KINDS.values():
-        for phrasing in kind.phrasings[tasks.TRAINED_PHRASINGS :]:
+        for phrasing in kind.phrasings[-tasks.HELD_OUT_PHRASINGS :]:
             for part in re.split(r"{\w+}", phrasing.lower()):
                 words = WORD.findall(part)
                 runs |= {f" {' '.join(words[i : i + 6])} ": phrasing for i in range(len(words) - 5)}
