@@ -148,7 +148,7 @@ def base_folder(name: str) -> Path:
 def merge(base: Path, adapter: Path, folder: Path, tokenizer: Any, rounded: bool = False) -> dict:
     """Write base + (alpha / r) B A to `folder`, computed in fp32 and saved in fp16, one shard of the base at a time.
 
-    So a large model takes the memory of its largest shard. `rounded`: the base as QLoRA's training saw it (`as_trained`).
+    So a large model takes the memory of its largest shard. `rounded`: onto the base as QLoRA saw it (`as_trained`).
     Returns the tensors and parameters counted."""
     config, changes = _json(base / "config.json"), _lora(adapter)
     shards = _shards(base)
@@ -190,8 +190,8 @@ def merge(base: Path, adapter: Path, folder: Path, tokenizer: Any, rounded: bool
 def as_trained(name: str, weight: torch.Tensor) -> torch.Tensor:
     """A linear layer's weight rounded to NF4 and back, as it was while QLoRA trained the adapter; others unchanged.
 
-    The adapter has learnt to live with this rounding: on the unrounded base the demo's model lost 5 points (20 answers
-    of 300 lost, 4 won). By bitsandbytes, with Unsloth's settings: double quantisation, blocks of 64, from half floats."""
+    The adapter has learnt to live with this rounding: on the unrounded base the demo's model lost 5 points (20
+    answers of 300 lost, 4 won). By bitsandbytes as Unsloth sets it: double quantisation, blocks of 64."""
     if not name.endswith(tuple(f"{module}.weight" for module in presets.LINEAR_MODULES)):
         return weight
     from bitsandbytes.functional import dequantize_4bit, quantize_4bit
@@ -371,7 +371,28 @@ def to_gguf(llama: LlamaCpp, model: Path, part: Path, outtype: str, name: str) -
         raise ExportError(f"{model} has no tokenizer.model and no tokenizer.json: export again without skip_merge")
     check_space(part.parent, size_of(model) * (2.1 if outtype == "f32" else 1.05) + 2**24, part.name)
     llamacpp.convert(llama, model, part, outtype, name)
+    _say_no_space_comes_first(part, model)
     return check_file(part, model, outtype.upper())
+
+
+def _say_no_space_comes_first(part: Path, model: Path) -> None:
+    """For a SentencePiece tokenizer of another architecture than Llama the converter leaves `add_space_prefix` out, and
+    llama.cpp then puts a space before every text. The same file again with that field, by gguf's own copying."""
+    import gguf
+    from gguf.scripts.gguf_new_metadata import MetadataDetails, copy_with_new_metadata
+
+    config = model / "tokenizer_config.json"
+    wanted = _json(config).get("add_prefix_space") if config.exists() else None
+    reader, key = read_gguf(part), gguf.Keys.Tokenizer.ADD_PREFIX
+    if wanted is not False or key in reader.fields or reader.fields["tokenizer.ggml.model"].contents() != "llama":
+        return
+    whole = part.with_name(f"{part.name}.part")
+    try:
+        writer = gguf.GGUFWriter(whole, reader.fields["general.architecture"].contents())
+        copy_with_new_metadata(reader, writer, {key: MetadataDetails(gguf.GGUFValueType.BOOL, False)}, [])
+        os.replace(whole, part)
+    finally:
+        whole.unlink(missing_ok=True)
 
 
 def to_quantized(llama: LlamaCpp, source: Path, part: Path, quantization: str, model: Path) -> dict:

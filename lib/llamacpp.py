@@ -222,7 +222,7 @@ def _last(log: Path, lines: int = 6) -> str:
 def convert(llama: LlamaCpp, model: Path, path: Path, outtype: str, name: str) -> None:
     """A Hugging Face folder as one GGUF file (`outtype`: f32, f16, bf16 or q8_0), by llama.cpp's own converter."""
     command = [sys.executable, llama.converter, model, "--outfile", path, "--outtype", outtype, "--model-name", name]
-    _run_beside(path, command, f"converting {model} to GGUF", "it knows some architectures and tokenizers only")
+    _run_beside(path, command, f"converting {model} to GGUF", "is the disk full, or the tokenizer unknown to it?")
 
 
 def quantize(llama: LlamaCpp, source: Path, path: Path, quantization: str) -> None:
@@ -325,9 +325,12 @@ class Server:
         return answer["tokens"]
 
     def next_logprobs(self, ids: list[int], count: int) -> dict[int, float]:
-        """Natural logarithms of the probabilities of the `count` likeliest next tokens after `ids`."""
+        """Natural logarithms of the probabilities of the `count` likeliest next tokens after `ids`.
+
+        They are of the model's logits, before the bias by which an `a` is chosen: for a token that is half a character
+        the server would send none."""
         body = {"prompt": ids, "n_predict": 1, "temperature": 0, "n_probs": count, "cache_prompt": True,
-                "response_fields": ["completion_probabilities"]}  # fmt: skip
+                "logit_bias": [["a", 1e6]], "response_fields": ["completion_probabilities"]}  # fmt: skip
         found = self.post("/completion", body)["completion_probabilities"][0]["top_logprobs"]
         return {token["id"]: token["logprob"] for token in found}
 
