@@ -1,6 +1,7 @@
 """What each step of the fast GPT brings: the plain one, then one change after the other, at equal tokens and seed."""
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from types import SimpleNamespace
@@ -33,11 +34,15 @@ def ladder(settings, folder: Path, held_out: Path, steps: int, runs: int = 3, lo
     """A row a step of LADDER: medians over `runs` seeds of tokens/s, peak memory, held-out loss and time to a loss.
 
     Every recipe trains on about the same number of tokens a step (padding is not counted), for `steps` steps. The fixed
-    loss is the plain recipe's last one; None where a recipe did not reach it."""
-    found: dict[str, list[dict]] = {name: [] for name, *_ in LADDER}
+    loss is the plain recipe's last one; None where a recipe did not reach it. Without torch_compile nothing is
+    compiled, and that step is left out."""
+    compiles = settings.torch_compile
+    rungs = [(name, replace(recipe, compile=recipe.compile and compiles), packed) for name, recipe, packed in LADDER
+             if compiles or name != "+ compiler"]  # fmt: skip
+    found: dict[str, list[dict]] = {name: [] for name, *_ in rungs}
     for run in range(runs):
         seed = settings.pretrain_seed + run
-        for name, recipe, packed in LADDER:
+        for name, recipe, packed in rungs:
             size = settings.pretrain_batch_size, settings.block_size, seed
             blocks = tokens.Blocks(folder, *size, packed=packed)
             count = steps * blocks.batch * blocks.length
