@@ -30,6 +30,7 @@ class Served:
                  **ignored):  # fmt: skip
         """(B, T + new) token ids: greedy answers to left-padded prompts (B, T), one slot of the server each.
 
+        Which slots compute together is chance, and changes the last bits: a near tie can fall otherwise the next time.
         The calculator is `evaluate`'s own: the server stops at each `=`, and the calculator says what follows."""
         calculator = logits_processor[0] if logits_processor else None
         prompts = [ids[mask.bool()].tolist() for ids, mask in zip(input_ids, attention_mask)]
