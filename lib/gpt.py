@@ -96,11 +96,13 @@ class MLP(nn.Module):
 
 
 class Layer(nn.Module):
+    norm_type, attention_type = RMSNorm, Attention
+
     def __init__(self, config: Config):
         super().__init__()
-        self.self_attn, self.mlp = Attention(config), MLP(config)
-        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.self_attn, self.mlp = self.attention_type(config), MLP(config)
+        self.input_layernorm = self.norm_type(config.hidden_size, config.rms_norm_eps)
+        self.post_attention_layernorm = self.norm_type(config.hidden_size, config.rms_norm_eps)
 
     def forward(self, x, cos, sin, allowed):
         x = x + self.self_attn(self.input_layernorm(x), cos, sin, allowed)
@@ -110,12 +112,14 @@ class Layer(nn.Module):
 class GPT(nn.Module):
     """Its modules have transformers' names, so that its weights are a LlamaForCausalLM's (`pretrain.save`)."""
 
+    norm_type, layer_type = RMSNorm, Layer  # gpt_fast has its own
+
     def __init__(self, config: Config):
         super().__init__()
         self.config = config
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
-        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.layers = nn.ModuleList(self.layer_type(config) for _ in range(config.num_hidden_layers))
+        self.norm = self.norm_type(config.hidden_size, config.rms_norm_eps)
         cos, sin = rotations(config)
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
@@ -132,12 +136,17 @@ class GPT(nn.Module):
             x = layer(x, self.cos[:T], self.sin[:T], allowed)
         return self.norm(x) @ self.embed_tokens.weight.T  # (B, T, V)
 
-    def loss(self, ids, weights, documents=None):
-        """Mean cross entropy in nats of each next token, each token by its weight; ids and weights (B, T + 1)."""
+    def losses(self, ids, documents=None):
+        """Cross entropy in nats of each next token, (B, T), of ids (B, T + 1)."""
         logits = self(ids[:, :-1], None if documents is None else documents[:, :-1])
-        losses = nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
-        weights = weights[:, 1:].flatten()
-        return (losses * weights).sum() / weights.sum()
+        wanted = ids[:, 1:]
+        losses = nn.functional.cross_entropy(logits.float().flatten(0, 1), wanted.flatten(), reduction="none")
+        return losses.view(wanted.shape)
+
+    def loss(self, ids, weights, documents=None):
+        """The mean of `losses`, each by its token's weight, (B, T + 1)."""
+        weights = weights[:, 1:]
+        return (self.losses(ids, documents) * weights).sum() / weights.sum()
 
     @torch.no_grad()
     def generate(self, ids, count: int):

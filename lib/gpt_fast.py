@@ -1,25 +1,21 @@
-"""The same GPT, fast: the same weights and the same logits as `gpt.py`. Read the two side by side.
+"""The same GPT, fast: the same weights and the same logits as `gpt.py`. What stands here is what differs.
 
-What differs: attention is one call, which need not store its scores where a device has a kernel for it; heads share
-keys without copies; half precision enters by autocast (`pretrain.train`); the loss takes the logits in slices; layers
-can be computed again instead of kept; generation keeps keys and values in a preallocated cache. The rest is the
-compiler's work: it fuses what lies between the matrix products."""
+Attention is one call, which need not store its scores where a device has a kernel for it; heads share keys without
+copies; half precision enters by autocast (`pretrain.train`); layers can be computed again instead of kept; generation
+keeps keys and values in a preallocated cache. The rest is the compiler's work: it fuses what lies between the matrix
+products."""
 
 import math
 
 import torch
-from torch import nn
-from torch.nn.functional import cross_entropy, rms_norm, scaled_dot_product_attention, silu
+from torch.nn.functional import rms_norm, scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
 
-from lib.gpt import Config, initialise, rotate, rotations
+from lib import gpt
+from lib.gpt import Config, rotate
 
 
-class RMSNorm(nn.Module):
-    def __init__(self, size: int, eps: float):
-        super().__init__()
-        self.weight, self.eps = nn.Parameter(torch.ones(size)), eps
-
+class RMSNorm(gpt.RMSNorm):
     def forward(self, x):  # (..., C)
         return rms_norm(x, x.shape[-1:], self.weight, self.eps)
 
@@ -37,16 +33,7 @@ def attend(q, k, v, allowed):
     return (scores.softmax(dim=-1).to(v.dtype).view(B, G, -1, T) @ v).view(B, H, T, D)
 
 
-class Attention(nn.Module):
-    def __init__(self, config: Config):
-        super().__init__()
-        self.config = config
-        width, heads, groups = config.hidden_size, config.num_attention_heads, config.num_key_value_heads
-        self.q_proj = nn.Linear(width, heads * config.head_dim, bias=False)
-        self.k_proj = nn.Linear(width, groups * config.head_dim, bias=False)
-        self.v_proj = nn.Linear(width, groups * config.head_dim, bias=False)
-        self.o_proj = nn.Linear(heads * config.head_dim, width, bias=False)
-
+class Attention(gpt.Attention):
     def forward(self, x, cos, sin, allowed, cache=None):
         B, T, _ = x.shape
         q = self.q_proj(x).view(B, T, -1, self.config.head_dim).transpose(1, 2)  # (B, H, T, D)
@@ -59,23 +46,8 @@ class Attention(nn.Module):
         return self.o_proj(y.transpose(1, 2).reshape(B, T, -1))  # (B, T, C)
 
 
-class MLP(nn.Module):
-    def __init__(self, config: Config):
-        super().__init__()
-        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
-
-    def forward(self, x):  # (B, T, C)
-        return self.down_proj(silu(self.gate_proj(x)) * self.up_proj(x))
-
-
-class Layer(nn.Module):
-    def __init__(self, config: Config):
-        super().__init__()
-        self.self_attn, self.mlp = Attention(config), MLP(config)
-        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+class Layer(gpt.Layer):
+    norm_type, attention_type = RMSNorm, Attention
 
     def forward(self, x, cos, sin, allowed, cache=None):
         x = x + self.self_attn(self.input_layernorm(x), cos, sin, allowed, cache)
@@ -95,19 +67,14 @@ class Cache:
         return self.keys[:, :, :end], self.values[:, :, :end]
 
 
-class FastGPT(nn.Module):
-    """The modules and names of `gpt.GPT`; `checkpointing` computes each layer's inside again in the backward pass."""
+class FastGPT(gpt.GPT):
+    """The weights of `gpt.GPT`; `checkpointing` computes each layer's inside again in the backward pass."""
+
+    norm_type, layer_type = RMSNorm, Layer
 
     def __init__(self, config: Config, checkpointing: bool = False):
-        super().__init__()
-        self.config, self.checkpointing = config, checkpointing
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
-        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        cos, sin = rotations(config)
-        self.register_buffer("cos", cos, persistent=False)
-        self.register_buffer("sin", sin, persistent=False)
-        initialise(self)
+        super().__init__(config)
+        self.checkpointing = checkpointing
 
     def hidden(self, ids, documents=None, caches=None, start=0):
         """What the last layer says, (B, T, C)."""
@@ -126,13 +93,6 @@ class FastGPT(nn.Module):
 
     def forward(self, ids, documents=None):
         return self.hidden(ids, documents) @ self.embed_tokens.weight.T  # (B, T, V)
-
-    def loss(self, ids, weights, documents=None):
-        x = self.hidden(ids[:, :-1], None if documents is None else documents[:, :-1])
-        logits = x @ self.embed_tokens.weight.T.to(x.dtype)
-        losses = cross_entropy(logits.float().flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
-        weights = weights[:, 1:].flatten()
-        return (losses * weights).sum() / weights.sum()
 
     @torch.inference_mode()
     def generate(self, ids, count: int):

@@ -15,7 +15,7 @@ def keep_freed() -> bool:
     """Let this process keep what it frees. False where the system's allocator cannot be told (no Linux, no glibc).
 
     glibc maps each large tensor anew and gives it back when it is freed; the system then zeroes every page at the next
-    step. For small models that is a good part of a training step (tests/benchmarks/bench_gpt.py)."""
+    step. For small models that is a good part of a training step."""
     library = ctypes.CDLL(None) if sys.platform.startswith("linux") else None
     if library is None or not hasattr(library, "mallopt"):
         return False

@@ -50,11 +50,9 @@ def tokenizer_for(settings, folder: Path):
     return tokens.load_processor(folder)
 
 
-def steps_of(settings) -> int:
+def steps_of(settings, blocks: tokens.Blocks) -> int:
     """Optimiser steps that `pretrain_tokens` make."""
-    return math.ceil(settings.pretrain_tokens / (
-        settings.pretrain_batch_size * settings.pretrain_accumulation * settings.block_size
-    ))  # fmt: skip
+    return math.ceil(settings.pretrain_tokens / (blocks.batch * blocks.length * settings.pretrain_accumulation))
 
 
 def schedule(step: int, steps: int, kind: str = "wsd", decay_share: float = 1.0) -> float:
@@ -69,9 +67,9 @@ def schedule(step: int, steps: int, kind: str = "wsd", decay_share: float = 1.0)
 
 def optimizers(model, recipe: Recipe, settings) -> dict[torch.optim.Optimizer, float]:
     """Each optimiser with its peak learning rate: Muon (Jordan et al. 2024) for matrices, AdamW for the rest."""
-    names = dict(model.named_parameters())
-    matrices = [p for n, p in names.items() if recipe.muon and p.ndim == 2 and "embed" not in n]
-    others = [p for p in names.values() if not any(p is m for m in matrices)]
+    matrices, others = [], []
+    for name, parameter in model.named_parameters():
+        (matrices if recipe.muon and parameter.ndim == 2 and "embed" not in name else others).append(parameter)
     adamw = torch.optim.AdamW(others, lr=settings.adamw_learning_rate, betas=(0.9, 0.95), weight_decay=0.0,
                               fused=recipe.fused, foreach=False)  # fmt: skip
     if not matrices:
@@ -99,7 +97,7 @@ def train(settings, blocks: tokens.Blocks, folder: Path | None = None, recipe: R
     peaks = optimizers(model, recipe, settings)
     parts = settings.pretrain_accumulation
     batch_tokens = blocks.batch * blocks.length * parts
-    steps = math.ceil(settings.pretrain_tokens / batch_tokens)
+    steps = steps_of(settings, blocks)
     begin, seconds, losses, entry = 0, [], [], {}
     if folder and (folder / "checkpoint.safetensors").exists():
         begin = load_checkpoint(folder / "checkpoint.safetensors", model, peaks)
@@ -149,10 +147,10 @@ def held_out_loss(model, blocks: tokens.Blocks, half) -> dict:
         ids, weights, documents = (t.to(device) for t in blocks.at(step))
         weights[max(0, len(blocks.rows) - step * blocks.batch) :] = 0  # rows of the next epoch
         with half:
-            for i, shares in enumerate((weights, (weights > 0).float())):
-                if total := shares[:, 1:].sum().item():
-                    totals[2 * i] += total * model.loss(ids, shares, documents).item()
-                    totals[2 * i + 1] += total
+            losses = model.losses(ids, documents)  # (B, T)
+        for i, shares in enumerate((weights[:, 1:], (weights[:, 1:] > 0).float())):
+            totals[2 * i] += (losses * shares).sum().item()
+            totals[2 * i + 1] += shares.sum().item()
     model.train()
     return {"eval_loss": float(totals[0] / totals[1]), "eval_nats": float(totals[2]),
             "eval_tokens": int(totals[3]), "perplexity": math.exp(totals[2] / totals[3])}  # fmt: skip

@@ -169,10 +169,10 @@ class Blocks:
         self.starts = first + within * row
         self.sizes = np.minimum(np.repeat(ends, pieces) - self.starts, row)
         self.rows = self._pack(row) if packed else [[piece] for piece in range(len(self.sizes))]
-        self.packed, self.tokens_a_step = packed, batch * self.sizes.sum() / len(self.rows)
+        self.packed = packed
         if not packed:
             self.batch = max(1, round(batch * row / self.sizes.mean()))
-            self.tokens_a_step = self.batch * self.sizes.mean()
+        self.tokens_a_step = self.batch * self.sizes.sum() / len(self.rows)
         self._order: tuple[int, np.ndarray] = (-1, np.arange(0))
         self._buffers = [np.empty((self.batch, row), dtype=kind) for kind in (np.int64, np.float32, np.int64)]
 
