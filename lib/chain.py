@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from lib import chat, evaluate, presets, stats
+from lib import answers, chat, evaluate, presets, stats
 from lib.export import size_text
 from lib.llamacpp import LlamaCpp, LlamaCppError, Server
 
@@ -34,19 +34,19 @@ class Served:
         The calculator is `evaluate`'s own: the server stops at each `=`, and the calculator says what follows."""
         calculator = logits_processor[0] if logits_processor else None
         prompts = [ids[mask.bool()].tolist() for ids, mask in zip(input_ids, attention_mask)]
-        slots, answers = list(range(self.server.slots)), [None] * len(prompts)
+        slots, found = list(range(self.server.slots)), [None] * len(prompts)
 
         def answer(row: int) -> None:
             slot = slots.pop()  # there are as many threads as slots
             try:
-                answers[row] = self._answer(prompts[row], max_new_tokens, set(eos_token_id), calculator, slot)
+                found[row] = self._answer(prompts[row], max_new_tokens, set(eos_token_id), calculator, slot)
             finally:
                 slots.append(slot)
 
         with ThreadPoolExecutor(self.server.slots) as pool:
             list(pool.map(answer, range(len(prompts))))
-        longest = max(map(len, answers))
-        padded = [new + [pad_token_id] * (longest - len(new)) for new in answers]
+        longest = max(map(len, found))
+        padded = [new + [pad_token_id] * (longest - len(new)) for new in found]
         return torch.cat([input_ids, torch.tensor(padded, dtype=input_ids.dtype)], dim=1)
 
     def _answer(self, prompt: list[int], most: int, ends: set[int], calculator: Any, slot: int) -> list[int]:
@@ -60,7 +60,7 @@ class Served:
                 return new + got[: end + 1]
             new += got
             if calculator and new[-1] in calculator.equals:
-                new += calculator._value((prompt + new)[-220:])[: most - len(new)]
+                new += calculator.value((prompt + new)[-220:])[: most - len(new)]
         return new
 
 
@@ -109,26 +109,20 @@ def ask_file(llama: LlamaCpp, path: Path, tokenizer: Any, rows: list[dict], sett
 
 def row(name: str, results: list[dict], tuned: list[dict], size: int, cost: dict) -> dict:
     """One artefact in the chain: accuracy with its interval, the paired difference to the tuned model, and its cost."""
-    verdicts, reference = _paired(tuned, results)
-    share, change = stats.wilson(sum(verdicts), len(verdicts)), stats.paired_interval(reference, verdicts)
-    lost, won = (sum(a and not b for a, b in pairs) for pairs in
-                 (list(zip(reference, verdicts)), list(zip(verdicts, reference))))  # fmt: skip
+    share = stats.wilson(sum(bool(r["correct"]) for r in results), len(results))
+    change = answers.pair(tuned, results)
     return {
-        "artefact": name, "n": len(verdicts), "accuracy": share.estimate, "low": share.low, "high": share.high,
-        "difference": change.estimate, "difference_low": change.low, "difference_high": change.high,
-        "right_to_wrong": lost, "wrong_to_right": won, "p_value": stats.mcnemar(lost, won), "bytes": size, **cost,
+        "artefact": name, "n": change["n"], "accuracy": share.estimate, "low": share.low, "high": share.high,
+        "difference": change["difference"], "difference_low": change["low"], "difference_high": change["high"],
+        **{key: change[key] for key in ("right_to_wrong", "wrong_to_right", "p_value")}, "bytes": size, **cost,
     }  # fmt: skip
-
-
-def _paired(tuned: list[dict], results: list[dict]) -> tuple[list[bool], list[bool]]:
-    assert [r["id"] for r in tuned] == [r["id"] for r in results], "every artefact must be asked the same questions"
-    return [r["correct"] for r in results], [r["correct"] for r in tuned]
 
 
 def gate(merged: list[dict], quantized: list[dict], margin: float) -> dict:
     """Whether a quantised file may be shipped: the lower 95 % bound of (quantised - merged) is above -margin points."""
-    after, before = _paired(merged, quantized)
-    verdict = stats.non_inferior(before, after, margin / 100, alpha=0.025)
+    assert [r["id"] for r in merged] == [r["id"] for r in quantized], "both must be asked the same questions"
+    verdicts = ([r["correct"] for r in results] for results in (merged, quantized))
+    verdict = stats.non_inferior(*verdicts, margin / 100, alpha=0.025)
     found = verdict.interval
     text = f"{100 * found.estimate:+.1f} points [{100 * found.low:+.1f}, {100 * found.high:+.1f}] against merged"
     if verdict.holds:
@@ -175,7 +169,7 @@ def printable(row: dict) -> dict:
     change = f"{100 * row['difference']:+.1f} [{100 * row['difference_low']:+.1f}, {100 * row['difference_high']:+.1f}]"
     return {
         "artefact": row["artefact"], "n": row["n"],
-        "accuracy [95 %]": f"{100 * row['accuracy']:.1f} % [{100 * row['low']:.1f}, {100 * row['high']:.1f}]",
+        "accuracy [95 %]": answers.percent(row),
         "against tuned, points": change, "right to wrong": row["right_to_wrong"],
         "wrong to right": row["wrong_to_right"], "p": round(row["p_value"], 3), "size": size_text(row["bytes"]),
         "tokens/s": round(row["tokens_per_second"]), "peak memory": size_text(row["memory_bytes"]),

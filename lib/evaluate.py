@@ -29,14 +29,15 @@ class Calculator(LogitsProcessor):
         for row, last in enumerate(input_ids[:, -1].tolist()):
             queue = self.queues[row]
             if not queue and last in self.equals:
-                queue += self._value(input_ids[row, -220:].tolist())
+                queue += self.value(input_ids[row, -220:].tolist())
             if queue:
                 forced = queue.pop(0)
                 scores[row] = -math.inf
                 scores[row, forced] = 0.0
         return scores
 
-    def _value(self, ids: list[int]) -> list[int]:
+    def value(self, ids: list[int]) -> list[int]:
+        """Tokens of the value and `>>` that follow `ids`; none where no open mark that can be computed ends there."""
         found = OPEN_MARK.search(self.tokenizer.decode(ids))
         if not found:
             return []

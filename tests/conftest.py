@@ -20,6 +20,14 @@ def tokenizer():
 
 
 @pytest.fixture(scope="session")
+def processor():
+    """The same tokenizer as SentencePiece itself reads it."""
+    from lib import tokens
+
+    return tokens.load_processor(ROOT / "data/base")
+
+
+@pytest.fixture(scope="session")
 def published_data():
     """The folder of published data sets (gsm8k/train.jsonl, ...), which is not part of the project."""
     folder = os.environ.get("SHARPEN_DATA")

@@ -360,8 +360,8 @@ def test_a_served_file_answers_as_transformers_does(calculator, tokenizer):
 
 
 def results(verdicts, name="x"):
-    return [{"id": str(i), "correct": v, "model": name, "kind": "k", "question": f"q{i}", "gold": {"value": i},
-             "completion": f"{name}{i}"} for i, v in enumerate(verdicts)]  # fmt: skip
+    return [{"id": str(i), "correct": v, "model": name, "kind": "k", "group": "g", "question": f"q{i}",
+             "gold": {"value": i}, "completion": f"{name}{i}"} for i, v in enumerate(verdicts)]  # fmt: skip
 
 
 def test_the_gate_is_the_lower_bound_of_the_paired_difference():

@@ -18,11 +18,6 @@ SMALL = gpt.Config(tokens.VOCABULARY, 64, 128, 2, 2, 1, 128)
 
 
 @pytest.fixture(scope="module")
-def processor():
-    return tokens.load_processor(BASE)
-
-
-@pytest.fixture(scope="module")
 def streams(tmp_path_factory, processor):
     folder = tmp_path_factory.mktemp("streams")
     settings = SimpleNamespace(corpus="generated", pretrain_seed=0, pretrain_tokens=20_000)

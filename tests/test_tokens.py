@@ -16,11 +16,6 @@ BASE = ROOT / "data/base"
 
 
 @pytest.fixture(scope="module")
-def processor():
-    return tokens.load_processor(BASE)
-
-
-@pytest.fixture(scope="module")
 def written(tmp_path_factory, processor):
     folder = tmp_path_factory.mktemp("tokens")
     facts = tokens.write(folder, corpus.documents(5), processor, tokens.UNPREDICTABLE, most=30_000)
