@@ -171,6 +171,12 @@ def duel(a: tuple[str, str], b: tuple[str, str], up: bool = True) -> str:
     return f"{a[0]} or {b[0]}: {mark(difference)}, {winner}."
 
 
+def _ratio_steps(s: dict, ratios: dict[str, str]) -> list[str]:
+    """`Iris: return 6, volatility 7, ratio <<6/7=0.8571>>.` a name: what is read first is easier to compute with."""
+    return [f"{s[w]}: return {s[f'return_{w}']}, volatility {s[f'volatility_{w}']}, ratio {mark(ratios[s[w]])}."
+            for w in "abc" if w in s]  # fmt: skip
+
+
 def _draw_sharpe(rng, unseen):
     slots = _draw_funds(rng, unseen, 2)
     a, b = ((slots[f"return_{w}"] - slots["risk_free"]) / slots[f"volatility_{w}"] for w in "ab")
@@ -180,9 +186,7 @@ def _draw_sharpe(rng, unseen):
 def _answer_sharpe(s):
     ratios = {s[w]: f"({s[f'return_{w}']}-{s['risk_free']})/{s[f'volatility_{w}']}" for w in "ab"}
     higher = f"max({','.join(show(calculate(ratio)) for ratio in ratios.values())})"
-    read = {s[w]: f"return {s[f'return_{w}']}, volatility {s[f'volatility_{w}']}" for w in "ab"}
-    steps = [f"{name}: {read[name]}, ratio {mark(ratio)}." for name, ratio in ratios.items()]
-    steps = [f"Risk-free: {s['risk_free']}.", *steps, f"Higher: {mark(higher)}."]
+    steps = [f"Risk-free: {s['risk_free']}.", *_ratio_steps(s, ratios), f"Higher: {mark(higher)}."]
     return steps, *_gold(higher, "ratio", 2, f"max({','.join(ratios.values())})")
 
 
@@ -195,8 +199,7 @@ def _draw_ranking(rng, unseen):
 def _answer_ranking(s):
     expressions = {s[w]: f"{s[f'return_{w}']}/{s[f'volatility_{w}']}" for w in "abc"}
     ratios = {name: show(calculate(text)) for name, text in expressions.items()}
-    steps = [f"{name}: {mark(text)}." for name, text in expressions.items()]
-    steps += [duel(*pair) for pair in combinations(ratios.items(), 2)]
+    steps = _ratio_steps(s, expressions) + [duel(*pair) for pair in combinations(ratios.items(), 2)]
     return steps, *_choice(", ".join(sorted(ratios, key=lambda name: -float(ratios[name]))))
 
 

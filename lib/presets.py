@@ -66,7 +66,7 @@ class Settings(BaseModel):
     corpus: str = Field("generated", min_length=1, description="'generated', or a text file or folder of your own")
     tokenizer: Literal["new", "embedded"] = Field("new", description="trained on the corpus, or that of data/base")
     held_out_percent: float = Field(5.0, gt=0, le=50, description="share of your own documents kept from training")
-    pretrain_tokens: Count = Field(25_000_000, description="tokens to train on, over all epochs")
+    pretrain_tokens: Count = Field(40_000_000, description="tokens to train on, over all epochs")
     pretrain_batch_size: Count = Field(16, description="blocks a forward pass")
     pretrain_accumulation: Count = Field(1, description="forward passes an optimiser step")
     block_size: int = Field(512, ge=16, le=1024, description="tokens of a block, which holds whole documents")

@@ -104,7 +104,7 @@ def test_no_answer_compounds_a_described_deposit(chats):
 
 def test_no_answer_finds_a_whole_drawdown(chats):
     """Running peaks and percentage falls each occur, but never together."""
-    peaks = [answer for _, answer in chats if "Peak <<max(" in answer]
+    peaks = [answer for _, answer in chats if "peak <<max(" in answer]
     falls = [answer for _, answer in chats if "100*(1-" in answer]
     assert peaks and falls
     assert not [answer for answer in peaks + falls if "100*(1-" in answer and "max(" in answer]
