@@ -29,10 +29,10 @@ def run(
     overrides = _overrides(settings or [])
     if data_dir is not None:
         overrides["data_dir"] = str(data_dir)
-    if overrides.get("data_dir"):  # a folder on the command line lies where the user is, not in the project
-        overrides["data_dir"] = str(Path(overrides["data_dir"]).expanduser().resolve())
-    if overrides.get("llama_cpp_path"):
-        overrides["llama_cpp_path"] = str(Path(overrides["llama_cpp_path"]).expanduser().resolve())
+    for name in ("data_dir", "llama_cpp_path", "benchmarks"):  # on the command line a path starts where the user is
+        if overrides.get(name, "none") != "none":
+            paths = (str(Path(path.strip()).expanduser().resolve()) for path in overrides[name].split(","))
+            overrides[name] = ",".join(paths)
     pipeline.run(preset, run, overrides, rehearse, _absolute(outputs), force, export=export)
 
 

@@ -88,7 +88,9 @@ def generate(model, tokenizer, prompts: list[list[int]], max_new_tokens: int, ba
 
 
 def ask(model, tokenizer, rows: list[dict], settings, calculator: bool, labels: dict) -> list[dict]:
-    """Every row's question answered and graded; `labels` ({"model": "tuned", "split": "test"}) go into each result."""
+    """Every row's question answered and graded; `labels` ({"model": "tuned"}) and the row's split go into each result.
+
+    Rows of several splits are best asked together: fewer and fuller batches."""
     prompts, began = [chat.prompt_ids(row["messages"], tokenizer) for row in rows], time.monotonic()
     name = f"{', '.join(labels.values())}, calculator {'on' if calculator else 'off'}"
 
@@ -101,8 +103,8 @@ def ask(model, tokenizer, rows: list[dict], settings, calculator: bool, labels: 
     for row, answer in zip(rows, answers):
         verdict = scoring.grade(answer["completion"], row["gold"], answer["finished"])
         results.append({
-            "id": row["id"], "kind": row["kind"], "level": row.get("level"), "group": row["group"], **labels,
-            "calculator": calculator,
+            "id": row["id"], "kind": row["kind"], "level": row.get("level"), "group": row["group"],
+            "split": row.get("split", "test"), **labels, "calculator": calculator,
             "question": row["messages"][-2]["content"], "gold": row["gold"], **answer,
             "correct": verdict.correct, "value": verdict.value, "reading": verdict.reading, "error": verdict.error,
             "flag": verdict.flag, "correct_lenient": verdict.correct_lenient,

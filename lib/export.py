@@ -76,7 +76,7 @@ def keep(folder: Path, name: str, key: dict, make: Callable[[Path], dict], skip:
     if skip:
         return None
     part, began = path.with_name(f"{name}.part"), time.monotonic()
-    for old in (part, part.with_name(f"{part.name}.log"), path, record):
+    for old in (part, path, record):
         _remove(old)
     try:
         facts = make(part)

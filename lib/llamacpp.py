@@ -201,42 +201,40 @@ def _start(command: Sequence[Any], **options: Any) -> subprocess.Popen:
     return subprocess.Popen([*launcher, *map(str, command)], stdin=subprocess.DEVNULL, **options)
 
 
-def _run(command: Sequence[Any], log: Path, what: str, remedy: str = "") -> None:
-    """Run to the end, its output into `log`; LlamaCppError with its last lines where it fails."""
-    with open(log, "w") as file, _start(command, stdout=file, stderr=subprocess.STDOUT) as process:
+def _run(command: Sequence[Any], log: Path | None, what: str, remedy: str = "") -> None:
+    """Run to the end, its output into `log` if there is one; LlamaCppError with its last lines where it fails.
+
+    The lines come from memory: a disk that the command has filled would hold a torn log."""
+    with _start(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace") as process:
         try:
-            process.wait()
+            said, _ = process.communicate()
         except BaseException:
             process.kill()
             raise
+    if log is not None:
+        log.write_text(said)
     if process.returncode:
         killed = f" (killed by {signal.Signals(-process.returncode).name})" if process.returncode < 0 else ""
-        raise LlamaCppError(f"{what} failed{killed}: {_last(log)}" + (f"; {remedy}" if remedy else f"; see {log}"))
+        raise LlamaCppError(f"{what} failed{killed}: {_last(said)}" + (f"; {remedy}" if remedy else f"; see {log}"))
 
 
-def _last(log: Path, lines: int = 6) -> str:
-    text = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+def _last(said: Path | str, lines: int = 6) -> str:
+    """The end of a log or of its text, in one line, without tqdm's progress bars."""
+    said = said.read_text(errors="replace") if isinstance(said, Path) else said
+    text = [line.strip() for line in said.splitlines() if line.strip() and "%|" not in line]
     return " | ".join(text[-lines:])[-1500:] or "it said nothing"
 
 
 def convert(llama: LlamaCpp, model: Path, path: Path, outtype: str, name: str) -> None:
     """A Hugging Face folder as one GGUF file (`outtype`: f32, f16, bf16 or q8_0), by llama.cpp's own converter."""
     command = [sys.executable, llama.converter, model, "--outfile", path, "--outtype", outtype, "--model-name", name]
-    _run_beside(path, command, f"converting {model} to GGUF", "is the disk full, or the tokenizer unknown to it?")
+    _run(command, None, f"converting {model} to GGUF", "is the disk full, or the tokenizer unknown to it?")
 
 
 def quantize(llama: LlamaCpp, source: Path, path: Path, quantization: str) -> None:
     """A 16- or 32-bit GGUF file quantised by llama.cpp's own program."""
     command = [llama.quantize, source, path, quantization]
-    _run_beside(path, command, f"quantising {source.name} to {quantization}", "is the disk full?")
-
-
-def _run_beside(path: Path, command: Sequence[Any], what: str, remedy: str) -> None:
-    log = path.with_name(f"{path.name}.log")
-    try:
-        _run(command, log, what, remedy)
-    finally:
-        log.unlink(missing_ok=True)
+    _run(command, None, f"quantising {source.name} to {quantization}", "is the disk full?")
 
 
 class Server:

@@ -159,7 +159,7 @@ PRESETS: dict[str, Preset] = {
                 r=32, lora_alpha=64, lora_dropout=0.0, target_modules=LINEAR_MODULES,
                 learning_rate=3e-3, lr_scheduler_type="cosine", warmup_steps=0.05, num_train_epochs=4.0,
                 per_device_train_batch_size=16, gradient_accumulation_steps=1, optim="adamw_8bit",
-                max_new_tokens=540, eval_batch_size=50,
+                max_new_tokens=540, eval_batch_size=60,
             ),
         ),
         Preset(

@@ -53,7 +53,10 @@ def write(run_folder: Path) -> Path:
 
     run_folder = Path(run_folder)
     manifests, problems = {}, []
-    for stage, _, _ in STAGES:
+    wanted = [row[0] for row in STAGES]
+    for stage, folder in runs.FOLDERS.items():
+        if stage not in wanted and not (run_folder / folder / "manifest.json").exists():
+            continue  # pretraining and export are not part of every run
         try:
             manifests[stage] = runs.read(run_folder, stage)
         except runs.RunError as error:

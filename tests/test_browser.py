@@ -38,18 +38,21 @@ ERRORS = """[...document.querySelectorAll('[data-mime-type$="jupyter.stderr"], [
 PICTURES = """(async () => {
     const found = [];
     for (const image of document.querySelectorAll('.jp-OutputArea-output img')) {
-        image.scrollIntoView({block: 'center'});
         await image.decode();
-        await new Promise(done => setTimeout(done, 300));
-        const box = image.getBoundingClientRect();
+        let box, seen = false;
+        for (let look = 0; look < 33 && !seen; look++) {  // 10 s: JupyterLab may still be rendering or scrolling
+            image.scrollIntoView({block: 'center'});
+            await new Promise(done => setTimeout(done, 300));
+            box = image.getBoundingClientRect();
+            seen = document.elementFromPoint(box.x + box.width / 2, box.y + box.height / 2) === image;
+        }
         const canvas = Object.assign(document.createElement('canvas'), {width: image.naturalWidth,
                                                                         height: image.naturalHeight});
         const context = canvas.getContext('2d');
         context.drawImage(image, 0, 0);
         const pixels = new Uint32Array(context.getImageData(0, 0, canvas.width, canvas.height).data.buffer);
-        const [x, y] = [box.x + box.width / 2, box.y + box.height / 2];
         found.push({type: image.src.slice(0, 15), width: box.width, height: box.height,
-                    colours: new Set(pixels).size, seen: document.elementFromPoint(x, y) === image});
+                    colours: new Set(pixels).size, seen: seen});
     }
     return found;
 })()"""
@@ -217,7 +220,8 @@ def test_jupyterlab_runs_notebook_10_and_shows_its_pictures(tmp_path):
             for picture in pictures:
                 assert picture["type"] == "data:image/png;" and picture["seen"], picture
                 assert picture["width"] > 300 and picture["height"] > 150 and picture["colours"] > 10, picture
-            assert runs.read(tmp_path / "outputs" / "demo", "prepare")["metrics"]["rows"]["train"] == 900
+            metrics = runs.read(tmp_path / "outputs" / "demo", "prepare")["metrics"]
+            assert metrics["rows"]["train"] + metrics["dropped"] == 900
         except BaseException as error:
             with contextlib.suppress(Exception):  # the first error is the one to report
                 page.screenshot(tmp_path / "screenshot.png")

@@ -57,8 +57,10 @@ def test_a_users_mistake_is_one_message_and_exit_code_2(sharpen, tmp_path, words
 def test_settings_on_the_command_line_reach_the_pipeline(sharpen, asked, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     words = ["--set", "learning_rate=1e-4", "--set", "base_model=a=b", "--data-dir", "here", "--rehearse", "--force"]
+    words += ["--set", "benchmarks=one.jsonl, sub/two.jsonl", "--set", "llama_cpp_path=none"]
     assert sharpen("run", "demo", "--run", "x", *words, "--outputs", "out")[0] == 0
     overrides = {"learning_rate": "1e-4", "base_model": "a=b", "data_dir": str(tmp_path / "here")}
+    overrides |= {"benchmarks": f"{tmp_path}/one.jsonl,{tmp_path}/sub/two.jsonl", "llama_cpp_path": "none"}
     assert asked == [(("demo", "x", overrides, True, tmp_path / "out", True), {"export": False})]
 
 

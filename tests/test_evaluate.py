@@ -189,13 +189,14 @@ def test_ask_grades_every_answer_and_keeps_the_questions_order(rows, tokenizer, 
         return [{"completion": text, "tokens": 3, "finished": i != 0} for i, text in enumerate(texts)]
 
     monkeypatch.setattr(evaluate, "generate", generate)
-    labels = {"model": "tuned", "split": "test"}
-    results = evaluate.ask(None, tokenizer, rows, SimpleNamespace(max_new_tokens=64, eval_batch_size=4), True, labels)
-    assert "tuned, test, calculator on: 12 of 12 answered" in capsys.readouterr().out
-    for i, (row, result) in enumerate(zip(rows, results, strict=True)):
+    asked = [row | {"split": "test_seen" if i > 8 else "test"} for i, row in enumerate(rows)]
+    settings = SimpleNamespace(max_new_tokens=64, eval_batch_size=4)
+    results = evaluate.ask(None, tokenizer, asked, settings, True, {"model": "tuned"})
+    assert "tuned, calculator on: 12 of 12 answered" in capsys.readouterr().out
+    for i, (row, result) in enumerate(zip(asked, results, strict=True)):
         assert {name: result[name] for name in KEPT} == {name: row[name] for name in KEPT}
         assert result["question"] == row["messages"][0]["content"]
-        assert (result["model"], result["split"], result["calculator"]) == ("tuned", "test", True)
+        assert (result["model"], result["split"], result["calculator"]) == ("tuned", row["split"], True)
         assert result["correct"] == bool(i % 2)
         assert result["error"] == (None if i % 2 else "truncated" if i == 0 else "no answer")
         assert result["within"] == dict.fromkeys(("0.1 %", "1 %", "5 %"), bool(i % 2))
