@@ -1,7 +1,6 @@
 """Every artefact of an export asked the same questions: accuracy, paired changes, cost, and a gate."""
 
 import contextlib
-import html
 import threading
 import time
 from collections.abc import Iterator
@@ -135,28 +134,6 @@ def gate(merged: list[dict], quantized: list[dict], margin: float) -> dict:
             "margin_points": margin, "reason": reason}  # fmt: skip
 
 
-def flips(before: list[dict], after: list[dict]) -> list[dict]:
-    """The questions whose verdict changed, right to wrong first, each with both answers."""
-    changed = [(a, b) for a, b in zip(before, after) if a["correct"] != b["correct"]]
-    return [
-        {"kind": a["kind"], "question": a["question"], "gold": a["gold"]["value"],
-         "was": "right" if a["correct"] else "wrong", "before": a["completion"], "after": b["completion"]}
-        for a, b in sorted(changed, key=lambda pair: not pair[0]["correct"])
-    ]  # fmt: skip
-
-
-def show_flips(changed: list[dict]) -> str:
-    """`flips` as an HTML table."""
-    cell, lines = "<td style='text-align:left;vertical-align:top'>", []
-    for flip in changed:
-        asked = f"<b>{html.escape(flip['kind'])}</b><br>{html.escape(flip['question'])}<br>gold: "
-        lines.append(f"{cell}{asked}{html.escape(str(flip['gold']))}<br>was {flip['was']}</td>")
-        for answer in (flip["before"], flip["after"]):
-            lines[-1] += f"{cell}<pre style='white-space:pre-wrap'>{html.escape(answer)}</pre></td>"
-    head = "<tr><th>question</th><th>before</th><th>after</th></tr>"
-    return f"<table>{head}{''.join(f'<tr>{line}</tr>' for line in lines)}</table>"
-
-
 def headline(rows: list[dict], gates: dict[str, dict], best: str) -> str:
     """`demo-Q4_K_M.gguf to ship; adapter 64.0 %, merged 64.0 %, f16 64.0 %, Q4_K_M 63.1 %, n = 300`."""
     scores = ", ".join(f"{row['artefact']} {100 * row['accuracy']:.1f} %" for row in rows)
@@ -176,7 +153,7 @@ def printable(row: dict) -> dict:
     }  # fmt: skip
 
 
-def card(name: str, settings: Any, rows: list[dict], gates: dict[str, dict], rehearse: bool) -> str:
+def card(name: str, settings: Any, rows: list[dict], gates: dict[str, dict], rehearse: bool, rounded: bool) -> str:
     """README.md of the exported files: what they are, and what every artefact scored."""
     columns = list(printable(rows[0]))
     table = ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
@@ -185,9 +162,10 @@ def card(name: str, settings: Any, rows: list[dict], gates: dict[str, dict], reh
     note = "**A rehearsal: its figures are no result.**\n\n" if rehearse else ""
     calculator = "off" if settings.calculator == "off" else "on (values of `<<expression=value>>` are filled in)"
     base = Path(settings.base_model).name if presets.is_local(settings.base_model) else settings.base_model
+    onto = " onto the base as rounded to 4 bit in training" * rounded
     return (
-        f"# {name}\n\n{note}{base}, fine-tuned by LoRA with Sharpen, merged in fp32 and saved in fp16, converted and "
-        f"quantised by llama.cpp.\n\n## What every artefact scored\n\nThe same {rows[0]['n']} test questions, from "
+        f"# {name}\n\n{note}{base}, fine-tuned by LoRA with Sharpen, merged in fp32{onto} and saved in fp16, converted "
+        f"and quantised by llama.cpp.\n\n## What every artefact scored\n\nThe same {rows[0]['n']} test questions, from "
         f"token ids, greedy, at most {settings.max_new_tokens} tokens, calculator {calculator}. Differences are "
         f"paired, with 95 % intervals. Memory is the process's peak; base, adapter and merged run in a Python process, "
         f"GGUF files in llama-server.\n\n"

@@ -388,15 +388,6 @@ def test_artefacts_that_were_asked_other_questions_are_not_compared():
         chain.row("f16", results([True, False])[::-1], results([True, False]), 1, {})
 
 
-def test_flips_show_both_answers_lost_ones_first():
-    found = chain.flips(results([False, True, True], "merged"), results([True, True, False], "Q4"))
-    assert [(f["question"], f["was"], f["before"], f["after"]) for f in found] == [
-        ("q2", "right", "merged2", "Q42"), ("q0", "wrong", "merged0", "Q40"),
-    ]  # fmt: skip
-    shown = chain.show_flips([found[0] | {"after": "<script>1</script>"}])
-    assert "&lt;script&gt;" in shown and "<script>" not in shown
-
-
 def test_the_server_that_says_nothing_is_no_endless_loop(tokenizer):
     server = SimpleNamespace(complete=lambda *arguments: [], model=ROOT / "a.gguf", slots=1)
     ids = torch.ones(1, 3, dtype=torch.long)

@@ -85,6 +85,20 @@ def test_notebook_20_pretrains_a_base_that_the_tokenizer_fits(tmp_path):
     assert "REHEARSAL" in (tmp_path / "base" / "base" / "README.md").read_text()
 
 
+@pytest.mark.export
+def test_notebook_40_asks_every_artefact_the_same_questions(demo, outputs):
+    pipeline.run("demo", outputs=outputs, overrides={"eval_rows": 60, "margin": 25}, stages=["export"])
+    folder = demo.run_folder / "export"
+    found = json.loads((folder / "summary.json").read_text())
+    chain = {row["artefact"]: row for row in found["chain"]}
+    assert list(chain) == ["base", "adapter", "merged", "f16", "Q4_K_M"]
+    assert all(row["n"] == 60 and row["low"] <= row["accuracy"] <= row["high"] for row in chain.values())
+    assert abs(chain["f16"]["accuracy"] - chain["merged"]["accuracy"]) <= 1 / 60
+    assert chain["adapter"]["accuracy"] > chain["base"]["high"]
+    assert found["gates"]["Q4_K_M"]["passes"] and (folder / "Modelfile").exists()
+    assert "From adapter to a file" in (demo.run_folder / "report.html").read_text()
+
+
 @pytest.mark.skipif("SHARPEN_DATA" not in os.environ, reason="SHARPEN_DATA does not name a folder with gsm8k/")
 def test_the_gsm8k_preset_rehearses_on_its_real_rows(tmp_path):
     data = {"data_dir": os.environ["SHARPEN_DATA"]}
