@@ -1,4 +1,4 @@
-"""The command `sharpen`: run a preset, list presets, look at the machine, compare runs, grade a file of answers."""
+"""The command `sharpen`: run presets and watch them, look at the machine, compare runs, grade a file of answers."""
 
 import sys
 from pathlib import Path
@@ -88,6 +88,49 @@ def compare(
         read(run_folder_of(folder, other), "evaluate")  # a missing run is named before a kernel starts
     overrides = {"others": tuple(runs[1:])} if runs[1:] else {}
     pipeline.run(first["preset"], runs[0], overrides, first["rehearse"], folder, force=True, stages=["compare"])
+
+
+@app.command()
+def status(outputs: Outputs = None) -> None:
+    """The runs there are: stages that are complete, the one at work, its step and loss, and the time that is left."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from lib import status as found
+    from lib.presets import ROOT
+
+    folder = _absolute(outputs) or ROOT / "outputs"
+    rows = found.table(folder)
+    if not rows:
+        typer.echo(f"no run in {folder}; start one: sharpen run demo")
+        return
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    table = Table(*columns)
+    for row in rows:
+        table.add_row(*(row.get(name, "-") for name in columns))
+    Console().print(table)
+
+
+@app.command()
+def clean(
+    names: Annotated[list[str] | None, typer.Argument(metavar="[RUN]...", help="Runs; all, if none is named.")] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Free it, without asking.")] = False,
+    outputs: Outputs = None,
+) -> None:
+    """Show what runs can do without (replaced results, ended checkpoints), and free it where you agree."""
+    from lib import status as found
+    from lib.presets import ROOT
+
+    folder = _absolute(outputs) or ROOT / "outputs"
+    spare = found.spare(folder, names or [])
+    for path, what, size in spare:
+        typer.echo(f"{size / 2**20:10.1f} MiB  {path.relative_to(folder)}  ({what})")
+    typer.echo(f"{sum(size for *_, size in spare) / 2**20:10.1f} MiB  in all")
+    if spare and (yes or (sys.stdin.isatty() and typer.confirm("free it?"))):
+        found.free([path for path, *_ in spare])
+        typer.echo("freed")
+    elif spare:
+        typer.echo("nothing was freed; --yes frees it")
 
 
 @app.command()

@@ -277,6 +277,22 @@ def lock(run_folder: Path, name: str) -> None:
     write_atomically(holder, [_json({"pid": os.getpid(), "host": socket.gethostname(), "since": _utc_now()})])
 
 
+def holder(run_folder: Path, name: str = "writer") -> dict[str, Any] | None:
+    """Who writes to a run now ({"pid", "host", "since"} as far as known), or None."""
+    from filelock import FileLock, Timeout
+
+    path = run_folder / f".{name}.lock"
+    if path in _locks:
+        return {"pid": os.getpid()}
+    if not path.exists():
+        return None
+    try:
+        with FileLock(path, timeout=0):
+            return None
+    except Timeout:
+        return _load(run_folder / f".{name}.json") if (run_folder / f".{name}.json").exists() else {}
+
+
 def unlock(run_folder: Path, name: str) -> None:
     """Give a lock back; without effect where this process does not hold it."""
     if held := _locks.pop(run_folder / f".{name}.lock", None):
