@@ -1,8 +1,10 @@
 """Questions through a model: batched greedy answers, calculator or not, graded; perplexity of the gold answers."""
 
+import json
 import math
 import re
 import time
+from pathlib import Path
 
 import torch
 from transformers import LogitsProcessor, LogitsProcessorList
@@ -54,17 +56,24 @@ class Calculator(LogitsProcessor):
 
 @torch.inference_mode()
 def generate(model, tokenizer, prompts: list[list[int]], max_new_tokens: int, batch_size: int, calculator: bool,
-             progress=None, kinds: list[str] | None = None) -> list[dict]:  # fmt: skip
+             progress=None, kinds: list[str] | None = None, journal: Path | None = None) -> list[dict]:  # fmt: skip
     """Greedy answers to token-id prompts, in their order: {"completion", "tokens", "finished"} each.
 
     Batches are left-padded and made of prompts of the same kind (their answers end together, so that no batch waits for
-    one long answer) and of similar length; `finished` is False where the answer was cut off at
-    `max_new_tokens`."""
+    one long answer) and of similar length; `finished` is False where the answer was cut off at `max_new_tokens`.
+    `journal`: a file that each batch's answers are added to; batches that it holds from an interrupted attempt at the
+    same prompts are not asked again."""
     device = next(model.parameters()).device
     ends, answers, done = set(chat.end_ids(tokenizer)), [None] * len(prompts), 0
+    answered = _read_journal(journal)
     order = sorted(range(len(prompts)), key=lambda i: (kinds[i] if kinds else "", len(prompts[i])))
     for start in range(0, len(order), batch_size):
         batch = order[start : start + batch_size]
+        if start in answered:
+            for i, answer in zip(batch, answered[start], strict=True):
+                answers[i] = answer
+            done += len(batch)
+            continue
         longest = max(len(prompts[i]) for i in batch)
         ids = torch.full((len(batch), longest), tokenizer.pad_token_id, device=device)  # (B, T)
         mask = torch.zeros_like(ids)
@@ -81,16 +90,31 @@ def generate(model, tokenizer, prompts: list[list[int]], max_new_tokens: int, ba
             text = tokenizer.decode(new[:length], skip_special_tokens=True)
             answers[i] = {"completion": text, "tokens": len(new) if length is None else length + 1,
                           "finished": length is not None}  # fmt: skip
+        if journal:
+            with open(journal, "a", encoding="utf-8") as file:
+                file.write(json.dumps([start, [answers[i] for i in batch]]) + "\n")
         done += len(batch)
         if progress:
             progress(done)
     return answers
 
 
-def ask(model, tokenizer, rows: list[dict], settings, calculator: bool, labels: dict) -> list[dict]:
+def _read_journal(journal: Path | None) -> dict[int, list[dict]]:
+    """{where a batch starts: its answers}; a line that a killed process left half written ends it."""
+    found = {}
+    if journal and journal.exists():
+        whole = [line for line in journal.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
+        journal.write_text("".join(whole), encoding="utf-8")
+        found = dict(map(json.loads, whole))
+    return found
+
+
+def ask(model, tokenizer, rows: list[dict], settings, calculator: bool, labels: dict,
+        folder: Path | None = None) -> list[dict]:  # fmt: skip
     """Every row's question answered and graded; `labels` ({"model": "tuned"}) and the row's split go into each result.
 
-    Rows of several splits are best asked together: fewer and fuller batches."""
+    Rows of several splits are best asked together: fewer and fuller batches. In `folder` a hidden journal keeps what is
+    answered, for an attempt that goes on after this one was stopped."""
     prompts, began = [chat.prompt_ids(row["messages"], tokenizer) for row in rows], time.monotonic()
     name = f"{', '.join(labels.values())}, calculator {'on' if calculator else 'off'}"
 
@@ -98,7 +122,9 @@ def ask(model, tokenizer, rows: list[dict], settings, calculator: bool, labels: 
         print(f"{name}: {done} of {len(rows)} answered, {time.monotonic() - began:.1f} s", flush=True)
 
     size = (settings.max_new_tokens, settings.eval_batch_size)
-    answers = generate(model, tokenizer, prompts, *size, calculator, progress, [row["kind"] for row in rows])
+    journal = folder / f".{name.replace(', ', '-').replace(' ', '-')}.jsonl" if folder else None
+    kinds = [row["kind"] for row in rows]
+    answers = generate(model, tokenizer, prompts, *size, calculator, progress, kinds, journal)
     results = []
     for row, answer in zip(rows, answers):
         verdict = scoring.grade(answer["completion"], row["gold"], answer["finished"])

@@ -119,7 +119,8 @@ class Stage:
         }
         write_atomically(self.folder / "manifest.json", [_json(manifest, indent=2) + "\n"])
         self.finished = True
-        (self.folder / "started.json").unlink(missing_ok=True)
+        for done_with in (self.folder / "started.json", *self.folder.glob(".*.jsonl")):  # an evaluation's journals
+            done_with.unlink(missing_ok=True)
         for aside in ("former", "abandoned"):
             shutil.rmtree(self.folder.with_name(f"{self.folder.name}.{aside}"), ignore_errors=True)
         unlock(self.run_folder, "writer")

@@ -75,6 +75,24 @@ def test_progress_counts_the_questions_answered(model, tokenizer, prompts):
     assert seen == [5, 10, 12]
 
 
+def test_an_evaluation_that_was_stopped_goes_on_with_the_same_answers(model, tokenizer, prompts, tmp_path):
+    def ask(progress=None):
+        return evaluate.generate(model, tokenizer, prompts, 8, 5, False, progress, journal=tmp_path / "journal")
+
+    def stop(done):
+        if done == 10:
+            raise KeyboardInterrupt
+
+    whole = evaluate.generate(model, tokenizer, prompts, 8, 5, False)
+    with pytest.raises(KeyboardInterrupt):
+        ask(stop)
+    with open(tmp_path / "journal", "a") as file:
+        file.write('[10, [{"completion": "to')  # torn as it was written
+    asked = []
+    assert ask(asked.append) == whole and asked == [12]  # only the last batch
+    assert ask(asked.append) == whole and asked == [12]
+
+
 # --- the calculator ---------------------------------------------------------------------------------------------------
 def drive(tokenizer, texts, steps):
     """What the processor forces after each text, row by row: token ids, or None where the model is free."""
@@ -181,8 +199,8 @@ def test_perplexitys_interval_is_that_of_a_ratio_estimator(model, tokenizer, row
 
 # --- graded answers ------------------------------------------------------------------------------------------------
 def test_ask_grades_every_answer_and_keeps_the_questions_order(rows, tokenizer, monkeypatch, capsys):
-    def generate(model, tokenizer, prompts, max_new_tokens, batch_size, calculator, progress, kinds):
-        assert (max_new_tokens, batch_size, calculator) == (64, 4, True)
+    def generate(model, tokenizer, prompts, max_new_tokens, batch_size, calculator, progress, kinds, journal):
+        assert (max_new_tokens, batch_size, calculator, journal) == (64, 4, True, None)
         assert kinds == [row["kind"] for row in rows]
         progress(len(prompts))
         texts = [row["messages"][-1]["content"] if i % 2 else "I do not know" for i, row in enumerate(rows)]
