@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lib import runs
+from lib import runs, status
 from lib.presets import (
     NOTEBOOKS,
     ROOT,
@@ -91,8 +91,8 @@ def run(
             current, reason = runs.is_current(run_folder.parent, run_name, stage, resolved, notebook_path(notebook))
             skip = current and not force
             if not skip:
-                _show_running(f"{place} running", echo)
-                _execute(stage, run_folder, resolved, set(overrides), again)
+                with _telling(place, run_folder, stage, echo):
+                    _execute(stage, run_folder, resolved, set(overrides), again)
             rows.append((stage, "skipped" if skip else "done", time.monotonic() - began))
             why = "" if reason == runs.NOT_COMPLETE else " (forced)" if current else f" (again, as {reason})"
             echo(f"{place} " + (f"skipped: {reason}" if skip else f"done in {rows[-1][2]:.1f} s{why}"))
@@ -210,10 +210,26 @@ def _children_end_with_us() -> Iterator[None]:
         psutil.wait_procs(family, timeout=5)
 
 
-def _show_running(text: str, echo: Callable[[str], Any]) -> None:
-    """On a terminal, a line that the stage's result overwrites; a log gets the result only."""
-    if echo is print and sys.stdout.isatty():
-        print(text, end="\r", flush=True)
+@contextlib.contextmanager
+def _telling(place: str, run_folder: Path, stage: str, echo: Callable[[str], Any]) -> Iterator[None]:
+    """While a stage is at work, say how far it is: on a terminal in one line over and over, in a log once a minute."""
+    terminal, over = echo is print and sys.stdout.isatty(), threading.Event()
+
+    def tell() -> None:
+        while not over.wait(2 if terminal else 60):
+            with contextlib.suppress(OSError):  # a folder that is being put aside
+                text = f"{place} {status.line(run_folder, stage)}"
+                print(f"\r\x1b[K{text}", end="", flush=True) if terminal else echo(text)
+
+    thread = threading.Thread(target=tell, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+        if terminal:
+            print("\r\x1b[K", end="", flush=True)
 
 
 def _print_summary(summary: Summary, rehearse: bool, echo: Callable[[str], Any]) -> None:

@@ -24,6 +24,18 @@ def table(outputs: Path, now: datetime | None = None) -> list[dict[str, str]]:
     return [_row(folder, now or datetime.now(UTC)) for folder in _runs(outputs)]
 
 
+def line(run_folder: Path, stage: str) -> str:
+    """How far a stage at work is: `step 120, loss 0.3124, 1.2 min left`, or `180 answers`, or `running`."""
+    folder = run_folder / runs.FOLDERS[stage]
+    if not (folder / "started.json").exists():
+        return "starting"
+    found = _progress(folder)
+    answers = sum(len(json.loads(batch)[1]) for path in folder.glob(".*.jsonl") for batch in _whole_lines(path))
+    parts = [f"{name} {found[name]}" for name in ("step", "loss") if name in found]
+    parts += [f"{answers} answers"] * (answers > 0) + [f"{found.get('left')} left"] * ("left" in found)
+    return ", ".join(parts) or "running"
+
+
 def spare(outputs: Path, names: list[str]) -> list[tuple[Path, str, int]]:
     """(path, what it is, bytes) of what `clean` would free in the named runs (all, if none is named).
 
@@ -56,23 +68,31 @@ def _runs(outputs: Path) -> Iterator[Path]:
 
 def _row(folder: Path, now: datetime) -> dict[str, str]:
     complete = [stage for stage, name in runs.FOLDERS.items() if (folder / name / "manifest.json").exists()]
-    begun = {stage: folder / name / "started.json" for stage, name in runs.FOLDERS.items()}
-    begun = {stage: path for stage, path in begun.items() if path.exists()}
+    begun = {stage: folder / name for stage, name in runs.FOLDERS.items() if (folder / name / "started.json").exists()}
     row = {"run": folder.name, "complete": ", ".join(complete) or "-"}
     if not begun:
         return row
-    stage = max(begun, key=lambda stage: begun[stage].stat().st_mtime)
-    last, when = _last(begun[stage].parent)
-    silent = (now - when).total_seconds()
-    busy = runs.holder(folder) is not None
-    row["unfinished"] = f"{stage} ({'stopped' if not busy else 'stalled?' if silent > STALLED_SECONDS else 'running'})"
-    row["step"] = str(last.get("step", "-"))
-    row["loss"] = f"{last['loss']:.4f}" if isinstance(last.get("loss"), float) else "-"
-    row["last sign"] = f"{silent:,.0f} s ago"
-    if busy and (share := _share(begun[stage], last)):
-        spent = when.timestamp() - begun[stage].stat().st_mtime
-        row["left"] = f"{spent * (1 - share) / share / 60:.1f} min"
-    return row
+    stage = max(begun, key=lambda stage: (begun[stage] / "started.json").stat().st_mtime)
+    found, silent = _progress(begun[stage]), now.timestamp() - _last_sign(begun[stage])
+    if runs.holder(folder) is None:
+        found.pop("left", None)
+        state = "stopped"
+    else:
+        state = "stalled?" if silent > STALLED_SECONDS else "running"
+    return row | {"unfinished": f"{stage} ({state})"} | found | {"last sign": f"{silent:,.0f} s ago"}
+
+
+def _progress(folder: Path) -> dict[str, str]:
+    """A training's step, loss and the time that is left at its speed so far; what is not known is left out."""
+    lines, started = _whole_lines(folder / "metrics.jsonl"), folder / "started.json"
+    if not lines:
+        return {}
+    last = json.loads(lines[-1])
+    found = {"step": str(last["step"])} | ({"loss": f"{last['loss']:.4f}"} if last.get("loss") else {})
+    if share := _share(started, last):
+        seconds = (folder / "metrics.jsonl").stat().st_mtime - started.stat().st_mtime
+        found["left"] = f"{seconds * (1 - share) / share / 60:.1f} min"
+    return found
 
 
 def _share(started: Path, last: dict) -> float:
@@ -85,16 +105,15 @@ def _share(started: Path, last: dict) -> float:
     return last.get("epoch", 0) / settings.get("num_train_epochs", 1)
 
 
-def _last(folder: Path) -> tuple[dict, datetime]:
-    """The last line of a stage's metrics that is whole, and when the stage last wrote anything."""
-    newest = max(path.stat().st_mtime for path in folder.rglob("*"))
-    lines = (folder / "metrics.jsonl").read_text().splitlines() if (folder / "metrics.jsonl").exists() else []
-    for line in reversed(lines[-2:]):
-        try:
-            return json.loads(line), datetime.fromtimestamp(newest, UTC)
-        except ValueError:  # half written at this very moment
-            continue
-    return {}, datetime.fromtimestamp(newest, UTC)
+def _last_sign(folder: Path) -> float:
+    """When a stage last wrote anything, in seconds since 1970."""
+    return max(path.stat().st_mtime for path in folder.rglob("*"))
+
+
+def _whole_lines(path: Path) -> list[str]:
+    """A log's lines, without one that is half written at this very moment."""
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    return [found for found in text.splitlines(keepends=True) if found.endswith("\n")]
 
 
 def _size(path: Path) -> int:

@@ -53,6 +53,14 @@ def test_a_run_at_work_is_told_with_its_step_its_loss_and_what_is_left(tmp_path,
     assert later["unfinished"] == "train (stalled?)"
 
 
+def test_a_stage_at_work_says_how_far_it_is(tmp_path, writer):
+    assert status.line(tmp_path / "busy", "train").startswith("step 5, loss 1.5000, ")
+    make(tmp_path / "busy", begun="evaluate", lines=[])
+    (tmp_path / "busy" / "eval" / ".tuned.jsonl").write_text("[0, [{}, {}]]\n[2, [{}, {}]]\n[4, [{")
+    assert status.line(tmp_path / "busy", "evaluate") == "4 answers"
+    assert status.line(tmp_path / "busy", "compare") == "starting"
+
+
 def test_a_run_whose_process_died_is_told_as_stopped(tmp_path, writer):
     writer.kill()
     writer.wait()
