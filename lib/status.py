@@ -28,7 +28,7 @@ def line(run_folder: Path, stage: str) -> str:
     """How far a stage at work is: `step 120, loss 0.3124, 1.2 min left`, or `180 answers`, or `running`."""
     folder = run_folder / runs.FOLDERS[stage]
     if not (folder / "started.json").exists():
-        return "starting"
+        return "ending" if (folder / "manifest.json").exists() else "starting"
     found = _progress(folder)
     answers = sum(len(json.loads(batch)[1]) for path in folder.glob(".*.jsonl") for batch in _whole_lines(path))
     parts = [f"{name} {found[name]}" for name in ("step", "loss") if name in found]

@@ -35,8 +35,8 @@ def test_the_demo_learns_tasks_that_its_base_cannot_do(demo):
     base, tuned = (accuracy(demo.run_folder, model, "test", True) for model in ("base", "tuned"))
     assert base["n"] == tuned["n"] == 300
     assert base["high"] <= 0.05
-    assert tuned["low"] > 0.20  # guards what was measured (33 %); what we want is 60 % and more
-    assert accuracy(demo.run_folder, "tuned", "test_seen", True)["accuracy"] >= 0.75
+    assert tuned["low"] > 0.50  # 62 % [56, 67] was measured; machines differ by an answer or two
+    assert accuracy(demo.run_folder, "tuned", "test_seen", True)["accuracy"] >= 0.85
 
 
 def test_the_demo_reports_each_kind_with_and_without_the_calculator(demo):
