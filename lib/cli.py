@@ -17,7 +17,7 @@ def run(
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting; may be repeated.")
     ] = None,
-    data_dir: Annotated[Path | None, typer.Option(help="Folder with local data, as gsm8k/train.jsonl.")] = None,
+    data_dir: Annotated[Path | None, typer.Option(help="File or folder of local data: gsm8k/train.jsonl, ...")] = None,
     rehearse: Annotated[bool, typer.Option("--rehearse", help="The whole path, on the embedded base.")] = False,
     outputs: Outputs = None,
     force: Annotated[bool, typer.Option("--force", help="Run stages again though nothing changed.")] = False,

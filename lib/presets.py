@@ -14,6 +14,15 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 ROOT = Path(__file__).resolve().parents[1]
 Count = Annotated[int, Field(ge=1)]
+SOURCES = (
+    "quant_tasks", "gsm8k", "svamp", "finqa", "tatqa", "finance_reasoning", "investopedia", "trader_sft", "trader_dpo",
+    "corpus", "own",
+)  # fmt: skip
+FROM_HUB = ("gsm8k", "svamp", "investopedia")  # the others have no rows of one type each there, or are yours
+PART = (  # of a mixture: finqa@COMMIT=3:2000
+    rf"(?P<source>{'|'.join(SOURCES)})(?:@(?P<revision>[\w./-]+))?"
+    r"(?:=(?P<weight>[1-9]\d*(?:\.\d+)?|0?\.\d*[1-9]\d*))?(?::(?P<cap>[1-9]\d*))?"
+)
 LINEAR_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
@@ -23,8 +32,14 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
     # data
-    source: Literal["quant_tasks", "gsm8k"] = Field(description="where the rows come from")
-    data_dir: str | None = Field(None, description="folder with local data (gsm8k/train.jsonl, ...); none: ask the hub")
+    source: Literal[*SOURCES, "mixture"] = Field(description="where the rows come from")
+    mixture: tuple[Annotated[str, Field(pattern=f"^{PART}$")], ...] = Field(
+        (), description="NAME[@REVISION][=WEIGHT][:CAP] of each source where source = 'mixture'; a cap is rows"
+    )
+    columns: tuple[Annotated[str, Field(pattern="^(question|answer|context|group)=.+$")], ...] = Field(
+        (), description="your columns where source = 'own': question=NAME, answer=NAME, context=NAME, group=NAME"
+    )
+    data_dir: str | None = Field(None, description="a file, or a folder with gsm8k/train.jsonl, ...; none: ask the hub")
     train_rows: Count | None = Field(description="training rows, over all kinds; none: all there are")
     validation_rows: Annotated[int, Field(ge=0)] | None = Field(description="rows for the held-out loss; 0: no such")
     test_rows: Count | None = Field(description="test rows, over all kinds; none: all there are")
@@ -107,8 +122,8 @@ class Settings(BaseModel):
 _SHARED = ("base_model", "chat_template", "max_length")
 STAGE_FIELDS: dict[str, tuple[str, ...]] = {
     "prepare": (
-        "source", "data_dir", "train_rows", "validation_rows", "test_rows", "kinds", "data_seed", "dataset_revision",
-        "gate", "benchmarks", *_SHARED,
+        "source", "mixture", "columns", "data_dir", "train_rows", "validation_rows", "test_rows", "kinds", "data_seed",
+        "dataset_revision", "gate", "benchmarks", *_SHARED,
     ),
     "pretrain": (
         "model_size", "corpus", "tokenizer", "held_out_percent", "pretrain_tokens", "pretrain_batch_size",
@@ -218,6 +233,29 @@ class Request:
     run: str
     outputs: Path
     resolved: Resolved
+
+
+@dataclass(frozen=True)
+class Part:
+    """One source of a mixture: `weight` is its share of the training rows beside the others', `cap` its most rows."""
+
+    source: str
+    revision: str | None
+    weight: float | None
+    cap: int | None
+
+
+def parts_of(settings: Settings) -> list[Part]:
+    """The sources that the rows come from; one alone has neither weight nor cap."""
+    if settings.source != "mixture":
+        return [Part(settings.source, settings.dataset_revision, None, None)]
+    found = (re.fullmatch(PART, text).groups() for text in settings.mixture)
+    return [Part(name, revision, weight and float(weight), cap and int(cap)) for name, revision, weight, cap in found]
+
+
+def columns_of(settings: Settings) -> dict[str, str]:
+    """{"question": the name of your column, ...}, in small letters."""
+    return dict(pair.lower().split("=", 1) for pair in settings.columns)
 
 
 def resolve(name: str, overrides: dict[str, Any] | None = None, rehearse: bool = False) -> Resolved:
@@ -381,6 +419,11 @@ def _capped(values: dict[str, Any]) -> dict[str, int]:
 def _contradictions(s: Settings, suspect: set[str]) -> list[str]:
     """Settings that are fine alone but not together; a rule about a setting refused already is left out."""
     generated = s.source == "quant_tasks"
+    parts = [] if suspect & {"source", "mixture"} else parts_of(s)
+    names, weighted = [part.source for part in parts], {part.weight is not None for part in parts}
+    endless = [part for part in parts if part.source == "quant_tasks" and part.cap is None and s.train_rows is None]
+    files = [name for name in names if name not in (*FROM_HUB, "quant_tasks") and s.data_dir is None]
+    fields = [] if "columns" in suspect else list(columns_of(s))
     whole = [f for f in ("train_rows", "validation_rows", "test_rows") if generated and getattr(s, f) is None]
     kinds, unknown = ((), []) if "kinds" in suspect else _unknown_kinds(s.kinds)
     absent = [] if "benchmarks" in suspect else [path for path in s.benchmarks if not os.path.isfile(in_project(path))]
@@ -394,18 +437,35 @@ def _contradictions(s: Settings, suspect: set[str]) -> list[str]:
          f"eval_rows = {s.eval_rows!r} is more than test_rows = {s.test_rows!r}: lower it, or raise test_rows"),
         (("source", *whole), lambda: whole,
          f"{', '.join(whole)} = None: 'all' has no end for source = 'quant_tasks', which generates its rows"),
+        (("source", "mixture"), lambda: (s.source == "mixture") != bool(s.mixture),
+         f"mixture = {_short(s.mixture)}: source = 'mixture' needs one, and source = {s.source!r} can have none"),
+        (("source", "mixture"), lambda: len(set(names)) < len(names) or len(weighted) == 2,
+         f"mixture = {_short(s.mixture)}: name each source once, and give a weight to all of them or to none"),
+        (("source", "mixture", "train_rows"), lambda: endless and not generated,
+         "mixture: quant_tasks has no end; give train_rows, or a cap as in quant_tasks:900"),
+        (("source", "mixture", "test_rows"), lambda: s.test_rows is None and "quant_tasks" in names and not generated,
+         "test_rows = None: quant_tasks, which the mixture names, has no end; give a number"),
+        (("source", "mixture", "data_dir"), lambda: files,
+         f"data_dir = None: {', '.join(files)} can only be read from files (data/README.md says where they are from)"),
+        (("source", "data_dir"), lambda: s.source == "mixture" and os.path.isfile(in_project(s.data_dir or "")),
+         f"data_dir = {_short(s.data_dir)}: a mixture needs a folder that holds one folder a source"),
+        (("source", "mixture", "columns"), lambda: s.columns and "own" not in names,
+         f"columns = {_short(s.columns)}: only source = 'own' has columns of yours; leave it out"),
+        (("columns",), lambda: len(fields) < len(s.columns), f"columns = {_short(s.columns)}: name each once"),
         (("source", "data_dir"), lambda: generated and s.data_dir is not None,
          f"data_dir = {s.data_dir!r}: source = 'quant_tasks' generates its rows and reads no folder; leave it out"),
-        (("source", "dataset_revision"), lambda: s.dataset_revision and (generated or s.data_dir is not None),
-         f"dataset_revision = {s.dataset_revision!r}: only rows from the hub have one; leave it out, or data_dir"),
-        (("source", "kinds"), lambda: s.kinds is not None and not generated,
+        (("source", "dataset_revision"), lambda: s.dataset_revision and (
+            s.source in ("quant_tasks", "mixture") or s.data_dir is not None),
+         f"dataset_revision = {s.dataset_revision!r}: only rows from the hub have one; leave it out, or data_dir "
+         f"(in a mixture: gsm8k@{s.dataset_revision})"),
+        (("source", "mixture", "kinds"), lambda: s.kinds is not None and "quant_tasks" not in names,
          f"kinds = {_short(s.kinds)}: only source = 'quant_tasks' has kinds; leave it out"),
         (("kinds",), lambda: unknown,
          f"kinds = {', '.join(map(_short, unknown))}: must be 'all', or some of {', '.join(kinds)}, each once"
          f"{_nearest(*unknown[:1], kinds) if unknown else ''}"),
         (("benchmarks",), lambda: absent, f"benchmarks = {', '.join(map(_short, absent))}: no such file"),
-        (("data_dir",), lambda: s.data_dir is not None and not os.path.isdir(in_project(s.data_dir)),
-         f"data_dir = {_short(s.data_dir)}: no such folder; give the one that holds {s.source}/train.jsonl"),
+        (("data_dir",), lambda: s.data_dir is not None and not os.path.exists(in_project(s.data_dir)),
+         f"data_dir = {_short(s.data_dir)}: no such folder or file; give the one that holds {s.source}/train.jsonl"),
     ]
     return [message for fields, broken, message in rules if not suspect & set(fields) and broken()]
 

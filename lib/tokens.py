@@ -35,9 +35,9 @@ class EmptyCorpus(CorpusError):
 
 
 # --- text -------------------------------------------------------------------------------------------------------------
-def documents(path: str | Path) -> Iterator[str]:
+def documents(path: str | Path, rejected: list[dict] | None = None) -> Iterator[str]:
     """The documents of a text file (parted by lines `Article N:`), of a .jsonl or .jsonl.gz file (field `text`), or of
-    all such files in a folder."""
+    all such files in a folder. What is bad is a CorpusError, or goes to `rejected` with its place and the reason."""
     path = Path(in_project(path))
     if not path.exists():
         raise CorpusError(f"{path}: no such file or folder; corpus = 'generated' needs none")
@@ -48,9 +48,10 @@ def documents(path: str | Path) -> Iterator[str]:
     for file in texts:
         with (gzip.open if file.suffix == ".gz" else open)(file, "rt", encoding="utf-8") as lines:
             try:
-                yield from filter(str.strip, _jsonl(lines, file) if ".jsonl" in file.name else _articles(lines))
+                texts = _jsonl(lines, file, rejected) if ".jsonl" in file.name else _articles(lines)
+                yield from filter(str.strip, texts)
             except UnicodeDecodeError as error:
-                raise CorpusError(f"{file}: is not UTF-8 text ({error.reason} at byte {error.start})") from None
+                _reject(rejected, str(file), f"is not UTF-8 text ({error.reason} at byte {error.start})")
 
 
 def _articles(lines: Iterable[str]) -> Iterator[str]:
@@ -64,12 +65,20 @@ def _articles(lines: Iterable[str]) -> Iterator[str]:
     yield "".join(article).strip()
 
 
-def _jsonl(lines: Iterable[str], file: Path) -> Iterator[str]:
+def _jsonl(lines: Iterable[str], file: Path, rejected: list[dict] | None) -> Iterator[str]:
     for number, line in enumerate(lines, 1):
         try:
-            yield json.loads(line)["text"].strip()
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise CorpusError(f"{file}:{number}: is no JSON object with a text in its field 'text'") from None
+            text = json.loads(line)["text"].strip()
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            _reject(rejected, f"{file}:{number}", "is no JSON object with a text in its field 'text'")
+        else:
+            yield text
+
+
+def _reject(rejected: list[dict] | None, place: str, reason: str) -> None:
+    if rejected is None:
+        raise CorpusError(f"{place}: {reason}") from None
+    rejected.append({"place": place, "reason": reason})
 
 
 def held_out(text: str, percent: float) -> bool:

@@ -14,10 +14,13 @@ from lib.presets import (
     REHEARSAL_AT_MOST,
     ROOT,
     STAGE_FIELDS,
+    Part,
     Settings,
     SettingsError,
+    columns_of,
     from_notebook,
     locate,
+    parts_of,
     resolve,
 )
 
@@ -72,7 +75,8 @@ def test_ill_typed_and_out_of_range_values_are_refused_by_name(field, value):
 
 
 def test_refusal_says_what_is_allowed():
-    assert "one of quant_tasks, gsm8k; did you mean 'gsm8k'?" in refusal({"source": "gsm8"})
+    assert "one of quant_tasks, gsm8k, svamp, " in refusal({"source": "gsm8"})
+    assert "mixture; did you mean 'gsm8k'?" in refusal({"source": "gsm8"})
     assert "a whole number at least 1 and at most 1,024" in refusal({"r": 5000})
     assert "a whole number at least 1, or none" in refusal({"eval_rows": 0})
 
@@ -130,10 +134,43 @@ def test_none_means_all_where_it_means_something():
         ({"source": "gsm8k", "kinds": "CAGR"}, "only source = 'quant_tasks' has kinds"),
         ({"benchmarks": "pyproject.toml, no/such.jsonl"}, "benchmarks = 'no/such.jsonl': no such file"),
         ({"source": "gsm8k", "data_dir": str(ROOT), "dataset_revision": "main"}, "dataset_revision = 'main'"),
+        ({"source": "finqa"}, "finqa can only be read from files"),
+        ({"source": "mixture"}, "source = 'mixture' needs one"),
+        ({"mixture": "gsm8k"}, "source = 'quant_tasks' can have none"),
+        ({"source": "mixture", "mixture": "gsm8k, gsm8k"}, "name each source once"),
+        ({"source": "mixture", "mixture": "gsm8k=2, svamp"}, "a weight to all of them or to none"),
+        ({"source": "mixture", "mixture": "gsm8k, own"}, "own can only be read from files"),
+        ({"source": "mixture", "mixture": "gsm8k, quant_tasks", "train_rows": None}, "quant_tasks:900"),
+        ({"source": "mixture", "mixture": "gsm8k, quant_tasks:9", "test_rows": None}, "test_rows = None"),
+        ({"source": "mixture", "mixture": "gsm8k", "dataset_revision": "main"}, "in a mixture: gsm8k@main"),
+        ({"source": "mixture", "mixture": "gsm8k", "kinds": "CAGR"}, "only source = 'quant_tasks' has kinds"),
+        ({"source": "mixture", "mixture": "gsm8k", "data_dir": str(ROOT / "README.md")}, "one folder a source"),
+        ({"source": "gsm8k", "columns": "question=Prompt"}, "only source = 'own' has columns"),
+        ({"source": "own", "data_dir": str(ROOT), "columns": "answer=a, answer=b"}, "name each once"),
     ],
 )
 def test_contradictions_are_refused(overrides, about):
     assert about in refusal(overrides)
+
+
+def test_a_mixtures_parts_are_read_with_revision_weight_and_cap():
+    mixture = "gsm8k@v1.1/x=2.5:2000, svamp=.5, quant_tasks=1:900"
+    settings = resolve("demo", {"source": "mixture", "mixture": mixture, "kinds": "CAGR"}).settings
+    assert parts_of(settings) == [
+        Part("gsm8k", "v1.1/x", 2.5, 2000), Part("svamp", None, 0.5, None), Part("quant_tasks", None, 1.0, 900)
+    ]  # fmt: skip
+    alone = resolve("llama32_3b_gsm8k", {"dataset_revision": "abc"}).settings
+    assert parts_of(alone) == [Part("gsm8k", "abc", None, None)]
+    for wrong in ("gsm9k", "gsm8k=0", "gsm8k=0.0", "gsm8k:0", "gsm8k=-1", "gsm8k=nan", "gsm8k=2:1e3", "mixture", ""):
+        told = refusal({"source": "mixture", "mixture": [wrong, "svamp"]})
+        assert told.startswith("mixture = [") and "NAME[@REVISION][=WEIGHT][:CAP]" in told
+
+
+def test_columns_name_your_own_in_small_letters():
+    named = {"source": "own", "data_dir": str(ROOT), "columns": "question=The Prompt, answer=Reply"}
+    assert columns_of(resolve("demo", named).settings) == {"question": "the prompt", "answer": "reply"}
+    for wrong in ("prompt=question", "question", "question="):
+        assert refusal(named | {"columns": [wrong]}).startswith("columns = ")
 
 
 def test_origins_tell_who_set_what():

@@ -139,6 +139,16 @@ def test_text_that_cannot_be_read_is_named_with_its_place(tmp_path, name, conten
         list(tokens.documents(tmp_path))
 
 
+def test_text_that_cannot_be_read_may_be_told_instead_and_the_rest_is_read(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(b'{"text": "one"}\n{"txt": "x"}\n' + b"[" * 99_999 + b'\n{"text": "two"}\n')
+    (tmp_path / "b.txt").write_bytes(b"\xff\xfe")
+    (tmp_path / "c.txt").write_text("three")
+    rejected = []
+    assert list(tokens.documents(tmp_path, rejected)) == ["one", "two", "three"]
+    places = [bad["place"].rpartition("/")[2] for bad in rejected]
+    assert places == ["a.jsonl:2", "a.jsonl:3", "b.txt"] and "UTF-8" in rejected[2]["reason"]
+
+
 def test_an_absent_path_is_named(tmp_path):
     with pytest.raises(tokens.CorpusError, match="nowhere: no such file"):
         list(tokens.documents(tmp_path / "nowhere"))
