@@ -199,7 +199,8 @@ REHEARSAL = {
 }
 REHEARSAL_AT_MOST = {
     "validation_rows": 24, "test_rows": 60, "eval_rows": 24, "max_new_tokens": 64,
-    "save_steps": 5, "logging_steps": 1, "eval_steps": 5, "pretrain_tokens": 40_960, "ablation_steps": 2,
+    "save_steps": 5, "logging_steps": 1, "eval_steps": 5,
+    "pretrain_tokens": 40_960, "pretrain_batch_size": 4, "ablation_steps": 2,
 }
 
 

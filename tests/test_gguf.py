@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from test_export import make_adapter, make_base
 
-from lib import chain, chat, evaluate, export, llamacpp, runs
+from lib import chain, chat, evaluate, export, llamacpp
 from lib.export import ExportError
 from lib.llamacpp import Server
 from lib.presets import ROOT
@@ -87,8 +87,7 @@ def test_a_sentencepiece_model_is_converted_exactly_and_quantised(llama, tokeniz
         assert export.check_tokens(server, tokenizer, export.strings(tokenizer, ["What is 3 + 4?"])) == 500
 
 
-@pytest.mark.parametrize("name, kind, tied", [("qwen2", "qwen2", True), ("llama-bpe", "llama", True),
-                                              ("qwen2", "llama", False)])  # fmt: skip
+@pytest.mark.parametrize("name, kind, tied", [("qwen2", "qwen2", True), ("llama-bpe", "llama", False)])
 def test_a_known_bpe_tokenizer_keeps_its_tokens(llama, tmp_path, name, kind, tied):
     tokenizer = bpe_tokenizer(llama, name)
     base = make_base(tmp_path / "base", tokenizer, kind, tied, hidden=64, vocabulary=len(tokenizer))
@@ -183,24 +182,3 @@ def test_a_disk_that_fills_up_midway_leaves_nothing_behind(llama, tokenizer, tmp
         assert not [path for path in small.rglob("*") if path.is_file()]
     finally:
         subprocess.run(["umount", small], check=True)
-
-
-def test_the_whole_stage_rehearses(tmp_path):
-    """Through the pipeline, as `sharpen run demo --rehearse --export` does; a second run skips all of it."""
-    from lib import pipeline
-
-    once = pipeline.run("demo", outputs=tmp_path, rehearse=True, export=True)
-    manifest = runs.read(once.run_folder, "export")
-    labels = [row["artefact"] for row in _summary(once.run_folder)["chain"]]
-    assert labels[:5] == ["base", "adapter", "merged", "f16", "Q4_K_M"]
-    assert manifest["metrics"]["conversion"]["largest_logprob_difference"] < 1e-3
-    assert any("rehearsal" in label for label in manifest["metrics"]["headline"])
-    assert {"README.md", "Modelfile", f"{once.run_folder.name}-f16.gguf"} <= manifest["outputs"].keys()
-    again = pipeline.run("demo", outputs=tmp_path, rehearse=True, export=True, echo=lambda text: None)
-    assert [state for _, state, _ in again.stages] == ["skipped"] * 5
-
-
-def _summary(run_folder):
-    import json
-
-    return json.loads((run_folder / "export" / "summary.json").read_text())

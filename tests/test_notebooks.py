@@ -79,7 +79,7 @@ def test_notebook_20_pretrains_a_base_that_the_tokenizer_fits(tmp_path):
     manifest = runs.read(tmp_path / "base", "pretrain")
     assert manifest["rehearse"] is True
     assert manifest["metrics"]["tokens"] == 40_960
-    assert manifest["metrics"]["eval_loss"] < 7.4  # five steps; below ln(2048) = 7.6, that of a guess
+    assert manifest["metrics"]["eval_loss"] < 7.3  # twenty small steps; a guess has ln(2048) = 7.6
     steps = json.loads((tmp_path / "base" / "base" / "ablation.json").read_text())
     assert [row["step"] for row in steps] == [name for name, *_ in ablation.LADDER if name != "+ compiler"]
     assert "REHEARSAL" in (tmp_path / "base" / "base" / "README.md").read_text()
@@ -95,7 +95,10 @@ def test_notebook_40_asks_every_artefact_the_same_questions(demo, outputs):
     assert all(row["n"] == 60 and row["low"] <= row["accuracy"] <= row["high"] for row in chain.values())
     assert abs(chain["f16"]["accuracy"] - chain["merged"]["accuracy"]) <= 1 / 60
     assert chain["adapter"]["accuracy"] > chain["base"]["high"]
-    assert found["gates"]["Q4_K_M"]["passes"] and (folder / "Modelfile").exists()
+    assert found["gates"]["Q4_K_M"]["passes"]
+    manifest = runs.read(demo.run_folder, "export")
+    assert manifest["metrics"]["conversion"]["largest_logprob_difference"] < 1e-3
+    assert {"README.md", "Modelfile", "demo-f16.gguf", "demo-Q4_K_M.gguf"} <= manifest["outputs"].keys()
     assert "From adapter to a file" in (demo.run_folder / "report.html").read_text()
 
 
