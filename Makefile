@@ -76,7 +76,7 @@ test: lint
 	$(BIN)/python -m pytest
 
 test-quick: setup
-	$(BIN)/python -m pytest -m "not notebooks and not browser and not gpu and not export"
+	$(BIN)/python -m pytest -m "not notebooks and not browser and not gpu and not export and not slow"
 
 lint: setup
 	$(BIN)/ruff check .

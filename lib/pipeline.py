@@ -22,6 +22,7 @@ from lib.presets import (
     SettingsError,
     default_run,
     in_project,
+    notebook_of,
     resolve,
     run_name_problems,
 )
@@ -86,7 +87,8 @@ def run(
     runs.lock(run_folder, "pipeline")
     rows = []
     try:
-        for index, (stage, notebook, _) in enumerate((row for row in (*STAGES, EXPORT) if row[0] in chosen), 1):
+        for index, (stage, *_) in enumerate((row for row in (*STAGES, EXPORT) if row[0] in chosen), 1):
+            notebook = notebook_of(stage, resolved.settings)
             place, began = f"[{index}/{len(chosen)}] {notebook:<16}", time.monotonic()
             current, reason = runs.is_current(run_folder.parent, run_name, stage, resolved, notebook_path(notebook))
             skip = current and not force
@@ -143,7 +145,8 @@ def _execute(stage: str, run_folder: Path, resolved: Resolved, overridden: set[s
     import papermill
 
     logging.getLogger("papermill").setLevel(logging.ERROR)  # it warns of settings that the parameters cell leaves out
-    executed = run_folder / "notebooks" / f"{NOTEBOOKS[stage]}.ipynb"
+    notebook = notebook_of(stage, resolved.settings)
+    executed = run_folder / "notebooks" / f"{notebook}.ipynb"
     parameters = {"preset": resolved.preset, "run": run_folder.name, "outputs": str(run_folder.parent),
                   "rehearse": resolved.rehearse}
     for field in STAGE_FIELDS[stage]:
@@ -151,7 +154,7 @@ def _execute(stage: str, run_folder: Path, resolved: Resolved, overridden: set[s
             value = getattr(resolved.settings, field)
             parameters[field] = "none" if value is None else list(value) if isinstance(value, tuple) else value
     # papermill formats paths: braces in a folder's name would be taken for its placeholders
-    paths = [str(path).replace("{", "{{").replace("}", "}}") for path in (notebook_path(NOTEBOOKS[stage]), executed)]
+    paths = [str(path).replace("{", "{{").replace("}", "}}") for path in (notebook_path(notebook), executed)]
     try:
         with _children_end_with_us():
             papermill.execute_notebook(

@@ -75,6 +75,9 @@ class Settings(BaseModel):
     logging_steps: Count = Field(5, description="optimiser steps between lines of metrics.jsonl")
     eval_steps: Count | None = Field(50, description="steps between held-out losses; none: only at the end")
     seed: int = Field(3407, ge=0, lt=2**31, description="seed of LoRA's start and of the rows' order")
+    devices: int = Field(1, ge=1, le=1024, description="GPUs (or CPU processes) in all; above 1: 22_train_fsdp")
+    nodes: int = Field(1, ge=1, le=128, description="machines that the devices are on, as many on each")
+    rdzv_endpoint: str | None = Field(None, description="host:port where nodes meet, on the first; none: one machine")
 
     # pretraining from nothing
     model_size: Literal["base", "tiny", "small", "medium"] = Field("base", description="a key of gpt.SIZES")
@@ -134,7 +137,7 @@ STAGE_FIELDS: dict[str, tuple[str, ...]] = {
         *_SHARED, "load_in_4bit", "r", "lora_alpha", "lora_dropout", "target_modules", "learning_rate",
         "lr_scheduler_type", "warmup_steps", "num_train_epochs", "max_steps", "per_device_train_batch_size",
         "gradient_accumulation_steps", "optim", "weight_decay", "max_grad_norm", "gradient_checkpointing",
-        "save_steps", "logging_steps", "eval_steps", "seed",
+        "save_steps", "logging_steps", "eval_steps", "seed", "devices", "nodes", "rdzv_endpoint",
     ),
     "evaluate": (
         *_SHARED, "load_in_4bit", "eval_rows", "calculator", "max_new_tokens", "eval_batch_size", "show_answers",
@@ -149,6 +152,12 @@ NOTEBOOKS = {
     "prepare": "10_prepare_data", "pretrain": "20_pretrain_gpt", "train": "21_train_qlora",
     "evaluate": "30_evaluate", "compare": "31_compare", "export": "40_export",
 }
+SEVERAL_DEVICES = "22_train_fsdp"  # the "train" stage's notebook where the settings ask for more than one device
+
+
+def notebook_of(stage: str, settings: Settings) -> str:
+    """The name of the notebook that does a stage with these settings."""
+    return SEVERAL_DEVICES if stage == "train" and settings.devices > 1 else NOTEBOOKS[stage]
 
 
 @dataclass(frozen=True)
@@ -190,6 +199,19 @@ PRESETS: dict[str, Preset] = {
                 gradient_checkpointing=True, max_new_tokens=320, eval_batch_size=32,
             ),
         ),
+        Preset(
+            name="quant_7b_fsdp",
+            description="quantitative tasks, Mistral-7B-Instruct by LoRA on four GPUs (FSDP2), 3 epochs",
+            reference="such tasks, Mistral-7B-Instruct, LoRA r 16, 900 rows, 3 epochs, 4 GPUs: 2.7 % -> 32.7 %",
+            settings=Settings(
+                source="quant_tasks", train_rows=900, validation_rows=60, test_rows=300,
+                base_model="mistralai/Mistral-7B-Instruct-v0.3", max_length=512, load_in_4bit=False,
+                r=16, lora_alpha=32, lora_dropout=0.05, target_modules=LINEAR_MODULES,
+                learning_rate=2e-5, lr_scheduler_type="cosine", warmup_steps=0.1, num_train_epochs=3.0,
+                per_device_train_batch_size=4, gradient_accumulation_steps=4, optim="adamw_torch",
+                max_grad_norm=0.3, gradient_checkpointing=True, devices=4, max_new_tokens=540, eval_batch_size=32,
+            ),
+        ),
     )
 }
 
@@ -199,7 +221,7 @@ REHEARSAL = {
 }
 REHEARSAL_AT_MOST = {
     "validation_rows": 24, "test_rows": 60, "eval_rows": 24, "max_new_tokens": 64,
-    "save_steps": 5, "logging_steps": 1, "eval_steps": 5,
+    "save_steps": 5, "logging_steps": 1, "eval_steps": 5, "devices": 2,
     "pretrain_tokens": 40_960, "pretrain_batch_size": 4, "ablation_steps": 2,
 }
 
@@ -426,6 +448,7 @@ def _contradictions(s: Settings, suspect: set[str]) -> list[str]:
     files = [name for name in names if name not in (*FROM_HUB, "quant_tasks") and s.data_dir is None]
     fields = [] if "columns" in suspect else list(columns_of(s))
     whole = [f for f in ("train_rows", "validation_rows", "test_rows") if generated and getattr(s, f) is None]
+    batch = ("per_device_train_batch_size", "gradient_accumulation_steps")
     kinds, unknown = ((), []) if "kinds" in suspect else _unknown_kinds(s.kinds)
     absent = [] if "benchmarks" in suspect else [path for path in s.benchmarks if not os.path.isfile(in_project(path))]
     rules = [  # (settings it is about, is it broken, what to say); tests that compare numbers guard against suspects
@@ -465,6 +488,16 @@ def _contradictions(s: Settings, suspect: set[str]) -> list[str]:
          f"kinds = {', '.join(map(_short, unknown))}: must be 'all', or some of {', '.join(kinds)}, each once"
          f"{_nearest(*unknown[:1], kinds) if unknown else ''}"),
         (("benchmarks",), lambda: absent, f"benchmarks = {', '.join(map(_short, absent))}: no such file"),
+        (("devices", "nodes"), lambda: s.devices % s.nodes,
+         f"devices = {s.devices!r} cannot be spread evenly over nodes = {s.nodes!r}: change one of them"),
+        (("devices", *batch), lambda: s.per_device_train_batch_size * s.gradient_accumulation_steps % s.devices,
+         f"devices = {s.devices!r} cannot share the rows of a step evenly: per_device_train_batch_size x "
+         f"gradient_accumulation_steps = {s.per_device_train_batch_size!r} x {s.gradient_accumulation_steps!r} are the "
+         f"rows of a step for any number of devices; change one of them"),
+        (("nodes", "rdzv_endpoint"), lambda: s.nodes > 1 and s.rdzv_endpoint is None,
+         f"nodes = {s.nodes!r} needs rdzv_endpoint, e.g. '10.0.0.1:29500': where the machines meet, on the first"),
+        (("rdzv_endpoint",), lambda: s.rdzv_endpoint and not re.fullmatch(r"[\w.-]+:\d{1,5}", s.rdzv_endpoint),
+         f"rdzv_endpoint = {_short(s.rdzv_endpoint)}: must be host:port"),
         (("data_dir",), lambda: s.data_dir is not None and not os.path.exists(in_project(s.data_dir)),
          f"data_dir = {_short(s.data_dir)}: no such folder or file; give the one that holds {s.source}/train.jsonl"),
     ]

@@ -8,6 +8,7 @@ import math
 import os
 import shutil
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -25,17 +26,19 @@ from trl import SFTConfig, SFTTrainer
 
 from lib import chat, memory, presets
 
+STATE = ("optimizer.pt", "scheduler.pt")  # a checkpoint's files beside the adapter and trainer_state.json
+
 
 class TrainingError(RuntimeError):
     """Training cannot go on honestly; the message says what to change."""
 
 
-def load(settings, adapter: Path | None = None):
-    """(model, tokenizer) of `settings.base_model`, in NF4 or 16 bit, with a trained adapter if one is given."""
+def load(settings, adapter: Path | None = None, dtype: torch.dtype | None = None):
+    """(model, tokenizer) of `settings.base_model`, in NF4 or 16 bit (or `dtype`), with a trained adapter if given."""
     memory.keep_freed()
     model, _ = FastLanguageModel.from_pretrained(
         str(adapter or presets.locate(settings.base_model)), max_seq_length=settings.max_length,
-        load_in_4bit=settings.load_in_4bit, trust_remote_code=False,
+        load_in_4bit=settings.load_in_4bit, dtype=dtype, trust_remote_code=False,
     )  # fmt: skip
     tokenizer = chat.load_tokenizer(settings)
     if tokenizer.pad_token_id in (None, tokenizer.eos_token_id):
@@ -105,16 +108,17 @@ class LiveCurves(TrainerCallback):
 
 
 def train(model, tokenizer, train_rows: Dataset, validation_rows: Dataset | None, settings, folder: Path, log,
-          callbacks=(), resume: bool = False) -> dict:  # fmt: skip
+          callbacks=(), resume: bool = False, trainer_class=SFTTrainer, state=STATE, **changes) -> dict:  # fmt: skip
     """Train, save the adapter as plain PEFT safetensors to `folder`, and return the metrics.
 
     Checkpoints lie in `folder/checkpoints` while it trains; with `resume` training goes on from the newest whole one.
+    `changes` are further arguments of SFTConfig. With several processes all call this, and the first one writes.
     Returns steps, epochs, train_loss, train_seconds, tokens_per_second (padding left out), and the optimiser that
     was asked for and the one that ran (Unsloth replaces 8-bit optimisers on a CPU)."""
     set_seed(settings.seed)
     device = next(model.parameters()).device.type
     bf16 = torch.cuda.is_bf16_supported() if device == "cuda" else torch.cpu._is_avx512_bf16_supported()
-    arguments = SFTConfig(
+    arguments = SFTConfig(**dict(
         output_dir=str(folder / "checkpoints"), max_length=settings.max_length,
         learning_rate=settings.learning_rate, lr_scheduler_type=settings.lr_scheduler_type,
         warmup_steps=settings.warmup_steps, num_train_epochs=settings.num_train_epochs, max_steps=settings.max_steps,
@@ -126,28 +130,32 @@ def train(model, tokenizer, train_rows: Dataset, validation_rows: Dataset | None
         logging_nan_inf_filter=False, train_sampling_strategy="group_by_length",  # little padding in a batch
         eval_strategy="steps" if settings.eval_steps and validation_rows else "no", eval_steps=settings.eval_steps,
         bf16=bf16, fp16=device == "cuda" and not bf16, report_to="none",
-    )  # fmt: skip
+    ) | changes)  # fmt: skip
     lengths = [len(ids) for ids in train_rows["input_ids"]]
-    trainer = SFTTrainer(
+    trainer = trainer_class(
         model=model, processing_class=tokenizer, train_dataset=train_rows, eval_dataset=validation_rows or None,
         args=arguments, callbacks=[Guard(log), *callbacks],
     )  # fmt: skip
     check_mask(trainer, train_rows)
-    checkpoint = newest_checkpoint(folder / "checkpoints") if resume else None
-    if not checkpoint:
+    checkpoint = newest_checkpoint(folder / "checkpoints", state) if resume else None
+    first = arguments.process_index == 0
+    if first and not checkpoint:
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     started = time.perf_counter()
     result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     elapsed = time.perf_counter() - started
-    model.save_pretrained(folder)
-    check_adapter(folder)
-    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    model.save_pretrained(folder / "checkpoints" / "adapter")
+    if first:
+        check_adapter(folder / "checkpoints" / "adapter")
+        for file in (folder / "checkpoints" / "adapter").iterdir():  # whole or not at all, also if we are killed here
+            os.replace(file, folder / file.name)
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     steps_here = trainer.state.global_step - (int(checkpoint.name.split("-")[1]) if checkpoint else 0)
     tokens = sum(lengths) * trainer.state.epoch * steps_here / trainer.state.global_step  # last batches are short
     return {
         "steps": trainer.state.global_step, "epochs": trainer.state.epoch, "train_loss": result.training_loss,
-        "train_seconds": elapsed, "tokens_per_second": tokens / elapsed, "rows": len(train_rows), "bf16": bf16,
-        "optim_asked": settings.optim, "optim_ran": type(trainer.optimizer.optimizer).__name__,
+        "train_seconds": elapsed, "tokens_per_second": tokens / elapsed, "rows": len(train_rows),
+        "bf16": arguments.bf16, "optim_asked": settings.optim, "optim_ran": type(trainer.optimizer.optimizer).__name__,
         "resumed_from": checkpoint.name if checkpoint else None,
     }  # fmt: skip
 
@@ -170,14 +178,14 @@ def check_adapter(folder: Path) -> None:
         raise TrainingError("training did not change the adapter (every lora_B is zero): raise learning_rate")
 
 
-def newest_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint whose files load (a killed process can leave a torn one)."""
+def newest_checkpoint(folder: Path, state: Iterable[str] = STATE) -> Path | None:
+    """The newest checkpoint whose files load (a killed process can leave a torn one); `state` names the optimiser's."""
     for path in sorted(folder.glob("checkpoint-*"), key=lambda p: -int(p.name.split("-")[1])):
         try:
             load_file(path / "adapter_model.safetensors")
             json.loads((path / "trainer_state.json").read_text())
-            for name in ("optimizer.pt", "scheduler.pt"):
-                torch.load(path / name, weights_only=True)
+            for name in state:
+                load_file(path / name) if name.endswith("safetensors") else torch.load(path / name, weights_only=True)
             return path
         except Exception as error:  # whatever is torn about it, an older one will do; say so
             print(f"{path.name} does not load ({type(error).__name__}): trying an older one")

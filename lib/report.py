@@ -7,6 +7,7 @@ from typing import Any
 
 from lib import runs
 from lib.pipeline import STAGES
+from lib.presets import SEVERAL_DEVICES
 
 # Three barriers, as answers of a model are anyone's text: Jupyter's own escaping, `clean`, and this policy, under
 # which a browser neither runs a script nor asks another host.
@@ -62,7 +63,8 @@ def write(run_folder: Path) -> Path:
         except runs.RunError as error:
             problems.append(str(error))
     rehearse = any(manifest["rehearse"] for manifest in manifests.values())
-    names = sorted({*(row[1] for row in STAGES), *(path.stem for path in (run_folder / "notebooks").glob("*.ipynb"))})
+    executed = {path.stem for path in (run_folder / "notebooks").glob("*.ipynb")}
+    names = sorted(executed | {row[1] for row in STAGES if row[0] != "train" or SEVERAL_DEVICES not in executed})
     parts = [_notebook(run_folder / "notebooks" / f"{name}.ipynb") for name in names]
     contents = "".join(f'<li><a href="#{html.escape(name)}">{html.escape(title)}</a>{" - " * bool(note)}{note}</li>'
                        for name, (title, note, _) in zip(names, parts, strict=True))

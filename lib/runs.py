@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from lib.presets import NOTEBOOKS, ROOT, STAGE_FIELDS, Request, Resolved, in_project, run_name_problems
+from lib.presets import NOTEBOOKS, ROOT, STAGE_FIELDS, Request, Resolved, in_project, notebook_of, run_name_problems
 
 FOLDERS = {
     "prepare": "data", "pretrain": "base", "train": "adapter", "evaluate": "eval", "compare": "figures",
@@ -98,10 +98,11 @@ class Stage:
         assert not self.finished, "the stage is finished: its outputs are hashed"
         return write_atomically(self.folder / name, (_json(row) + "\n" for row in rows))
 
-    def finish(self, **metrics: Any) -> dict[str, Any]:
+    def finish(self, workers: dict[str, Any] | None = None, **metrics: Any) -> dict[str, Any]:
         """Hash the outputs, write manifest.json last, give the lock back, and return the manifest.
 
-        `headline={label: text}` among the metrics is what the pipeline prints and the report shows first.
+        `headline={label: text}` among the metrics is what the pipeline prints and the report shows first. Where other
+        processes did the work, `workers` holds their device and peak_memory_bytes, which take the place of ours.
         """
         assert not self.finished, "the stage is finished already"
         resolved, own = self.request.resolved, STAGE_FIELDS[self.request.stage]
@@ -110,13 +111,11 @@ class Stage:
             "rehearse": resolved.rehearse, "resumed": self.resumed,
             "settings": resolved.of_stage(self.request.stage), "origins": {f: resolved.origins[f] for f in own},
             "seeds": {f: v for f, v in resolved.of_stage(self.request.stage).items() if f.endswith("seed")},
-            "git": git(), "code": code() | self._code, "notebook": notebook_hash(_notebook(self.request.stage)),
+            "git": git(), "code": code() | self._code, "notebook": notebook_hash(_notebook(self.request)),
             "inputs": self.inputs, "external": self.external, "outputs": _hashes(self.folder),
-            "versions": versions(), "device": device(),
-            "started_at": self.started_at, "ended_at": _utc_now(),
-            "elapsed_seconds": round(time.monotonic() - self._clock, 3), "peak_memory_bytes": peak_memory_bytes(),
-            "metrics": metrics,
-        }
+            "versions": versions(), "started_at": self.started_at, "ended_at": _utc_now(),
+            "elapsed_seconds": round(time.monotonic() - self._clock, 3), "metrics": metrics,
+        } | (workers or {"device": device(), "peak_memory_bytes": peak_memory_bytes()})
         write_atomically(self.folder / "manifest.json", [_json(manifest, indent=2) + "\n"])
         self.finished = True
         for done_with in (self.folder / "started.json", *self.folder.glob(".*.jsonl")):  # an evaluation's journals
@@ -388,9 +387,9 @@ def run_folder_of(outputs: Path, run: str) -> Path:
     return outputs / run
 
 
-def _notebook(stage: str) -> Path:
+def _notebook(request: Request) -> Path:
     """The notebook that runs: Jupyter and the pipeline work in its folder; papermill alone may work anywhere."""
-    name = f"{NOTEBOOKS[stage]}.ipynb"
+    name = f"{notebook_of(request.stage, request.resolved.settings)}.ipynb"
     return Path(name) if Path(name).exists() else ROOT / "notebooks" / name
 
 
@@ -399,7 +398,7 @@ def _plan(request: Request) -> dict[str, Any]:
     resolved = request.resolved
     return json.loads(_json({
         "preset": resolved.preset, "rehearse": resolved.rehearse, "settings": resolved.of_stage(request.stage),
-        "notebook": notebook_hash(_notebook(request.stage)),
+        "notebook": notebook_hash(_notebook(request)),
     }))
 
 

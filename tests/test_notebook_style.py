@@ -15,7 +15,7 @@ from lib import presets
 from lib.presets import ROOT
 
 PATHS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-STAGES = {name: stage for stage, name in presets.NOTEBOOKS.items()}
+STAGES = {name: stage for stage, name in presets.NOTEBOOKS.items()} | {presets.SEVERAL_DEVICES: "train"}
 BADGE = re.compile(
     r"\[!\[Open in Colab\]\(https://colab\.research\.google\.com/assets/colab-badge\.svg\)\]"
     r"\(https://colab\.research\.google\.com/github/(?P<repository>[\w.-]+/[\w.-]+)/blob/main/(?P<file>[^)\s]+)\)"
@@ -131,7 +131,7 @@ def test_its_parameters_are_those_that_its_stage_reads(path, cells):
     stage = STAGES[path.stem]
     assert sorted(values) == sorted(("preset", "run", "outputs", "rehearse", *presets.STAGE_FIELDS[stage]))
     assert list(values)[:4] == ["preset", "run", "outputs", "rehearse"]
-    assert presets.from_notebook(stage, values).resolved == presets.resolve("demo")
+    assert presets.from_notebook(stage, values).resolved == presets.resolve(values["preset"])
     assert any(f'presets.from_notebook("{stage}", globals())' in cell.source for cell in code(cells))
 
 

@@ -20,6 +20,7 @@ from lib.presets import (
     columns_of,
     from_notebook,
     locate,
+    notebook_of,
     parts_of,
     resolve,
 )
@@ -40,7 +41,7 @@ def notebook_refusal(stage="train", **namespace) -> str:
 
 
 def test_unknown_preset_lists_the_presets():
-    assert refusal({}, "gsm9k") == "unknown preset 'gsm9k'; choose from demo, llama32_3b_gsm8k"
+    assert refusal({}, "gsm9k") == "unknown preset 'gsm9k'; choose from demo, llama32_3b_gsm8k, quant_7b_fsdp"
     assert refusal({}, "dem").endswith("did you mean 'demo'?")
     assert refusal({}, None).startswith("unknown preset None")
     assert refusal({}, ["demo"]).startswith("unknown preset ['demo']")
@@ -197,6 +198,20 @@ def test_llama_preset_is_the_published_one():
     assert (s.per_device_train_batch_size, s.gradient_accumulation_steps, s.optim) == (4, 4, "paged_adamw_32bit")
     assert (s.train_rows, s.test_rows, s.num_train_epochs, s.gradient_checkpointing) == (7473, 1319, 1.0, True)
     assert "32.90 %" in PRESETS["llama32_3b_gsm8k"].reference
+
+
+def test_fsdp_preset_is_the_published_one():
+    s = PRESETS["quant_7b_fsdp"].settings
+    assert (s.base_model, s.r, s.lora_alpha, s.lora_dropout) == ("mistralai/Mistral-7B-Instruct-v0.3", 16, 32, 0.05)
+    assert (s.learning_rate, s.lr_scheduler_type, s.warmup_steps, s.max_grad_norm) == (2e-5, "cosine", 0.1, 0.3)
+    assert (s.train_rows, s.num_train_epochs, s.max_length, len(s.target_modules)) == (900, 3.0, 512, 7)
+    assert (s.devices, s.load_in_4bit) == (4, False) and "32.7 %" in PRESETS["quant_7b_fsdp"].reference
+
+
+def test_the_notebook_of_a_stage_hangs_on_the_number_of_devices():
+    one, four = (resolve("demo", {"devices": n}).settings for n in (1, 4))
+    assert (notebook_of("train", one), notebook_of("train", four)) == ("21_train_qlora", "22_train_fsdp")
+    assert notebook_of("evaluate", four) == "30_evaluate"
 
 
 def test_every_setting_has_a_stage_and_every_stage_a_notebook():

@@ -1,0 +1,171 @@
+"""Many devices: torchrun starts a worker (`lib.fsdp_worker`) on each, watched from here; they end in one adapter."""
+
+import errno
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+from lib.presets import ROOT
+from lib.runs import write_atomically
+
+RESTARTS = 2  # lost ranks that one launch makes good; a further start of the notebook goes on from the checkpoint too
+STEP_TIMEOUT_SECONDS = 45  # a rank that is silent for so long in the middle of training counts as lost
+LAST_LINES = 40
+
+
+class LaunchError(RuntimeError):
+    """The devices cannot train, or cannot go on; the message says which rank, why and what to change."""
+
+
+def share(settings) -> SimpleNamespace:
+    """The settings of one worker: its rows of a step, so that a step has as many rows with any number of devices."""
+    rows = settings.per_device_train_batch_size * settings.gradient_accumulation_steps // settings.devices
+    batch = max(n for n in range(1, settings.per_device_train_batch_size + 1) if rows % n == 0)
+    changed = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": rows // batch}
+    return SimpleNamespace(**vars(settings) | changed)
+
+
+def check(settings) -> None:
+    """LaunchError where fewer devices are here than asked (without a GPU: as many processes), or the port is taken."""
+    import torch  # counting devices asks the driver, and leaves CUDA alone
+
+    here, wanted = torch.cuda.device_count(), settings.devices // settings.nodes
+    if here and wanted > here:
+        raise LaunchError(f"devices = {settings.devices} on nodes = {settings.nodes}: this machine has {here} of the "
+                          f"{wanted} GPUs: set devices = {here * settings.nodes}, or look at CUDA_VISIBLE_DEVICES")
+    if settings.rdzv_endpoint:
+        host, port = settings.rdzv_endpoint.rsplit(":", 1)
+        try:
+            with socket.create_server((host, int(port))):
+                pass
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                raise LaunchError(f"rdzv_endpoint = {settings.rdzv_endpoint!r}: port {port} is in use on this machine: "
+                                  f"choose another, or end what holds it") from None
+            raise LaunchError(f"rdzv_endpoint = {settings.rdzv_endpoint!r} is no address of this machine "
+                              f"({error.strerror}): the notebook runs on the first node") from None
+
+
+def command(settings, plan: Path) -> list[str]:
+    """torchrun's command line: what `launch` starts here, and what each further node (or a cloud job) starts."""
+    nodes = ["--nnodes", str(settings.nodes), "--rdzv-backend=c10d", "--rdzv-endpoint", str(settings.rdzv_endpoint)]
+    return [
+        sys.executable, "-m", "torch.distributed.run", *(nodes if settings.rdzv_endpoint else ["--standalone"]),
+        "--nproc-per-node", str(settings.devices // settings.nodes), f"--max-restarts={RESTARTS}",
+        "--shutdown-timeout=5", "--redirects=3", "--log-dir", str(plan.parent), "-m", "lib.fsdp_worker", str(plan),
+    ]  # fmt: skip
+
+
+def launch(stage, data: Path, show: Callable[[dict], None], step_timeout_seconds: float = STEP_TIMEOUT_SECONDS,
+           **arguments) -> dict:  # fmt: skip
+    """Train the stage's adapter on `settings.devices` devices; returns the workers' metrics.
+
+    `show(line)` gets each logged line as it comes. Further `arguments` are SFTConfig's. A lost rank is made good from
+    the newest whole checkpoint (times in the metrics are then those since); LaunchError where that does not help.
+    No process outlives the call."""
+    check(stage.settings)
+    control = stage.folder / ".torchrun"  # hidden: no output
+    shutil.rmtree(control, ignore_errors=True)
+    plan = {
+        "settings": stage.settings, "data": data, "folder": stage.folder, "resume": stage.resumed,
+        "step_timeout_seconds": step_timeout_seconds, "arguments": arguments,
+    }
+    stage.save_json(".torchrun/plan.json", plan)
+    lines, log = Lines(stage.folder / "metrics.jsonl"), control / "torchrun.log"
+    with open(log, "wb") as output:
+        torchrun = subprocess.Popen(
+            command(stage.settings, control / "plan.json"), env=environment(), stdout=output, stderr=subprocess.STDOUT,
+            preexec_fn=end_with_parent,
+        )
+        try:
+            while torchrun.poll() is None and not (control / "refusal.txt").exists():
+                lines.show(show)
+                time.sleep(0.2)
+            lines.show(show)
+        finally:
+            end(torchrun)
+    if (control / "refusal.txt").exists():
+        raise LaunchError((control / "refusal.txt").read_text())
+    if torchrun.returncode:
+        raise LaunchError(what_failed(log.read_text(errors="replace"), control))
+    result = json.loads((control / "result.json").read_text())
+    shutil.rmtree(control)
+    return result
+
+
+def environment() -> dict[str, str]:
+    """What torchrun itself needs; what the workers need they set themselves."""
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    # Without the second, most restarts hung or wasted a try (measured, torch 2.13)
+    return os.environ | {"PYTHONPATH": path, "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1", "OMP_NUM_THREADS": "1"}
+
+
+class Lines:
+    """The lines of a growing JSON-lines file, each shown once, also where a resumption cuts the file back."""
+
+    def __init__(self, path: Path):
+        self.path, self.shown = path, 0
+
+    def show(self, show: Callable[[dict], None]) -> None:
+        if not self.path.exists():
+            return
+        lines = [json.loads(line) for line in self.path.read_text().splitlines(True) if line.endswith("\n")]
+        self.shown = min(self.shown, len(lines))
+        for line in lines[self.shown :]:
+            show(line)
+        self.shown = len(lines)
+
+
+def end_with_parent() -> None:
+    """Linux ends this process when its parent ends, however that ends: no launcher leaves a rank behind."""
+    if sys.platform == "linux":
+        import ctypes
+
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
+def end(torchrun: subprocess.Popen) -> None:
+    """End torchrun and its ranks, also those that are stopped and hear no signal but this one."""
+    import psutil
+
+    if torchrun.poll() is not None:
+        return
+    family = psutil.Process(torchrun.pid).children(recursive=True)
+    torchrun.kill()
+    torchrun.wait()
+    for process in family:
+        try:
+            process.kill()
+        except psutil.NoSuchProcess:
+            pass
+    psutil.wait_procs(family, timeout=10)
+
+
+def what_failed(told: str, control: Path) -> str:
+    """The rank that torchrun says failed first, how, and the last lines that it wrote."""
+    found = re.search(r"Root Cause.*?rank\s*:\s*(\d+) \(local_rank: (\d+)\).*?exitcode\s*:\s*(-?\d+)", told, re.DOTALL)
+    if not found:
+        return f"torchrun failed:\n{last_lines(told)}"
+    rank, local_rank, code = map(int, found.groups())
+    how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"failed with exit code {code}"
+    logs = sorted(control.glob(f"*/attempt_*/{local_rank}/std*.log"), key=lambda path: path.stat().st_mtime)
+    text = "".join(path.read_text(errors="replace") for path in logs if path.parts[-3] == logs[-1].parts[-3])
+    return f"rank {rank} {how}, {RESTARTS} restarts did not help; its last lines:\n{last_lines(text)}"
+
+
+def last_lines(text: str) -> str:
+    return "\n".join(text.splitlines()[-LAST_LINES:])
+
+
+def write_refusal(plan: Path, message: str) -> None:
+    """Tell the launcher that another try would end the same way."""
+    write_atomically(plan.parent / "refusal.txt", [message])
