@@ -31,8 +31,8 @@ def run(
         overrides["data_dir"] = str(data_dir)
     for name in ("data_dir", "llama_cpp_path", "benchmarks"):  # on the command line a path starts where the user is
         if overrides.get(name, "none") != "none":
-            paths = (str(Path(path.strip()).expanduser().resolve()) for path in overrides[name].split(","))
-            overrides[name] = ",".join(paths)
+            paths = overrides[name].split(",") if name == "benchmarks" else [overrides[name]]
+            overrides[name] = ",".join(str(Path(path.strip()).expanduser().resolve()) for path in paths)
     pipeline.run(preset, run, overrides, rehearse, _absolute(outputs), force, export=export)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from transformers import LogitsProcessor, LogitsProcessorList
 
-from lib import chat, scoring
+from lib import chat, runs, scoring
 from lib.calculator import CalculatorError, calculate, show
 
 OPEN_MARK = re.compile(r"<<([^<>=]{1,200})=$")
@@ -103,7 +103,7 @@ def _read_journal(journal: Path | None) -> dict[int, list[dict]]:
     """{where a batch starts: its answers}; a line that a killed process left half written ends it."""
     found = {}
     if journal and journal.exists():
-        whole = [line for line in journal.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
+        whole = runs.whole_lines(journal)
         journal.write_text("".join(whole), encoding="utf-8")
         found = dict(map(json.loads, whole))
     return found

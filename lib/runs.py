@@ -258,6 +258,12 @@ def write_atomically(path: Path, parts: Iterable[str]) -> Path:
     return path
 
 
+def whole_lines(path: Path) -> list[str]:
+    """A log's lines, without one that is half written at this very moment."""
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    return [found for found in text.splitlines(keepends=True) if found.endswith("\n")]
+
+
 def lock(run_folder: Path, name: str) -> None:
     """Take a run's lock for this process (the system frees it when the process ends); RunError names the holder."""
     from filelock import FileLock, Timeout

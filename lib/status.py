@@ -30,7 +30,7 @@ def line(run_folder: Path, stage: str) -> str:
     if not (folder / "started.json").exists():
         return "ending" if (folder / "manifest.json").exists() else "starting"
     found = _progress(folder)
-    answers = sum(len(json.loads(batch)[1]) for path in folder.glob(".*.jsonl") for batch in _whole_lines(path))
+    answers = sum(len(json.loads(batch)[1]) for path in folder.glob(".*.jsonl") for batch in runs.whole_lines(path))
     parts = [f"{name} {found[name]}" for name in ("step", "loss") if name in found]
     parts += [f"{answers} answers"] * (answers > 0) + [f"{found.get('left')} left"] * ("left" in found)
     return ", ".join(parts) or "running"
@@ -84,7 +84,7 @@ def _row(folder: Path, now: datetime) -> dict[str, str]:
 
 def _progress(folder: Path) -> dict[str, str]:
     """A training's step, loss and the time that is left at its speed so far; what is not known is left out."""
-    lines, started = _whole_lines(folder / "metrics.jsonl"), folder / "started.json"
+    lines, started = runs.whole_lines(folder / "metrics.jsonl"), folder / "started.json"
     if not lines:
         return {}
     last = json.loads(lines[-1])
@@ -108,12 +108,6 @@ def _share(started: Path, last: dict) -> float:
 def _last_sign(folder: Path) -> float:
     """When a stage last wrote anything, in seconds since 1970."""
     return max(path.stat().st_mtime for path in folder.rglob("*"))
-
-
-def _whole_lines(path: Path) -> list[str]:
-    """A log's lines, without one that is half written at this very moment."""
-    text = path.read_text(encoding="utf-8") if path.exists() else ""
-    return [found for found in text.splitlines(keepends=True) if found.endswith("\n")]
 
 
 def _size(path: Path) -> int:
