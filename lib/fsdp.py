@@ -15,7 +15,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from lib.presets import ROOT
-from lib.runs import write_atomically
+from lib.runs import whole_lines, write_atomically
 
 RESTARTS = 2  # lost ranks that one launch makes good; a further start of the notebook goes on from the checkpoint too
 STEP_TIMEOUT_SECONDS = 45  # a rank that is silent for so long in the middle of training counts as lost
@@ -116,9 +116,7 @@ class Lines:
         self.path, self.shown = path, 0
 
     def show(self, show: Callable[[dict], None]) -> None:
-        if not self.path.exists():
-            return
-        lines = [json.loads(line) for line in self.path.read_text().splitlines(True) if line.endswith("\n")]
+        lines = list(map(json.loads, whole_lines(self.path)))
         self.shown = min(self.shown, len(lines))
         for line in lines[self.shown :]:
             show(line)
