@@ -216,7 +216,7 @@ def _world(r) -> Turn:
         return _world(r)  # equal amounts would have no order
     risky = (x, y) == ("return", "volatility")
     text = _risk_and_return(r, values) if risky and r.random() < 0.85 else _pairs_told(r, x, y, values)
-    safe = None
+    values, safe = {n: values[n] for n in sorted(names, key=text.index)}, None  # as told, also where that was shuffled
     if r.random() < 0.5:
         safe = _percent(r)
         extra = r.choice(SAFE_RATES).format(v=safe[0])
@@ -226,6 +226,14 @@ def _world(r) -> Turn:
     if not asks or len({q for q, _ in asks}) < len(asks) or sum(a.count("\n") for _, a in asks) > 11:
         return _world(r)
     return _asked(r, text, asks, 0.7)
+
+
+def _wanted(r, names: list[str]) -> tuple[list[str], str]:
+    """The names that a list is asked for and how they are called: each, or some in an order that is not the text's."""
+    if r.random() < 0.35:
+        return names, ""
+    wanted = r.sample(names, r.randint(2, len(names)))
+    return wanted, ", ".join(wanted[:-1]) + r.choice([" and ", ", ", ", then "]) + wanted[-1]
 
 
 def _lines(r, x: str, y: str, values: dict, sums: dict[str, str], what: str) -> dict[str, str]:
@@ -243,24 +251,27 @@ def _world_ask(r, kind: str, x: str, y: str, values: dict, safe: tuple[str, str]
     if risky and r.random() < 0.4:  # asked for by another name than told
         word = r.choice((RETURN_NAMES, RISK_NAMES)[which])
     if kind == "read":
-        return r.choice(["What is the {l} of {n}?", "State the {l} of {n}.", "Find the {l} for {n}.", "{n}: which {l}?"]).format(l=word, n=n), f"#### {shown[n]}"
+        return r.choice(["What is the {l} of {n}?", "State the {l} of {n}.", "Find the {l} for {n}.", "{n}: which {l}?"]).format(l=word, n=n), (f"{n}: {label} {plain[n]}.\n" if r.random() < 0.5 else "") + f"#### {shown[n]}"
+    wanted, called = _wanted(r, names)
     if kind == "each":
-        ask = r.choice(["Write the {l} of each.", "List each {l}.", "Give every {l} by name."]).format(l=word)
-        return ask, "\n".join(f"{k}: {p}." for k, p in plain.items())
+        ask = r.choice(["Write the {l} of {c}.", "List the {l} for {c}.", "{c}: which {l}?", "For {c}, the {l}?"] if called else ["Write the {l} of each.", "List each {l}.", "Give every {l} by name."])
+        return ask.format(l=word, c=called), "\n".join(f"{k}: {plain[k]}." for k in wanted)
     if kind == "all":
         (first, second), order = ((x, y), (0, 1)) if r.random() < 0.7 else ((y, x), (1, 0))
-        lines = [f"{k}: {first} {v[order[0]][1]}, {second} {v[order[1]][1]}" for k, v in values.items()]
+        lines = [f"{k}: {first} {values[k][order[0]][1]}, {second} {values[k][order[1]][1]}" for k in wanted]
         if safe and r.random() < 0.6:
-            ask = r.choice(["Write the risk-free rate, then {a} and {b} of each.", "Risk-free rate, then {a} and {b} by name?", "List the safe rate; then, for each, {a} and {b}."])
+            ask = r.choice(["Write the risk-free rate, then {a} and {b} of {c}.", "Risk-free rate, then {a} and {b} for {c}?", "List the safe rate; then, for {c}, {a} and {b}."])
             if r.random() < 0.4 and LABELS[first][0] is _percent:  # the safe rate off the first of them
                 ask, lines = ask[:-1] + r.choice([", with the excess over the risk-free rate.", " and how far the {a} is above the safe rate."]), [
-                    f"{line}, excess {mark(v[order[0]][1] + '-' + safe[1])}" for line, v in zip(lines, values.values())]  # fmt: skip
-            return ask.format(a=first, b=second), "\n".join([f"Risk-free: {safe[1]}.", *(f"{line}." for line in lines)])
-        return r.choice(["Write {a} and {b} of each.", "List {a} and {b} by name.", "For each, {a} and {b}?", "Who has which {a} and which {b}?"]).format(a=first, b=second), ".\n".join(lines) + "."
+                    f"{line}, excess {mark(v[order[0]][1] + '-' + safe[1])}" for line, v in zip(lines, (values[k] for k in wanted))]  # fmt: skip
+            return ask.format(a=first, b=second, c=called or "each"), "\n".join([f"Risk-free: {safe[1]}.", *(f"{line}." for line in lines)])
+        ask = r.choice(["Write {a} and {b} of {c}.", "List {a} and {b} for {c}.", "For {c}, {a} and {b}?", "{c}: {a} and {b}?"] if called else ["Write {a} and {b} of each.", "List {a} and {b} by name.", "For each, {a} and {b}?", "Who has which {a} and which {b}?"])
+        return ask.format(a=first, b=second, c=called), ".\n".join(lines) + "."
     if kind == "sum":
         said, sign = r.choice([("minus", "-"), ("plus", "+"), ("less", "-"), ("and", "+")])
         ask = f"{'Add' if said == 'and' else 'What is'} the {word} of {n} {said} the {word} of {m}{'.' if said == 'and' else '?'}"
-        return ask, f"{mark(f'{plain[n]}{sign}{plain[m]}')}\n#### {show(calculate(plain[n] + sign + plain[m]))}"
+        lead = "".join(f"{k}: {label} {plain[k]}.\n" for k in (n, m)) if r.random() < 0.75 else ""  # read off first
+        return ask, f"{lead}{mark(f'{plain[n]}{sign}{plain[m]}')}\n#### {show(calculate(plain[n] + sign + plain[m]))}"
     if kind == "pairwise":  # both amounts of each name in one sum
         said, sign = r.choice([("the {x} minus the {y}", "-"), ("{x} plus {y}", "+"), ("{x} less {y}", "-"), ("{x} times {y}", "*"), ("the {x} per {y}", "/"), ("{x} over {y}", "/"),
                                ("the ratio of {x} to {y}", "/"), ("{x} divided by {y}", "/")])  # fmt: skip
@@ -270,7 +281,8 @@ def _world_ask(r, kind: str, x: str, y: str, values: dict, safe: tuple[str, str]
         lines = _lines(r, x, y, values, sums, {"-": "difference", "+": "sum", "*": "product", "/": "ratio"}[sign])
         if r.random() < 0.3:
             return r.choice(["What is {s} for {n}?", "Find {s} for {n}.", "For {n} alone, {s}?"]).format(s=said, n=n), f"{lines[n]}\n#### {show(calculate(sums[n]))}"
-        return r.choice(["What is {s} for each?", "Find {s} for each name.", "For each, {s}?", "By name, {s}."]).format(s=said), "\n".join(lines.values())
+        ask = r.choice(["What is {s} for {c}?", "Find {s} for {c}.", "For {c}, {s}?", "{c}: {s}?"] if called else ["What is {s} for each?", "Find {s} for each name.", "For each, {s}?", "By name, {s}."])
+        return ask.format(s=said, c=called), "\n".join(lines[k] for k in wanted)
     if kind == "best":
         choose = r.random() < 0.6
         lines, amounts, up = [], plain, not choose or r.random() < 0.7
@@ -305,7 +317,7 @@ def _world_ask(r, kind: str, x: str, y: str, values: dict, safe: tuple[str, str]
         steps = {name: step.format(a=v[0][1], s=safe[1]) for name, v in values.items()}
         if r.random() < 0.4:
             return ask.format(l=x, w=n), f"{n}: {mark(steps[n])}.\n#### {show(calculate(steps[n]))}"
-        return ask.format(l=x, w="each"), "\n".join([f"Risk-free: {safe[1]}.", *(f"{name}: {mark(step)}." for name, step in steps.items())])
+        return ask.format(l=x, w=called or "each"), "\n".join([f"Risk-free: {safe[1]}.", *(f"{k}: {mark(steps[k])}." for k in wanted)])
     if kind == "of":
         return r.choice(["Which has a {l} of {v}?", "Whose {l} is {v}?", "{v} is the {l} of which one?"]).format(l=word, v=shown[n]), f"#### {n}"
     return None
@@ -546,12 +558,15 @@ def _copy(r) -> Turn:
     if kind == 2:
         names = r.sample(NAMES, r.randint(2, 6))
         return r.choice(["Copy {s}.", "Repeat the names {s}."]).format(s=", ".join(names)), ", ".join(names) + "."
-    if kind >= 3 and r.random() < 0.7:
-        pairs = {n: r.choice((_plain, lambda r: show(calculate(f"{_whole(r, (1, 4))}/{_whole(r, (1, 4))}"))))(r) for n in r.sample(NAMES, r.randint(2, 6))}
+    if kind >= 3 and r.random() < 0.85:
+        pairs = {n: r.choice((_plain, lambda r: show(calculate(f"{_whole(r, (1, 4))}/{_whole(r, (1, 4))}"))))(r) for n in r.sample(NAMES, r.randint(2, 8))}
         if len(set(pairs.values())) < len(pairs):
             return _copy(r)
         n, ways = r.choice(list(pairs)), r.choice(["{k}: {v}.\n", "{k} {v}. ", "{v} for {k}, ", "{k} has {v}; "])
         text = "".join(ways.format(k=k, v=v) for k, v in pairs.items()).strip(" ,;") + "\n"
+        if r.random() < 0.5:  # in an order of the question's own
+            wanted = r.sample(list(pairs), r.randint(2, len(pairs)))
+            return text + r.choice(["{s}?", "What have {s}?", "Write {s}.", "In this order: {s}."]).format(s=", ".join(wanted)), "\n".join(f"{k}: {pairs[k]}." for k in wanted)
         if r.random() < 0.4:
             return text + r.choice([f"Who has {pairs[n]}?", f"{pairs[n]} belongs to whom?", f"Which is {pairs[n]}?"]), f"#### {n}"
         if r.random() < 0.5:
@@ -606,7 +621,7 @@ def _prose(r) -> str:
     return " ".join(sentences)
 
 
-CHATS = ((_world, 36), (_facts, 26), (_list, 18), (_sum, 10), (_copy, 6))
+CHATS = ((_world, 36), (_facts, 26), (_list, 18), (_sum, 10), (_copy, 18))
 PROSE_SHARE = 0.08
 
 
@@ -619,10 +634,10 @@ def documents(seed: int, stream: str = "train") -> Iterator[str | Turn]:
 
 
 def one_step_problems(count: int, seed: int) -> list[Turn]:
-    """Held-out chats whose answer has exactly one mark: can the model set a sum up with every number right?"""
+    """Held-out chats of one question whose answer has exactly one mark: is the sum set up with every number right?"""
     found = []
     for document in documents(seed, "held-out"):
-        if isinstance(document, tuple) and document[1].count("<<") == 1:
+        if isinstance(document, tuple) and document[1].count("<<") == 1 and "#### " in document[1]:
             found.append(document)
             if len(found) == count:
                 return found
