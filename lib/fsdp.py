@@ -1,4 +1,4 @@
-"""Many devices: torchrun starts a worker (`lib.fsdp_worker`) on each, watched from here; they end in one adapter."""
+"""Many devices: torchrun starts a worker on each (`lib.fsdp_worker`, `lib.pretrain_worker`), watched from here."""
 
 import errno
 import json
@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -55,23 +56,23 @@ def check(settings) -> None:
                               f"({error.strerror}): the notebook runs on the first node") from None
 
 
-def command(settings, plan: Path) -> list[str]:
+def command(settings, plan: Path, worker: str = "lib.fsdp_worker") -> list[str]:
     """torchrun's command line: what `launch` starts here, and what each further node (or a cloud job) starts."""
     nodes = ["--nnodes", str(settings.nodes), "--rdzv-backend=c10d", "--rdzv-endpoint", str(settings.rdzv_endpoint)]
     return [
         sys.executable, "-m", "torch.distributed.run", *(nodes if settings.rdzv_endpoint else ["--standalone"]),
         "--nproc-per-node", str(settings.devices // settings.nodes), f"--max-restarts={RESTARTS}",
-        "--shutdown-timeout=5", "--redirects=3", "--log-dir", str(plan.parent), "-m", "lib.fsdp_worker", str(plan),
+        "--shutdown-timeout=5", "--redirects=3", "--log-dir", str(plan.parent), "-m", worker, str(plan),
     ]  # fmt: skip
 
 
 def launch(stage, data: Path, show: Callable[[dict], None], step_timeout_seconds: float = STEP_TIMEOUT_SECONDS,
-           **arguments) -> dict:  # fmt: skip
-    """Train the stage's adapter on `settings.devices` devices; returns the workers' metrics.
+           worker: str = "lib.fsdp_worker", **arguments) -> dict:  # fmt: skip
+    """Train on `settings.devices` devices, by default the stage's adapter; returns the workers' metrics.
 
-    `show(line)` gets each logged line as it comes. Further `arguments` are SFTConfig's. A lost rank is made good from
-    the newest whole checkpoint (times in the metrics are then those since); LaunchError where that does not help.
-    No process outlives the call."""
+    `show(line)` gets each logged line as it comes. Further `arguments` are SFTConfig's, or `pretrain.train`'s. A lost
+    rank is made good from the newest whole checkpoint (times in the metrics are then those since); LaunchError where
+    that does not help. No process outlives the call."""
     check(stage.settings)
     control = stage.folder / ".torchrun"  # hidden: no output
     shutil.rmtree(control, ignore_errors=True)
@@ -83,8 +84,8 @@ def launch(stage, data: Path, show: Callable[[dict], None], step_timeout_seconds
     lines, log = Lines(stage.folder / "metrics.jsonl"), control / "torchrun.log"
     with open(log, "wb") as output:
         torchrun = subprocess.Popen(
-            command(stage.settings, control / "plan.json"), env=environment(), stdout=output, stderr=subprocess.STDOUT,
-            preexec_fn=end_with_parent,
+            command(stage.settings, control / "plan.json", worker), env=environment(), stdout=output,
+            stderr=subprocess.STDOUT, preexec_fn=end_with_parent,
         )
         try:
             while torchrun.poll() is None and not (control / "refusal.txt").exists():
@@ -164,6 +165,32 @@ def last_lines(text: str) -> str:
     return "\n".join(text.splitlines()[-LAST_LINES:])
 
 
-def write_refusal(plan: Path, message: str) -> None:
-    """Tell the launcher that another try would end the same way."""
-    write_atomically(plan.parent / "refusal.txt", [message])
+# --- in a worker ------------------------------------------------------------------------------------------------------
+def join(settings) -> None:
+    """Meet the other ranks, by NCCL on GPUs and gloo without; LaunchError where they are not as many as asked for."""
+    import torch
+    import torch.distributed as dist
+
+    ranks, here = (int(os.environ.get(name, -1)) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
+    if ranks != settings.devices:
+        raise LaunchError(f"devices = {settings.devices}, but {max(ranks, 1)} process(es) were started: start them by "
+                          f"torchrun, as the notebook shows, or change devices")
+    if torch.cuda.is_available():
+        if here > torch.cuda.device_count():
+            raise LaunchError(f"{here} processes on a machine with {torch.cuda.device_count()} GPU(s)")
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=timedelta(minutes=30))
+
+
+def work(path: Path, train: Callable[[dict], dict], refused: tuple[type[Exception], ...] = ()) -> None:
+    """Train by the plan at `path`, and leave the result beside it, or why another try would end the same way."""
+    import torch.distributed as dist
+
+    try:
+        result = train(json.loads(path.read_text(encoding="utf-8")))
+    except (LaunchError, *refused) as error:
+        write_atomically(path.with_name("refusal.txt"), [str(error)])
+        raise
+    if dist.get_rank() == 0:
+        write_atomically(path.with_name("result.json"), [json.dumps(result)])
+    dist.destroy_process_group()

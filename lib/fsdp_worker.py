@@ -147,8 +147,8 @@ def parameter_bytes(model) -> dict[str, int]:
 class Proof(TrainerCallback):
     """Refuses to train unless each rank holds its share of the parameters; keeps the most that it held."""
 
-    def __init__(self, settings, folder: Path, step_timeout_seconds: float):
-        self.settings, self.folder, self.step_timeout_seconds, self.bytes = settings, folder, step_timeout_seconds, {}
+    def __init__(self, step_timeout_seconds: float):
+        self.step_timeout_seconds, self.bytes = step_timeout_seconds, {}
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
         self.bytes = parameter_bytes(model)
@@ -160,10 +160,6 @@ class Proof(TrainerCallback):
             )
         # loading may take minutes, a step may not: from here a silent rank is a lost one
         dist.distributed_c10d._set_pg_timeout(timedelta(seconds=self.step_timeout_seconds))
-        if dist.get_rank() == 0:  # lines of steps that the checkpoint does not have will come again
-            path = self.folder / "metrics.jsonl"
-            lines = read_rows(path) if path.exists() else []
-            runs.write_atomically(path, [json.dumps(x) + "\n" for x in lines if x["step"] <= state.global_step])
 
     def on_step_end(self, args, state, control, model=None, **kwargs):
         self.bytes["held"] = max(self.bytes["held"], parameter_bytes(model)["held"])
@@ -185,16 +181,8 @@ def peak_memory() -> int:
 def train(plan: dict) -> dict:
     """Train as the plan says, with the other ranks; the metrics, and what the manifest says of these processes."""
     settings, folder = types.SimpleNamespace(**plan["settings"]), Path(plan["folder"])
-    rank, ranks, here = (int(os.environ.get(name, -1)) for name in ("RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"))
-    if ranks != settings.devices:
-        raise qlora.TrainingError(f"devices = {settings.devices}, but {max(ranks, 1)} process(es) were started: start "
-                                  f"them by torchrun, as 22_train_fsdp shows, or change devices")
-    if torch.cuda.is_available() and here > torch.cuda.device_count():
-        raise qlora.TrainingError(f"{here} processes on a machine with {torch.cuda.device_count()} GPU(s)")
-    if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=timedelta(minutes=30))
-
+    fsdp.join(settings)
+    rank, ranks = dist.get_rank(), dist.get_world_size()
     if torch.cuda.is_available() and not settings.load_in_4bit:  # NF4 is whole on every rank until it is cut
         os.environ["UNSLOTH_FSDP2_SHARDED_LOAD"] = "1"  # each rank reads its share only
     single = torch.float32 if plan["arguments"].get("bf16") is False else None
@@ -206,13 +194,14 @@ def train(plan: dict) -> dict:
     rows, left_out = qlora.encode(read_rows(data / "train.jsonl"), tokenizer, settings.max_length)
     validation_rows, _ = qlora.encode(read_rows(data / "validation.jsonl"), tokenizer, settings.max_length)
 
-    def log(step, **metrics):
-        line = {"step": step} | metrics | {"memory_bytes": on_every_rank(peak_memory())}
-        if rank == 0:
-            with open(folder / "metrics.jsonl", "a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
+    write = runs.Log(folder / "metrics.jsonl")
 
-    proof = Proof(settings, folder, plan["step_timeout_seconds"])
+    def log(step, **metrics):
+        memory = on_every_rank(peak_memory())
+        if rank == 0:
+            write(step, **metrics, memory_bytes=memory)
+
+    proof = Proof(plan["step_timeout_seconds"])
     resume = plan["resume"] or os.environ["TORCHELASTIC_RESTART_COUNT"] != "0"
     metrics = qlora.train(
         model, tokenizer, rows, validation_rows, fsdp.share(settings), folder, log, [proof], resume, ShardedTrainer,
@@ -231,18 +220,6 @@ def train(plan: dict) -> dict:
     }  # fmt: skip
 
 
-def main(path: Path) -> None:
-    """Train, and leave the result (or why another try is useless) beside the plan."""
-    try:
-        result = train(json.loads(path.read_text(encoding="utf-8")))
-    except (qlora.TrainingError, presets.SettingsError, chat.EncodingError) as error:
-        fsdp.write_refusal(path, str(error))
-        raise
-    if dist.get_rank() == 0:
-        runs.write_atomically(path.with_name("result.json"), [json.dumps(result)])
-    dist.destroy_process_group()
-
-
 if __name__ == "__main__":
     fsdp.end_with_parent()
-    main(Path(sys.argv[1]))
+    fsdp.work(Path(sys.argv[1]), train, (qlora.TrainingError, presets.SettingsError, chat.EncodingError))

@@ -131,7 +131,8 @@ STAGE_FIELDS: dict[str, tuple[str, ...]] = {
     "pretrain": (
         "model_size", "corpus", "tokenizer", "held_out_percent", "pretrain_tokens", "pretrain_batch_size",
         "pretrain_accumulation", "block_size", "muon_learning_rate", "adamw_learning_rate", "schedule", "decay_share",
-        "torch_compile", "checkpoint_activations", "ablation_steps", "ablation_runs", "pretrain_seed",
+        "torch_compile", "checkpoint_activations", "ablation_steps", "ablation_runs", "pretrain_seed", "devices",
+        "nodes", "rdzv_endpoint",
     ),
     "train": (
         *_SHARED, "load_in_4bit", "r", "lora_alpha", "lora_dropout", "target_modules", "learning_rate",
@@ -494,6 +495,9 @@ def _contradictions(s: Settings, suspect: set[str]) -> list[str]:
          f"devices = {s.devices!r} cannot share the rows of a step evenly: per_device_train_batch_size x "
          f"gradient_accumulation_steps = {s.per_device_train_batch_size!r} x {s.gradient_accumulation_steps!r} are the "
          f"rows of a step for any number of devices; change one of them"),
+        (("devices", "pretrain_batch_size"), lambda: s.pretrain_batch_size % s.devices,
+         f"devices = {s.devices!r} cannot share pretrain_batch_size = {s.pretrain_batch_size!r} blocks evenly: change "
+         f"one of them"),
         (("nodes", "rdzv_endpoint"), lambda: s.nodes > 1 and s.rdzv_endpoint is None,
          f"nodes = {s.nodes!r} needs rdzv_endpoint, e.g. '10.0.0.1:29500': where the machines meet, on the first"),
         (("rdzv_endpoint",), lambda: s.rdzv_endpoint and not re.fullmatch(r"[\w.-]+:\d{1,5}", s.rdzv_endpoint),

@@ -6,11 +6,12 @@ import re
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 
 import torch
+import torch.distributed as dist
 from safetensors import safe_open
 from safetensors.torch import save_file
 from transformers import AddedToken, LlamaTokenizer
@@ -37,6 +38,11 @@ class Recipe:
 
 
 FASTEST = Recipe(fast=True, bf16=True, compile=True, fused=True, muon=True)
+
+
+def recipe_of(settings) -> Recipe:
+    """All that makes training fast, as far as the settings want it."""
+    return replace(FASTEST, compile=settings.torch_compile, checkpointing=settings.checkpoint_activations)
 
 
 def tokenizer_for(settings, folder: Path):
@@ -85,7 +91,11 @@ def train(settings, blocks: tokens.Blocks, folder: Path | None = None, recipe: R
 
     `log(step, **metrics)` is called as it goes; held-out loss and the continuation of `sample` come with every
     `save_every` steps, when a checkpoint is written into `folder` too. One that lies there is gone on from, exactly.
-    FloatingPointError where the loss is no number, with the batch left in `folder`."""
+    FloatingPointError where the loss is no number, with the batch left in `folder`.
+
+    Several processes (`lib.pretrain_worker`) share each batch's rows and add their gradients up: the same training,
+    whatever their number. The model is whole on each (it is small), and the first one logs and writes."""
+    rank, ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     memory.keep_freed()
     torch.manual_seed(settings.pretrain_seed)
@@ -107,21 +117,25 @@ def train(settings, blocks: tokens.Blocks, folder: Path | None = None, recipe: R
             for group in optimizer.param_groups:
                 group["lr"] = peak * schedule(step - 1, steps, settings.schedule, settings.decay_share)
         for part in range(parts):
-            ids, weights, documents = (t.to(device) for t in blocks.at((step - 1) * parts + part))
+            batch = blocks.at((step - 1) * parts + part)
+            ids, weights, documents = (t[rank::ranks].to(device) for t in batch)
             with half:
                 loss = loss_of(ids, weights, documents)
+            if ranks > 1:  # a mean over all ranks' tokens, each by its weight
+                loss = loss * (weights[:, 1:].sum() / batch[1][:, 1:].sum())
             (loss / parts).backward()
-            losses.append(loss.item())
+            losses.append(added_up([loss.detach()])[0].item())
             if not math.isfinite(losses[-1]):
                 place = _keep_batch(folder, ids, weights, documents)
                 raise FloatingPointError(f"the loss is {losses[-1]} at step {step}{place}: lower muon_learning_rate "
                                          f"or adamw_learning_rate")  # fmt: skip
+        added_up([parameter.grad for parameter in model.parameters()])
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer in peaks:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         seconds.append(time.perf_counter() - started)
-        if step % log_every and step % save_every and step != steps:
+        if rank or step % log_every and step % save_every and step != steps:
             continue
         entry = {"loss": sum(losses) / len(losses), "learning_rate": next(iter(peaks)).param_groups[0]["lr"],
                  "tokens": step * batch_tokens, "tokens_per_second": batch_tokens / median(seconds)}  # fmt: skip
@@ -136,6 +150,16 @@ def train(settings, blocks: tokens.Blocks, folder: Path | None = None, recipe: R
         log(step, **entry)
     sizes = {"steps": steps, "parameters": sum(p.numel() for p in model.parameters())}
     return model.eval(), entry | sizes | {"step_seconds": seconds}
+
+
+def added_up(parts: list[torch.Tensor]) -> list[torch.Tensor]:
+    """The same tensors with the sums over all ranks in them."""
+    if dist.is_initialized():
+        together = torch.cat([part.flatten() for part in parts])
+        dist.all_reduce(together)
+        for part, total in zip(parts, together.split([part.numel() for part in parts])):
+            part.copy_(total.view_as(part))
+    return parts
 
 
 @torch.no_grad()
@@ -191,6 +215,13 @@ def load_checkpoint(path: Path, model, peaks: dict) -> int:
                 values.setdefault(int(index), {})[key] = tensor
         optimizer.load_state_dict({"state": values, "param_groups": optimizer.state_dict()["param_groups"]})
     return step
+
+
+def trained(settings, folder: Path) -> torch.nn.Module:
+    """The model of the checkpoint that training left in `folder`."""
+    model = FastGPT(SIZES[settings.model_size])
+    load_checkpoint(folder / "checkpoint.safetensors", model, {})
+    return model.eval()
 
 
 def save(model, folder: Path) -> None:

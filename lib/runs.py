@@ -43,13 +43,14 @@ class Stage:
     def __init__(self, request: Request, resumed: bool, made_from: dict[str, dict[str, str]]):
         own = request.resolved.settings.model_dump(include=set(STAGE_FIELDS[request.stage]))
         self.settings = dataclasses.make_dataclass(f"{request.stage.title()}Settings", own, frozen=True)(**own)
-        self.request, self.resumed, self.finished = request, resumed, False
+        self.request, self.resumed, self.finished, self._logged = request, resumed, False
         self.rehearse = request.resolved.rehearse
         self.run_folder = request.outputs / request.run
         self.folder = self.run_folder / FOLDERS[request.stage]
         self.started_at, self._clock = _utc_now(), time.monotonic()
         self.inputs: dict[str, dict[str, str]] = {}  # folder relative to the run -> {file: sha256}
         self.external: dict[str, dict[str, str]] = {}  # path outside the outputs -> {file: sha256}
+        self._log = Log(self.folder / "metrics.jsonl")
         self._made_from = made_from  # the inputs of the attempt that is gone on from
         self._code = code()  # as loaded: a module that is edited while the stage runs must not pass for what ran
 
@@ -85,8 +86,7 @@ class Stage:
     def log(self, step: int, **metrics: Any) -> None:
         """Append a line to metrics.jsonl; a NaN or infinite metric is written as null."""
         assert not self.finished, "the stage is finished: its outputs are hashed"
-        with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
-            file.write(_json({"step": step} | metrics) + "\n")
+        self._log(step, **metrics)
 
     def save_json(self, name: str, value: Any) -> Path:
         """Write one JSON file into the stage's folder, whole or not at all."""
@@ -262,6 +262,22 @@ def whole_lines(path: Path) -> list[str]:
     """A log's lines, without one that is half written at this very moment."""
     text = path.read_text(encoding="utf-8") if path.exists() else ""
     return [found for found in text.splitlines(keepends=True) if found.endswith("\n")]
+
+
+class Log:
+    """A growing metrics.jsonl. The first line of an attempt takes away those of its step and later ones: after a
+    checkpoint that is gone on from they come again."""
+
+    def __init__(self, path: Path):
+        self.path, self.begun = path, False
+
+    def __call__(self, step: int, **metrics: Any) -> None:
+        if not self.begun and self.path.exists():
+            lines = whole_lines(self.path)
+            write_atomically(self.path, [line for line in lines if json.loads(line)["step"] < step])
+        self.begun = True
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(_json({"step": step} | metrics) + "\n")
 
 
 def lock(run_folder: Path, name: str) -> None:
