@@ -135,6 +135,17 @@ def test_its_parameters_are_those_that_its_stage_reads(path, cells):
     assert any(f'presets.from_notebook("{stage}", globals())' in cell.source for cell in code(cells))
 
 
+def test_a_wrong_setting_is_refused_before_anything_else_is_imported(path, cells):
+    _, literals, imports = code(cells)[:3]
+    light, check, *_ = parse(imports)
+    assert ast.unparse(light) == "from lib import presets"  # which imports nothing heavy: test_presets.py
+    assert ast.unparse(check) == f"presets.from_notebook({STAGES[path.stem]!r}, globals())"
+    namespace = {}
+    exec(f"{literals.source}\nlearning_rte = '1e-4'", namespace)  # as papermill sets it
+    with pytest.raises(presets.SettingsError, match="unknown setting 'learning_rte' = '1e-4'"):
+        exec(imports.source, namespace)
+
+
 def test_its_checks_assert_before_the_stage_is_finished(cells):
     headings = [i for i, cell in enumerate(cells) if cell.cell_type == "markdown" and cell.source.startswith("## ")]
     (checks,) = [i for i in headings if re.match("## Checks$", cells[i].source, flags=re.MULTILINE)]
