@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from lib import chat, llamacpp, presets, runs
+from lib import chat, llamacpp, presets, runs, untrusted
 from lib.llamacpp import LlamaCpp, Server
 
 # Bits a weight, for free space, and the tensor types that a file of that name should mostly hold.
@@ -138,6 +138,8 @@ def base_folder(name: str) -> Path:
         if whole != name:
             print(f"{name} holds 4-bit weights; the adapter is merged into {whole}")
         folder = Path(snapshot_download(whole, allow_patterns=["*.safetensors*", "*.json", "*.model", "*.jinja"]))
+    if problems := untrusted.model_problems(folder):
+        raise ExportError(f"base_model = {name!r}: {problems[0]}")
     if quantized := _json(folder / "config.json").get("quantization_config"):
         method = quantized.get("quant_method", "quantised")
         raise ExportError(f"base_model = {name!r} holds {method} weights, and merging into those loses what was "

@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from lib import untrusted
 
 ROOT = Path(__file__).resolve().parents[1]
 Count = Annotated[int, Field(ge=1)]
@@ -21,7 +23,7 @@ SOURCES = (
 FROM_HUB = ("gsm8k", "svamp", "investopedia")  # the others have no rows of one type each there, or are yours
 PART = (  # of a mixture: finqa@COMMIT=3:2000
     rf"(?P<source>{'|'.join(SOURCES)})(?:@(?P<revision>[\w./-]+))?"
-    r"(?:=(?P<weight>[1-9]\d*(?:\.\d+)?|0?\.\d*[1-9]\d*))?(?::(?P<cap>[1-9]\d*))?"
+    r"(?:=(?P<weight>[1-9]\d{0,8}(?:\.\d+)?|0?\.\d*[1-9]\d*))?(?::(?P<cap>[1-9]\d{0,8}))?"
 )
 LINEAR_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -120,6 +122,15 @@ class Settings(BaseModel):
 
     # comparison
     others: tuple[str, ...] = Field((), description="further runs in the same outputs folder to compare with")
+
+    @field_validator("*")
+    @classmethod
+    def _plain(cls, value: Any) -> Any:
+        """No path, name or URL holds a control character, and a terminal or the system would stumble over it."""
+        if any(isinstance(text, str) and untrusted.STEERING.search(text)
+               for text in (value if isinstance(value, tuple) else (value,))):  # fmt: skip
+            raise ValueError("control characters")
+        return value
 
 
 _SHARED = ("base_model", "chat_template", "max_length")
@@ -298,7 +309,7 @@ def resolve(name: str, overrides: dict[str, Any] | None = None, rehearse: bool =
         if field in values:
             values[field], origins[field] = _read(field, value), "override"
         else:
-            problems.append(f"unknown setting {field!r} = {_short(value)}{_nearest(field, values)}")
+            problems.append(f"unknown setting {_short(field)} = {_short(value)}{_nearest(field, values)}")
     try:
         settings = Settings.model_validate(values)
     except ValidationError as error:
@@ -327,14 +338,16 @@ def from_notebook(stage: str, namespace: dict[str, Any]) -> Request:
             owners = " and ".join(NOTEBOOKS[other] for other, fields in STAGE_FIELDS.items() if name in fields)
             problems.append(f"{name!r} belongs to {owners}, not to {NOTEBOOKS[stage]}")
         elif name not in own and name not in run_parameters:
-            problems.append(f"unknown setting {name!r} = {_short(value)}{_nearest(name, [*own, *run_parameters])}")
+            nearest = _nearest(name, [*own, *run_parameters])
+            problems.append(f"unknown setting {_short(name)} = {_short(value)}{nearest}")
     preset, outputs, rehearse = namespace.get("preset"), namespace.get("outputs"), namespace.get("rehearse", False)
     if isinstance(rehearse, str) and rehearse.lower() in ("true", "false"):  # papermill -p rehearse true
         rehearse = rehearse.lower() == "true"
-    run = namespace.get("run") or default_run(preset, rehearse)
+    run = namespace.get("run") or default_run(preset if isinstance(preset, str) else "demo", rehearse)
     if not isinstance(rehearse, bool):
         problems.append(f"rehearse = {_short(rehearse)}: must be True or False")
-    if not (outputs is None or (isinstance(outputs, str | Path) and str(outputs))):
+    folder = str(outputs) if isinstance(outputs, str | Path) else ""
+    if outputs is not None and (not folder or untrusted.STEERING.search(folder)):
         problems.append(f"outputs = {_short(outputs)}: must be a folder, or None for the project's outputs/")
     problems += run_name_problems(run)
     try:
@@ -343,7 +356,7 @@ def from_notebook(stage: str, namespace: dict[str, Any]) -> Request:
         raise SettingsError(problems + list(error.problems)) from None
     if problems:
         raise SettingsError(problems)
-    return Request(stage, run, Path(in_project(outputs or "outputs")).resolve(), resolved)
+    return Request(stage, run, Path(os.path.realpath(in_project(outputs or "outputs"))), resolved)
 
 
 def default_run(preset: str, rehearse: bool) -> str:
@@ -359,8 +372,17 @@ def run_name_problems(run: Any) -> list[str]:
 
 
 def locate(name: str) -> str:
-    """A base model's folder as an absolute path where the project or the disk holds it, else the hub id unchanged."""
+    """A base model's folder as an absolute path where the project or the disk holds it, else the hub id unchanged.
+
+    SettingsError where the folder holds what must not be loaded: pickles, code, links out of it."""
+    if problems := _unsafe(name):
+        raise SettingsError(problems)
     return in_project(name) if is_local(name) else name
+
+
+def _unsafe(name: str) -> list[str]:
+    found = untrusted.model_problems(Path(in_project(name))) if is_local(name) else []
+    return [f"base_model = {_short(name)}: {problem}" for problem in found]
 
 
 def is_local(name: str) -> bool:
@@ -375,7 +397,7 @@ def in_project(path: str | Path) -> str:
 
 def allowed(field: str) -> str:
     """What a setting may be, in words: `a whole number of at least 1, or none`."""
-    words = {"integer": "a whole number", "number": "a number", "boolean": "true or false", "string": "text"}
+    words = {"integer": "a whole number", "number": "a number", "boolean": "true or false", "string": "plain text"}
     limits = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at most", "exclusiveMaximum": "below"}
     parts = []
     for kind in _kinds(field):
@@ -427,12 +449,16 @@ def _refusal(field: str, value: Any) -> str:
 
 def _short(value: Any) -> str:
     """A value as Python writes it, cut in the middle where it is longer than a line holds."""
-    text = repr(value)
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # Python writes no integer of over 4,300 digits, nor any depth of lists
+        return f"a too large {type(value).__name__}"
     return text if len(text) <= 100 else f"{text[:60]}...{text[-20:]}"
 
 
 def _nearest(name: Any, choices: Any) -> str:
-    found = difflib.get_close_matches(str(name)[:100].lower(), list(choices), n=1)
+    text = name if isinstance(name, str) else _short(name)
+    found = difflib.get_close_matches(text[:100].lower(), list(choices), n=1)
     return f"; did you mean {found[0]!r}?" if found else ""
 
 
@@ -452,6 +478,7 @@ def _contradictions(s: Settings, suspect: set[str]) -> list[str]:
     batch = ("per_device_train_batch_size", "gradient_accumulation_steps")
     kinds, unknown = ((), []) if "kinds" in suspect else _unknown_kinds(s.kinds)
     absent = [] if "benchmarks" in suspect else [path for path in s.benchmarks if not os.path.isfile(in_project(path))]
+    unsafe = [] if "base_model" in suspect else _unsafe(s.base_model)
     rules = [  # (settings it is about, is it broken, what to say); tests that compare numbers guard against suspects
         (("max_steps",), lambda: s.max_steps == 0, "max_steps = 0: must be -1 (by num_train_epochs) or at least 1"),
         (("warmup_steps",), lambda: s.warmup_steps >= 1 and not math.isclose(s.warmup_steps, round(s.warmup_steps)),
@@ -502,6 +529,7 @@ def _contradictions(s: Settings, suspect: set[str]) -> list[str]:
          f"nodes = {s.nodes!r} needs rdzv_endpoint, e.g. '10.0.0.1:29500': where the machines meet, on the first"),
         (("rdzv_endpoint",), lambda: s.rdzv_endpoint and not re.fullmatch(r"[\w.-]+:\d{1,5}", s.rdzv_endpoint),
          f"rdzv_endpoint = {_short(s.rdzv_endpoint)}: must be host:port"),
+        (("base_model",), lambda: unsafe, "\n".join(unsafe)),
         (("data_dir",), lambda: s.data_dir is not None and not os.path.exists(in_project(s.data_dir)),
          f"data_dir = {_short(s.data_dir)}: no such folder or file; give the one that holds {s.source}/train.jsonl"),
     ]

@@ -24,7 +24,7 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback, set_seed
 from trl import SFTConfig, SFTTrainer
 
-from lib import chat, memory, presets
+from lib import chat, memory, presets, untrusted
 
 STATE = ("optimizer.pt", "scheduler.pt")  # a checkpoint's files beside the adapter and trainer_state.json
 
@@ -36,9 +36,11 @@ class TrainingError(RuntimeError):
 def load(settings, adapter: Path | None = None, dtype: torch.dtype | None = None):
     """(model, tokenizer) of `settings.base_model`, in NF4 or 16 bit (or `dtype`), with a trained adapter if given."""
     memory.keep_freed()
+    if adapter:  # it names its base itself, which is then loaded
+        presets.locate(str(untrusted.read_json(adapter / "adapter_config.json").get("base_model_name_or_path")))
     model, _ = FastLanguageModel.from_pretrained(
-        str(adapter or presets.locate(settings.base_model)), max_seq_length=settings.max_length,
-        load_in_4bit=settings.load_in_4bit, dtype=dtype, trust_remote_code=False,
+        presets.locate(str(adapter or settings.base_model)), max_seq_length=settings.max_length,
+        load_in_4bit=settings.load_in_4bit, dtype=dtype, trust_remote_code=False, use_safetensors=True,
     )  # fmt: skip
     tokenizer = chat.load_tokenizer(settings)
     if tokenizer.pad_token_id in (None, tokenizer.eos_token_id):

@@ -1,7 +1,6 @@
 """Every data set as rows of one schema, streamed: id, source, kind, messages, gold, group; and mixtures of them."""
 
 import csv
-import gzip
 import itertools
 import json
 from collections import Counter
@@ -10,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
-from lib import formats, pages, tasks
+from lib import formats, pages, tasks, untrusted
 from lib.presets import columns_of, in_project, parts_of
 
 HUB = {  # repository and configuration; what has no rows of one type each (FinQA, TAT-QA, ...) is read from files
@@ -25,6 +24,7 @@ PARSERS = {
 ENDINGS = (".jsonl", ".jsonl.gz", ".json", ".csv")
 UNSPLIT = ("investopedia", "trader_sft", "trader_dpo", "corpus", "own")  # come as one file; it is split by its groups
 REJECTED_SHARE = 0.01  # above this share of bad rows a source is taken for the wrong file, not for a dirty one
+LARGEST_JSON = 256 << 20  # bytes of a .json file, which is parsed whole
 LONGEST_LINE = 16 << 20  # bytes; a filing with its tables has at most some five million
 LONGEST_CELL = 1 << 20  # characters of a cell of a CSV file
 
@@ -179,7 +179,7 @@ def _place(settings, split: str) -> tuple[Path | str, bool]:
     if folder.is_file():
         return folder, True
     if settings.source == "corpus":
-        return folder / "corpus" if (folder / "corpus").exists() else folder, True
+        return _inside(folder / "corpus", folder) if (folder / "corpus").exists() else folder, True
     found = {}
     for name in ("train", "test"):
         stems = [folder / settings.source / name, folder / name]
@@ -190,7 +190,13 @@ def _place(settings, split: str) -> tuple[Path | str, bool]:
         tried = " and ".join(f"{folder / part / published}.jsonl" for part in (settings.source, ""))
         raise SourceError(f"no {settings.source} rows: looked for {tried} (or {', '.join(ENDINGS[1:])}); "
                           f"a data_dir that names one file has it split by its groups")  # fmt: skip
-    return path, whole
+    return _inside(path, folder), whole
+
+
+def _inside(path: Path, folder: Path) -> Path:
+    if untrusted.leads_out(path, folder):
+        raise SourceError(f"{path} is a symbolic link out of {folder}: put the file there, or name it as data_dir")
+    return path
 
 
 def _records(settings, place: Path | str, rejected: list[dict]) -> Iterator[tuple[str, object]]:
@@ -203,6 +209,9 @@ def _records(settings, place: Path | str, rejected: list[dict]) -> Iterator[tupl
         texts = tokens.documents(place, rejected)
         yield from ((f"document:{number}", {"text": text}) for number, text in enumerate(texts, 1))
     elif place.suffix == ".json":
+        if (size := place.stat().st_size) > LARGEST_JSON:
+            raise SourceError(f"{place}: has {size >> 20:,} MiB, and a .json file of over {LARGEST_JSON >> 20} is not "
+                              f"read whole; one record a line in a .jsonl file may be of any size")  # fmt: skip
         try:
             records = json.loads(place.read_bytes())
         except (ValueError, RecursionError) as error:
@@ -211,7 +220,7 @@ def _records(settings, place: Path | str, rejected: list[dict]) -> Iterator[tupl
             raise SourceError(f"{place}: holds no list of records; one record a line belongs into a .jsonl file")
         yield from ((f"{place.name}:{number}", record) for number, record in enumerate(records, 1))
     else:
-        with (gzip.open if place.suffix == ".gz" else open)(place, "rb") as file:
+        with untrusted.opened(place) as file:
             yield from (_table if place.suffix == ".csv" else _jsonl)(file, place.name)
 
 

@@ -1,8 +1,8 @@
 """Text -> memory-mapped tokens -> packed blocks: whole documents side by side in rows, none cut, hardly a gap."""
 
 import contextlib
-import gzip
 import hashlib
+import io
 import itertools
 import json
 import zlib
@@ -13,7 +13,7 @@ import numpy as np
 import sentencepiece
 import torch
 
-from lib import corpus
+from lib import corpus, untrusted
 from lib.presets import in_project
 
 VOCABULARY = 2048
@@ -46,7 +46,9 @@ def documents(path: str | Path, rejected: list[dict] | None = None) -> Iterator[
     if not texts:
         raise CorpusError(f"{path}: holds no .txt, .md, .jsonl or .jsonl.gz file")
     for file in texts:
-        with (gzip.open if file.suffix == ".gz" else open)(file, "rt", encoding="utf-8") as lines:
+        if file != path and untrusted.leads_out(file, path):
+            raise CorpusError(f"{file} is a symbolic link out of {path}: put the file there, or name it as corpus")
+        with untrusted.opened(file) as raw, io.TextIOWrapper(raw, encoding="utf-8") as lines:
             try:
                 texts = _jsonl(lines, file, rejected) if ".jsonl" in file.name else _articles(lines)
                 yield from filter(str.strip, texts)

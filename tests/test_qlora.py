@@ -7,6 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 
+from lib.presets import SettingsError
+
 pytestmark = pytest.mark.slow
 
 
@@ -46,6 +48,19 @@ def cut(path):
     """Leave the first half, as a killed process does."""
     content = path.read_bytes()
     path.write_bytes(content[: len(content) // 2])
+
+
+@pytest.mark.parametrize("where", ["base", "adapter", "base of the adapter"])
+def test_a_model_that_carries_code_is_refused_before_unsloth_sees_it(qlora, tmp_path, monkeypatch, where):
+    monkeypatch.setattr(qlora.FastLanguageModel, "from_pretrained", lambda *_, **__: pytest.fail("it was loaded"))
+    for name in ("base", "adapter", "base of the adapter"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / ("pytorch_model.bin" if name == where else "model.safetensors")).touch()
+    config = {"base_model_name_or_path": str(tmp_path / "base of the adapter")}
+    (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(config))
+    settings = SimpleNamespace(base_model=str(tmp_path / "base"), max_length=64, load_in_4bit=True)
+    with pytest.raises(SettingsError, match=f"{where}'?: pytorch_model.bin is a pickle"):
+        qlora.load(settings, None if where == "base" else tmp_path / "adapter")
 
 
 # --- adapters ---------------------------------------------------------------------------------------------------------

@@ -1,0 +1,152 @@
+"""What comes from elsewhere runs no code, leads nowhere, fills no memory, steers no terminal; no key goes out."""
+
+import gzip
+import io
+import json
+import os
+import re
+import stat
+import zlib
+from pathlib import Path
+from typing import Any
+
+JSON_BYTES = 64 << 20  # of a JSON file that is parsed whole; the largest tokenizer.json of a hub model has half of it
+# A gzip file may give so many times its own size, and so many bytes however small it is: text gives 3 to 20 times, a
+# bomb 1,000 times.
+GZIP_RATIO, GZIP_BYTES = 100, 64 << 20
+PICKLES = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth")
+CODE = {"auto_map", "custom_pipelines"}  # what a config calls code of its own by
+# C0 and C1 controls, what reorders the text around it, and half surrogates, which no file can hold.
+STEERING = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]|\r(?!\n)")
+SECRET = re.compile(r"(TOKEN|SECRET|PASSWORD|CREDENTIALS?|(API|ACCESS|PRIVATE|SECRET)_?KEY(_ID)?)$", re.IGNORECASE)
+
+
+class UntrustedError(ValueError):
+    """A file is not what may be read from elsewhere; the message names it, the reason and the remedy."""
+
+
+# --- coming in --------------------------------------------------------------------------------------------------------
+def leads_out(path: Path, folder: Path) -> bool:
+    """Does a path end outside of a folder (or nowhere), by symbolic links or `..`?
+
+    A snapshot in the hub's cache is made of links to the blobs beside it, which are its own."""
+    inside = Path(os.path.realpath(folder))
+    if inside.parent.name == "snapshots" and (inside.parents[1] / "blobs").is_dir():
+        inside = inside.parents[1]
+    return not (os.path.exists(path) and Path(os.path.realpath(path)).is_relative_to(inside))
+
+
+def links_out(folder: Path, pattern: str = "**/*") -> list[Path]:
+    """The symbolic links in a folder that lead out of it, or nowhere."""
+    return [path for path in sorted(folder.glob(pattern)) if path.is_symlink() and leads_out(path, folder)]
+
+
+def model_problems(folder: Path) -> list[str]:
+    """Why the model, adapter or tokenizer in a folder must not be loaded, a phrase each; none: it is plain data."""
+    problems = [f"{path.name} is a symbolic link out of the folder: put the file there"
+                for pattern in ("*", "*/*") for path in links_out(folder, pattern)]  # fmt: skip
+    for path in sorted(folder.glob("*")):
+        if path.suffix in PICKLES:
+            problems.append(f"{path.name} is a pickle, which can run code: only safetensors are read; remove it")
+        elif path.suffix == ".json" and not path.is_symlink():
+            try:
+                problems += _config_problems(path)
+            except UntrustedError as error:
+                problems.append(str(error))
+    return problems
+
+
+def _config_problems(path: Path) -> list[str]:
+    """What is wrong with one of a model's JSON files; of vocabularies only the size is looked at."""
+    _check_file(path)
+    if not path.name.endswith(("config.json", ".index.json")):
+        return []
+    keys: set[str] = set()
+    value = read_json(path, lambda pairs: keys.update(pairs) or pairs)
+    problems = [f"{path.name} names code of its own ({name}), which is never run: use a model that transformers knows"
+                for name in sorted(keys & CODE)]  # fmt: skip
+    shards = value.get("weight_map", {})
+    files = set(map(str, shards.values())) if isinstance(shards, dict) else {str(shards)}
+    problems += [f"{path.name} names {file!r}, which is no safetensors file in this folder"
+                 for file in sorted(files) if not re.fullmatch(r"[\w-][\w.-]*\.safetensors", file)]  # fmt: skip
+    return problems
+
+
+def read_json(path: Path, look: Any = None) -> dict:
+    """A file's JSON object, of at most JSON_BYTES; `look` sees each object in it (json's `object_hook`)."""
+    text = read_text(path)
+    try:
+        value = json.loads(text, object_hook=look)
+    except (ValueError, RecursionError) as error:
+        raise UntrustedError(f"{path} is not JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise UntrustedError(f"{path} holds no JSON object")
+    return value
+
+
+def read_text(path: Path) -> str:
+    """The text of a regular file of at most JSON_BYTES; UntrustedError says why it is none."""
+    _check_file(path)
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UntrustedError(f"{path} cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError as error:
+        raise UntrustedError(f"{path} is not UTF-8 text (at byte {error.start})") from None
+
+
+def _check_file(path: Path) -> None:
+    """UntrustedError unless a path is a regular file (no pipe, which would wait for ever) of at most JSON_BYTES."""
+    try:
+        about = path.stat()
+    except OSError as error:
+        raise UntrustedError(f"{path} cannot be read ({error.strerror})") from None
+    if not stat.S_ISREG(about.st_mode):
+        raise UntrustedError(f"{path} is no file")
+    if about.st_size > JSON_BYTES:
+        raise UntrustedError(f"{path} has {about.st_size >> 20:,} MiB, and at most {JSON_BYTES >> 20} are read")
+
+
+def opened(path: Path) -> io.BufferedIOBase:
+    """A data file for reading bytes, unpacked where it ends in .gz: torn, it is named; a bomb stops at its limit."""
+    return io.BufferedReader(_Unpacked(path), 1 << 20) if path.suffix == ".gz" else open(path, "rb")
+
+
+class _Unpacked(io.RawIOBase):
+    """What a gzip file holds, as long as it is in proportion to the file."""
+
+    def __init__(self, path: Path):
+        self.path, self.file, self.left = path, gzip.open(path), GZIP_BYTES + GZIP_RATIO * path.stat().st_size
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer) -> int:
+        try:
+            part = self.file.read(len(buffer))
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise UntrustedError(f"{self.path} is no whole gzip file ({error}): fetch it again") from None
+        self.left -= len(part)
+        if self.left < 0:
+            raise UntrustedError(f"{self.path} unpacks to over {GZIP_RATIO} times its size: unpack it yourself")
+        buffer[: len(part)] = part
+        return len(part)
+
+    def close(self) -> None:
+        self.file.close()
+        super().close()
+
+
+# --- going out --------------------------------------------------------------------------------------------------------
+def visible(text: str) -> str:
+    """Text for a terminal or a page: what would steer it is written out, as \\u001b."""
+    return STEERING.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+def redact(text: str) -> str:
+    """Text in which the values of the environment's tokens and keys are replaced by their names."""
+    secrets = {value: name for name, value in os.environ.items() if len(value) >= 8 and SECRET.search(name)}
+    for value in sorted(secrets, key=len, reverse=True):  # one may be a part of another
+        for written in (value, json.dumps(value)[1:-1]):
+            text = text.replace(written, f"[{secrets[value]}]")
+    return text
