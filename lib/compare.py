@@ -13,6 +13,7 @@ from lib import answers, runs, stats
 from lib.answers import change, percent
 from lib.plots import asked, p_text
 
+COSTS = ("rows", "steps", "trainable_parameters", "train_seconds", "tokens_per_second")  # metrics of a training
 MARGIN = 0.05  # a run that is surely less than this worse than another may stand in for it
 
 
@@ -29,14 +30,17 @@ class Finished:
 
 
 def load(run_folder: Path) -> Finished:
-    """Read a finished run; RunError names the notebook to run where a stage is not complete."""
+    """Read a finished run; RunError names the notebook to run where a stage is not complete, or is not as it was."""
     run_folder = Path(run_folder)
     manifests = {stage: runs.read(run_folder, stage) for stage in ("prepare", "train", "evaluate")}
-    adapter, answers = (run_folder / runs.FOLDERS[stage] for stage in ("train", "evaluate"))
+    for name in COSTS:
+        if not isinstance(manifests["train"]["metrics"].get(name), int | float | None):
+            raise runs.RunError(f"{run_folder}: {name!r} of stage 'train' is no number: run 21_train_qlora again")
+    metrics = runs.output(run_folder, "train", "metrics.jsonl")
+    summary, answers = (runs.output(run_folder, "evaluate", name) for name in ("summary.json", "generations.jsonl"))
     return Finished(
         run_folder.name, any(manifest["rehearse"] for manifest in manifests.values()), manifests,
-        _lines(adapter / "metrics.jsonl"), json.loads((answers / "summary.json").read_text(encoding="utf-8")),
-        _lines(answers / "generations.jsonl"),
+        _lines(metrics), json.loads(summary.read_text(encoding="utf-8")), _lines(answers),
     )
 
 
@@ -72,9 +76,7 @@ def costs(finished: Sequence[Finished]) -> list[dict]:
         rows.append({
             "run": run.name, "preset": train["preset"], "rehearse": run.rehearse,
             "model": train["settings"].get("base_model"), "source": prepare["settings"].get("source"),
-            "rows": metrics.get("rows"), "steps": metrics.get("steps"),
-            "trainable_parameters": metrics.get("trainable_parameters"),
-            "train_seconds": metrics.get("train_seconds"), "tokens_per_second": metrics.get("tokens_per_second"),
+            **{name: metrics.get(name) for name in COSTS},
             "memory_bytes": gpu or memory.get("resident"), "memory_of": "GPU" if gpu else "process",
             "device": train["device"].get("name"), "perplexity": run.summary.get("perplexity") or {},
         })

@@ -1,6 +1,8 @@
 """Run folders: each stage writes its own folder and, last, a manifest that says what came in, what came out and how."""
 
+import contextlib
 import dataclasses
+import errno
 import hashlib
 import html
 import json
@@ -10,11 +12,14 @@ import shutil
 import socket
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from lib import untrusted
 from lib.presets import NOTEBOOKS, ROOT, STAGE_FIELDS, Request, Resolved, in_project, notebook_of, run_name_problems
 
 FOLDERS = {
@@ -32,6 +37,49 @@ _locks: dict[Path, Any] = {}  # this process's locks: a start cell that is run a
 
 class RunError(RuntimeError):
     """A run folder is not what a stage needs; the message says what to do."""
+
+
+Hashes = dict[str, str]
+Modules = dict[Annotated[str, Field(pattern=r"^lib/\w+\.py$")], str]
+Inputs = dict[Annotated[str, Field(pattern=r"^(\.\./[A-Za-z0-9_][A-Za-z0-9._-]*/)?[a-z]+$")], Hashes]
+
+
+class Form(BaseModel):
+    """The keys of a JSON file that are read, and their types; what else is in it is left alone."""
+
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
+
+
+class _Metrics(Form):
+    headline: dict[str, Any] | None = None
+
+
+class _Manifest(Form):
+    """What others read in a manifest; one from elsewhere may name only this project's files and runs beside it."""
+
+    stage: str
+    preset: str
+    rehearse: bool
+    settings: dict[str, Any]
+    git: dict[str, str | bool | None]
+    code: Modules
+    inputs: Inputs
+    external: dict[str, Hashes]
+    outputs: Hashes
+    versions: dict[str, str | None]
+    device: dict[str, Any]
+    peak_memory_bytes: dict[str, int]
+    ended_at: str
+    elapsed_seconds: float
+    metrics: _Metrics
+
+
+class _Started(Form):
+    """What an unfinished attempt says of itself."""
+
+    plan: dict[str, Any]
+    code: Modules
+    made_from: dict[str, Hashes]
 
 
 class Stage:
@@ -84,7 +132,7 @@ class Stage:
         return found
 
     def log(self, step: int, **metrics: Any) -> None:
-        """Append a line to metrics.jsonl; a NaN or infinite metric is written as null."""
+        """Append a line to metrics.jsonl, whole or not at all; a NaN or infinite metric is written as null."""
         assert not self.finished, "the stage is finished: its outputs are hashed"
         self._log(step, **metrics)
 
@@ -162,27 +210,25 @@ def start(request: Request) -> Stage:
     """Open the stage's folder for writing: lock the run, put aside a finished result, go on from a fitting attempt.
 
     Until the new result is complete, a finished one stays beside as `<folder>.former`, and an unfinished attempt that
-    had other settings, code or inputs as `<folder>.abandoned`. RunError where another process writes to the run, or
-    the folder holds what no stage wrote.
+    had other settings, code or inputs as `<folder>.abandoned`. RunError where another process writes to the run, the
+    folder cannot be written to, or it holds what no stage wrote.
     """
     run_folder = run_folder_of(request.outputs, request.run)
     folder = run_folder / FOLDERS[request.stage]
-    try:
+    with writing(run_folder):
         run_folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunError(f"cannot write to {run_folder}: {error.strerror}; name another folder by `outputs`") from error
     lock(run_folder, "writer")
     try:
         plan, made_from, resumed = _plan(request), {}, False
         if (folder / "manifest.json").exists():
             _put_aside(folder, "former")
         elif (folder / "started.json").exists():
-            attempt = _load(folder / "started.json")
-            made_from = attempt.get("made_from", {})
-            resumed = attempt.get("plan") == plan and not _code_changes(attempt.get("code", {}))
+            attempt = load(folder / "started.json", _Started)
+            made_from = attempt["made_from"]
+            resumed = attempt["plan"] == plan and not _code_changes(attempt["code"])
             if not resumed:
                 _put_aside(folder, "abandoned")
-        elif folder.exists() and any(folder.iterdir()):
+        elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise RunError(f"{folder} holds files that no stage of Sharpen wrote: name another run, or move them away")
         if not resumed:
             made_from = {}
@@ -198,13 +244,18 @@ def read(run_folder: Path, stage: str) -> dict[str, Any]:
     path = run_folder / FOLDERS[stage] / "manifest.json"
     if not path.exists():
         raise RunError(f"run {run_folder.name!r} has no complete stage {stage!r}: run {NOTEBOOKS[stage]} first")
-    manifest = _load(path)
-    absent = {"stage", "preset", "rehearse", "settings", "inputs", "external", "outputs", "code"} - manifest.keys()
-    tables = [manifest.get(key) for key in ("settings", "inputs", "external", "outputs", "code")]
-    tables += [inner for table in tables[1:3] if isinstance(table, dict) for inner in table.values()]
-    if absent or manifest["stage"] != stage or not all(isinstance(table, dict) for table in tables):
+    manifest = load(path, _Manifest)
+    if manifest["stage"] != stage:
         raise RunError(f"{path} is no manifest of stage {stage!r}: run {NOTEBOOKS[stage]} again")
     return manifest
+
+
+def output(run_folder: Path, stage: str, name: str) -> Path:
+    """A file that a complete stage wrote; RunError where it is not as the manifest says."""
+    path, recorded = run_folder / FOLDERS[stage] / name, read(run_folder, stage)["outputs"]
+    if problems := _file_changes({name: recorded.get(name, "")}, _hashes(path) if path.exists() else {}):
+        raise RunError(f"{path.parent}: {problems[0]}: run {NOTEBOOKS[stage]} again")
+    return path
 
 
 def changes(run_folder: Path, stage: str) -> list[str]:
@@ -226,14 +277,14 @@ def is_current(outputs: Path, run: str, stage: str, resolved: Resolved, notebook
             return False, different
         for key, recorded in manifest["inputs"].items():
             folder = run_folder / key
-            if not (folder / "manifest.json").exists() or _load(folder / "manifest.json").get("outputs") != recorded:
+            if not (folder / "manifest.json").exists() or load(folder / "manifest.json").get("outputs") != recorded:
                 return False, f"input {key} changed"
         for key, recorded in manifest["external"].items():
-            if found := _file_changes(recorded, _hashes(ROOT / key)):
+            if found := _file_changes(recorded, _hashes(ROOT / key, recorded)):
                 return False, f"{key}: {found[0]}"
         if found := changes(run_folder, stage):
             return False, found[0]
-    except RunError as error:
+    except (RunError, OSError) as error:
         return False, str(error)
     if edited := _code_changes(manifest["code"]):
         return False, f"{edited[0]} changed"
@@ -244,23 +295,37 @@ def is_current(outputs: Path, run: str, stage: str, resolved: Resolved, notebook
 
 def write_atomically(path: Path, parts: Iterable[str]) -> Path:
     """Write text to a temporary file beside, flush it to the disk, rename it: a reader sees all of it or none."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with open(temporary, "w", encoding="utf-8", newline="\n") as file:
-            file.writelines(parts)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(temporary, "w", encoding="utf-8", newline="\n") as file:
+                file.writelines(parts)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
     return path
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """A full disk or a read-only folder as a RunError that names the place, the reason and the remedy."""
+    try:
+        yield
+    except OSError as error:
+        raise RunError(f"cannot write to {path}: {error.strerror or error}; make room, or name another folder by "
+                       f"`outputs` (--outputs): what is complete is kept") from error
 
 
 def whole_lines(path: Path) -> list[str]:
     """A log's lines, without one that is half written at this very moment."""
-    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    try:
+        text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    except (OSError, UnicodeDecodeError) as error:
+        raise RunError(f"{path} cannot be read ({error}): move it away and run its stage again") from None
     return [found for found in text.splitlines(keepends=True) if found.endswith("\n")]
 
 
@@ -276,27 +341,39 @@ class Log:
             lines = whole_lines(self.path)
             write_atomically(self.path, [line for line in lines if json.loads(line)["step"] < step])
         self.begun = True
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(_json({"step": step} | metrics) + "\n")
+        line = (_json({"step": step} | metrics) + "\n").encode()
+        with writing(self.path), open(self.path, "ab", buffering=0) as file:
+            whole = file.tell()
+            if file.write(line) < len(line):  # no half of it
+                file.truncate(whole)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def lock(run_folder: Path, name: str) -> None:
-    """Take a run's lock for this process (the system frees it when the process ends); RunError names the holder."""
+    """Take a run's lock for this process (the system frees it when the process ends); RunError names the holder.
+
+    Refused too where a link in the run's folder would have us write elsewhere."""
     from filelock import FileLock, Timeout
 
+    check_links(run_folder)
     path = run_folder / f".{name}.lock"
     if path in _locks:
         return
     held = FileLock(path, thread_local=False)
-    holder = run_folder / f".{name}.json"
-    try:
-        held.acquire(timeout=0)
-    except Timeout:
-        who = _load(holder) if holder.exists() else {}
-        raise RunError(f"{run_folder} is being written by process {who.get('pid', '?')} on {who.get('host', '?')} "
-                       f"since {who.get('since', '?')}: wait for it, or choose another run name") from None
+    with writing(run_folder):
+        try:
+            held.acquire(timeout=0)
+        except Timeout:
+            who = _who(run_folder, name)
+            raise RunError(f"{run_folder} is being written by process {who.get('pid', '?')} on {who.get('host', '?')} "
+                           f"since {who.get('since', '?')}: wait for it, or choose another run name") from None
     _locks[path] = held
-    write_atomically(holder, [_json({"pid": os.getpid(), "host": socket.gethostname(), "since": _utc_now()})])
+    try:
+        ours = {"pid": os.getpid(), "host": socket.gethostname(), "since": _utc_now()}
+        write_atomically(run_folder / f".{name}.json", [_json(ours)])
+    except RunError:
+        unlock(run_folder, name)
+        raise
 
 
 def holder(run_folder: Path, name: str = "writer") -> dict[str, Any] | None:
@@ -312,7 +389,23 @@ def holder(run_folder: Path, name: str = "writer") -> dict[str, Any] | None:
         with FileLock(path, timeout=0):
             return None
     except Timeout:
-        return _load(run_folder / f".{name}.json") if (run_folder / f".{name}.json").exists() else {}
+        return _who(run_folder, name)
+    except OSError:  # nobody writes where the lock cannot be taken
+        return None
+
+
+def check_links(run_folder: Path) -> None:
+    """RunError where a link in a run's folder leads out of it: no stage makes one, and none is followed."""
+    if links := untrusted.links_out(run_folder):
+        raise RunError(f"{links[0]} is a symbolic link out of {run_folder}: remove it, or put the file itself there")
+
+
+def _who(run_folder: Path, name: str) -> dict[str, Any]:
+    """What a lock's holder wrote of itself; the lock holds without it too."""
+    try:
+        return load(run_folder / f".{name}.json")
+    except RunError:
+        return {}
 
 
 def unlock(run_folder: Path, name: str) -> None:
@@ -332,7 +425,7 @@ def notebook_hash(path: Path) -> str | None:
     """SHA-256 of a notebook's code without its outputs and parameters (which the settings hold); None if absent."""
     if not path.exists():
         return None
-    cells = _load(path)["cells"]
+    cells = load(path)["cells"]
     sources = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"
                and not {"parameters", "injected-parameters"} & set(cell["metadata"].get("tags", ()))]
     return hashlib.sha256(_json(sources).encode()).hexdigest()
@@ -341,8 +434,8 @@ def notebook_hash(path: Path) -> str | None:
 def code() -> dict[str, str]:
     """SHA-256 of every module of `lib` loaded by now; presets.py is left out, its effect is the settings."""
     modules = [module for name, module in sys.modules.items() if name.startswith("lib.")]
-    loaded = (getattr(module, "__file__", None) for module in modules)
-    return {_relative(Path(path)): sha256(path) for path in loaded if path and Path(path).name != "presets.py"}
+    loaded = (Path(module.__file__).resolve() for module in modules if getattr(module, "__file__", None))
+    return {_relative(path): sha256(path) for path in loaded if path.name != "presets.py"}
 
 
 def git() -> dict[str, Any]:
@@ -431,18 +524,25 @@ def _write_started(folder: Path, plan: dict[str, Any], made_from: dict[str, dict
 
 def _put_aside(folder: Path, name: str) -> None:
     aside = folder.with_name(f"{folder.name}.{name}")
-    if aside.exists():
-        shutil.rmtree(aside)
-    folder.rename(aside)
+    with writing(aside):
+        if aside.exists():
+            shutil.rmtree(aside)
+        folder.rename(aside)
 
 
-def _hashes(path: Path) -> dict[str, str]:
-    """SHA-256 of each file in a folder (or of one file), but for manifests, hidden files and checkpoints."""
-    if path.is_file():
-        return {path.name: sha256(path)}
+def _hashes(path: Path, known: Iterable[str] | None = None) -> Hashes:
+    """SHA-256 of each file in a folder (or of one file), but for manifests, hidden files and checkpoints.
+
+    Files of names that are not `known` are told without being read: a manifest from elsewhere may name any folder."""
+    check_links(path)
     files = sorted((file.relative_to(path).as_posix(), file) for file in path.rglob("*") if file.is_file())
-    return {name: sha256(file) for name, file in files if name not in _CONTROL
-            and not any(part.startswith((".", "checkpoint")) for part in name.split("/"))}
+    files = [(name, file) for name, file in files if name not in _CONTROL
+             and not any(part.startswith((".", "checkpoint")) for part in name.split("/"))]  # fmt: skip
+    try:
+        return {name: sha256(file) if known is None or name in known else ""
+                for name, file in ([(path.name, path)] if path.is_file() else files)}  # fmt: skip
+    except OSError as error:
+        raise RunError(f"{error.filename or path} cannot be read ({error.strerror}): make it readable") from None
 
 
 def _file_changes(then: dict[str, str], now: dict[str, str]) -> list[str]:
@@ -465,13 +565,17 @@ def _relative(path: Path) -> str:
     return path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else str(path)
 
 
-def _load(path: Path) -> dict[str, Any]:
+def load(path: Path, form: type[Form] = Form) -> dict[str, Any]:
+    """A file's JSON object, of the given form; RunError names the file and what is wrong with it."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise RunError(f"{path} cannot be read ({error}): move it away and run its stage again") from None
-    if not isinstance(value, dict):
-        raise RunError(f"{path} holds no JSON object: move it away and run its stage again")
+        value = untrusted.read_json(path)
+        form.model_validate(value)
+    except untrusted.UntrustedError as error:
+        raise RunError(f"{error}: move it away and run its stage again") from None
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        raise RunError(f"{path}: {place}: {first['msg']}: move it away and run its stage again") from None
     return value
 
 

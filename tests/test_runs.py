@@ -285,7 +285,7 @@ def test_a_failed_write_leaves_the_old_file_whole(outputs):
         yield {"id": 2}
         raise OSError(28, "No space left on device")
 
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(runs.RunError, match="rows.jsonl: No space left on device; make room"):
         stage.write_rows("rows.jsonl", rows())
     assert json.loads((stage.folder / "rows.jsonl").read_text()) == {"id": 1}
     assert sorted(p.name for p in stage.folder.iterdir()) == ["rows.jsonl", "started.json"]
