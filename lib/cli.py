@@ -1,5 +1,6 @@
 """The command `sharpen`: run presets and watch them, look at the machine, compare runs, grade a file of answers."""
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -32,7 +33,7 @@ def run(
     for name in ("data_dir", "llama_cpp_path", "benchmarks"):  # on the command line a path starts where the user is
         if overrides.get(name, "none") != "none":
             paths = overrides[name].split(",") if name == "benchmarks" else [overrides[name]]
-            overrides[name] = ",".join(str(Path(path.strip()).expanduser().resolve()) for path in paths)
+            overrides[name] = ",".join(os.path.realpath(os.path.expanduser(path.strip())) for path in paths)
     pipeline.run(preset, run, overrides, rehearse, _absolute(outputs), force, export=export)
 
 
@@ -95,9 +96,11 @@ def status(outputs: Outputs = None) -> None:
     """The runs there are: stages that are complete, the one at work, its step and loss, and the time that is left."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     from lib import status as found
     from lib.presets import ROOT
+    from lib.untrusted import visible
 
     folder = _absolute(outputs) or ROOT / "outputs"
     rows = found.table(folder)
@@ -107,7 +110,7 @@ def status(outputs: Outputs = None) -> None:
     columns = list(dict.fromkeys(name for row in rows for name in row))
     table = Table(*columns)
     for row in rows:
-        table.add_row(*(row.get(name, "-") for name in columns))
+        table.add_row(*(Text(visible(row.get(name, "-"))) for name in columns))  # names are anyone's: no markup
     Console().print(table)
 
 
@@ -120,11 +123,12 @@ def clean(
     """Show what runs can do without (replaced results, ended checkpoints), and free it where you agree."""
     from lib import status as found
     from lib.presets import ROOT
+    from lib.untrusted import visible
 
     folder = _absolute(outputs) or ROOT / "outputs"
     spare = found.spare(folder, names or [])
     for path, what, size in spare:
-        typer.echo(f"{size / 2**20:10.1f} MiB  {path.relative_to(folder)}  ({what})")
+        typer.echo(visible(f"{size / 2**20:10.1f} MiB  {path.relative_to(folder)}  ({what})"))
     typer.echo(f"{sum(size for *_, size in spare) / 2**20:10.1f} MiB  in all")
     if spare and (yes or (sys.stdin.isatty() and typer.confirm("free it?"))):
         found.free([path for path, *_ in spare])
@@ -150,15 +154,17 @@ def grade(
     verdicts = grading.grade(answers)
     others = grading.math_verify_verdicts(answers) if beside else None
     if out is not None:
-        from lib.runs import write_atomically
+        from lib.runs import RunError, write_atomically
 
         try:
             write_atomically(out, grading.verdict_lines(answers, verdicts))
-        except OSError as error:
-            raise grading.GradingError(f"--out {out} cannot be written ({error.strerror}); choose another") from None
+        except RunError as error:
+            raise grading.GradingError(f"--out: {error}") from None
     typer.echo(grading.table(answers, verdicts))
     if others is not None:
-        typer.echo("\n" + grading.beside(answers, verdicts, others, beside))
+        from lib.untrusted import visible
+
+        typer.echo(visible("\n" + grading.beside(answers, verdicts, others, beside)))
 
 
 def main() -> None:
@@ -167,11 +173,12 @@ def main() -> None:
     from lib.pipeline import StageFailed
     from lib.presets import SettingsError
     from lib.runs import RunError
+    from lib.untrusted import visible
 
     try:
         app()
     except (GradingError, SettingsError, RunError) as error:
-        typer.echo(str(error), err=True)
+        typer.echo(visible(str(error)), err=True)
         sys.exit(2)
     except StageFailed:  # the pipeline has said it
         sys.exit(1)
@@ -191,7 +198,7 @@ def _overrides(pairs: list[str]) -> dict[str, str]:
 
 
 def _absolute(outputs: Path | None) -> Path | None:
-    return outputs.expanduser().resolve() if outputs else None
+    return Path(os.path.realpath(os.path.expanduser(outputs))) if outputs else None  # of any text: no error here
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from lib.presets import (
     resolve,
     run_name_problems,
 )
+from lib.untrusted import redact, visible
 
 STAGES = tuple((stage, NOTEBOOKS[stage], runs.FOLDERS[stage]) for stage in ("prepare", "train", "evaluate", "compare"))
 EXPORT = ("export", NOTEBOOKS["export"], runs.FOLDERS["export"])  # only where it is asked for: it builds llama.cpp
@@ -80,10 +81,8 @@ def run(
     again = command(preset, run_name, overrides, rehearse, outputs, "export" in chosen)
     prefix = "REHEARSAL of " if rehearse else ""
     echo(f"{prefix}preset {preset}, run {run_name}: {', '.join(chosen)} -> {run_folder}")
-    try:
+    with runs.writing(run_folder):
         (run_folder / "notebooks").mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise runs.RunError(f"cannot write to {run_folder}: {error.strerror}; name another by --outputs") from error
     runs.lock(run_folder, "pipeline")
     rows = []
     try:
@@ -97,7 +96,7 @@ def run(
                     _execute(stage, run_folder, resolved, set(overrides), again)
             rows.append((stage, "skipped" if skip else "done", time.monotonic() - began))
             why = "" if reason == runs.NOT_COMPLETE else " (forced)" if current else f" (again, as {reason})"
-            echo(f"{place} " + (f"skipped: {reason}" if skip else f"done in {rows[-1][2]:.1f} s{why}"))
+            echo(visible(f"{place} " + (f"skipped: {reason}" if skip else f"done in {rows[-1][2]:.1f} s{why}")))
         from lib import report
 
         summary = Summary(run_folder, tuple(rows), headline(run_folder), Path(report.write(run_folder)))
@@ -143,6 +142,13 @@ def headline(run_folder: Path) -> dict[str, str]:
 def _execute(stage: str, run_folder: Path, resolved: Resolved, overridden: set[str], again: str) -> None:
     """One notebook in a fresh kernel; papermill saves the executed copy after each cell, so a failure keeps it."""
     import papermill
+    from papermill.iorw import LocalHandler, papermill_io
+
+    class Executed(LocalHandler):
+        """Writes the executed copy whole or not at all, and without the values of tokens and keys."""
+
+        def write(self, buf: str, path: str) -> None:
+            runs.write_atomically(Path(path), [redact(buf)])
 
     logging.getLogger("papermill").setLevel(logging.ERROR)  # it warns of settings that the parameters cell leaves out
     notebook = notebook_of(stage, resolved.settings)
@@ -153,6 +159,7 @@ def _execute(stage: str, run_folder: Path, resolved: Resolved, overridden: set[s
         if field in overridden:  # in a notebook None means 'as the preset has it', so none is said in words
             value = getattr(resolved.settings, field)
             parameters[field] = "none" if value is None else list(value) if isinstance(value, tuple) else value
+    papermill_io.register(str(executed), Executed())
     # papermill formats paths: braces in a folder's name would be taken for its placeholders
     paths = [str(path).replace("{", "{{").replace("}", "}}") for path in (notebook_path(notebook), executed)]
     try:
@@ -164,6 +171,7 @@ def _execute(stage: str, run_folder: Path, resolved: Resolved, overridden: set[s
         runs.read(run_folder, stage)  # a notebook that ends without stage.finish() has not done its stage
     except Exception as error:  # a cell's error, a dead kernel, a full disk: each ends the run with the same four lines
         name, message = getattr(error, "ename", type(error).__name__), getattr(error, "evalue", str(error))
+        message = visible(redact(message))
         hint = " (often: out of memory)" if name == "DeadKernelError" else ""
         raise StageFailed(
             f"stage {stage!r} failed: {name}: {message.strip()[:2000]}{hint}\n"
@@ -244,5 +252,5 @@ def _print_summary(summary: Summary, rehearse: bool, echo: Callable[[str], Any])
     rows = [*summary.headline.items(), *((label, str(path)) for label, path in places.items() if path.exists())]
     width = max(len(label) for label, _ in rows)
     elapsed = sum(row[2] for row in summary.stages)
-    echo("\n" + ("REHEARSAL: a walk through the whole path; its figures are no result\n" if rehearse else "")
-         + "\n".join(f"  {label:<{width}}  {text}" for label, text in rows) + f"\n  finished in {elapsed:.0f} s")
+    echo(visible("\n" + ("REHEARSAL: a walk through the whole path; its figures are no result\n" if rehearse else "")
+         + "\n".join(f"  {label:<{width}}  {text}" for label, text in rows) + f"\n  finished in {elapsed:.0f} s"))

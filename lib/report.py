@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from lib import runs
+from lib import runs, untrusted
 from lib.pipeline import STAGES
 from lib.presets import SEVERAL_DEVICES
 
@@ -49,10 +49,13 @@ details.code > summary { color: #6a7585; font-size: .8rem; cursor: pointer } .co
 
 
 def write(run_folder: Path) -> Path:
-    """Write `report.html` into the run's folder: a summary, a table of contents, and every executed notebook."""
+    """Write `report.html` into the run's folder: a summary, a table of contents, and every executed notebook.
+
+    The notebooks are read, never run. RunError where a link in the folder leads out of it."""
     from pygments.formatters import HtmlFormatter
 
     run_folder = Path(run_folder)
+    runs.check_links(run_folder)
     manifests, problems = {}, []
     wanted = [row[0] for row in STAGES]
     for stage, folder in runs.FOLDERS.items():
@@ -81,7 +84,7 @@ def write(run_folder: Path) -> Path:
         f"{''.join(map(_alarm, map(html.escape, problems)))}{_card(manifests)}</header>"
         f"<nav><h2>Contents</h2><ol>{contents}</ol></nav>{sections}</main></body></html>\n"
     )
-    return runs.write_atomically(run_folder / "report.html", [page])
+    return runs.write_atomically(run_folder / "report.html", [untrusted.visible(untrusted.redact(page))])
 
 
 def clean(text: str) -> str:
@@ -157,8 +160,9 @@ def _notebook(path: Path) -> tuple[str, str, str]:
     if not path.exists():
         return path.stem, "this notebook was not run", f"<h1>{html.escape(path.stem)}</h1>"
     try:
-        notebook = nbformat.read(path, as_version=4)
-    except (ValueError, KeyError, AttributeError, nbformat.ValidationError) as error:
+        notebook = nbformat.reads(untrusted.read_text(path), as_version=4)
+        nbformat.validate(notebook)
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError, nbformat.ValidationError) as error:
         return path.stem, f"this notebook cannot be read: {html.escape(str(error)[:200])}", ""
     ours = [cell for cell in notebook.cells if "papermill-error-cell-tag" not in cell.metadata.get("tags", [])]
     code = [cell for cell in ours if cell.cell_type == "code"]
