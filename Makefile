@@ -3,6 +3,7 @@
 # make test     set-up, lint and every test
 # make test-quick   the tests that need no notebook, browser, GPU or llama.cpp
 # make lint     ruff
+# make audit    known vulnerabilities of the pinned packages, by pip-audit (asks pypi.org)
 # make lab      JupyterLab in notebooks/
 # make clean    removes the environment and caches; never outputs/ or data/
 #
@@ -13,7 +14,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help setup colab run test test-quick lint lab clean
+.PHONY: help setup colab run test test-quick lint audit lab clean
 
 PRESET ?= demo
 ENV_TOOL ?= $(notdir $(firstword $(shell command -v micromamba mamba conda)))
@@ -81,11 +82,16 @@ test-quick: setup
 lint: setup
 	$(BIN)/ruff check .
 
+# In an environment of its own, so that its packages do not mix with ours; what it cannot look up is a failure too.
+audit: setup
+	@[ -x .audit/bin/pip-audit ] || { $(BIN)/python -m venv .audit && .audit/bin/pip install --quiet pip-audit==2.10.1; }
+	@grep == environment.yml | sed 's/^ *- //' | .audit/bin/pip-audit --strict --no-deps --disable-pip -r /dev/stdin
+
 lab: setup
 	$(BIN)/jupyter-lab notebooks
 
 clean:
-	rm -rf .venv .conda *.unfinished *.egg-info build .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .conda .audit *.unfinished *.egg-info build .pytest_cache .ruff_cache .hypothesis
 	find . -name .git -prune -o -type d \( -name __pycache__ -o -name .ipynb_checkpoints \
 	  -o -name unsloth_compiled_cache \) -prune -exec rm -rf {} +
 	@echo "left as they are: data/ and outputs/ (delete a run with: rm -r outputs/<run>)"
