@@ -91,7 +91,7 @@ class Stage:
     def __init__(self, request: Request, resumed: bool, made_from: dict[str, dict[str, str]]):
         own = request.resolved.settings.model_dump(include=set(STAGE_FIELDS[request.stage]))
         self.settings = dataclasses.make_dataclass(f"{request.stage.title()}Settings", own, frozen=True)(**own)
-        self.request, self.resumed, self.finished, self._logged = request, resumed, False
+        self.request, self.resumed, self.finished = request, resumed, False
         self.rehearse = request.resolved.rehearse
         self.run_folder = request.outputs / request.run
         self.folder = self.run_folder / FOLDERS[request.stage]
