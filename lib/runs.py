@@ -338,8 +338,11 @@ class Log:
 
     def __call__(self, step: int, **metrics: Any) -> None:
         if not self.begun and self.path.exists():
-            lines = whole_lines(self.path)
-            write_atomically(self.path, [line for line in lines if json.loads(line)["step"] < step])
+            try:
+                kept = [line for line in whole_lines(self.path) if json.loads(line)["step"] < step]
+            except (ValueError, TypeError, LookupError):
+                raise RunError(f"{self.path} has lines that no training logged: move it away") from None
+            write_atomically(self.path, kept)
         self.begun = True
         line = (_json({"step": step} | metrics) + "\n").encode()
         with writing(self.path), open(self.path, "ab", buffering=0) as file:
