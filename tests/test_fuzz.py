@@ -174,7 +174,7 @@ def odd_json(random, path):
     """A JSON file with a key gone, or with another value at a random place."""
     try:
         value = json.loads(path.read_text().splitlines()[0] if path.suffix == ".jsonl" else path.read_text())
-    except (ValueError, IndexError):
+    except (ValueError, IndexError, RecursionError):
         value = {}
     place = value
     while isinstance(place, dict) and place:

@@ -365,7 +365,7 @@ def test_a_shared_report_runs_and_fetches_nothing_whatever_the_data_say(outputs)
 
 
 def test_what_steers_a_terminal_is_written_out(outputs, capsys, monkeypatch, tmp_path):
-    for name in ("[red]x", EVIL.replace("/", "")[:200], "[link=https://a.example]x"):
+    for name in ("[red]x", "\x1b[2J\u202ex", EVIL.replace("/", "")[:200]):
         (outputs / name / "data").mkdir(parents=True)
         (outputs / name / "data" / "manifest.json").write_text("{}")
         (outputs / name / "data.former").mkdir()
