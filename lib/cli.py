@@ -27,13 +27,7 @@ def run(
     """Prepare, train, evaluate and compare; what is complete already is skipped."""
     from lib import pipeline
 
-    overrides = _overrides(settings or [])
-    if data_dir is not None:
-        overrides["data_dir"] = str(data_dir)
-    for name in ("data_dir", "llama_cpp_path", "benchmarks"):  # on the command line a path starts where the user is
-        if overrides.get(name, "none") != "none":
-            paths = overrides[name].split(",") if name == "benchmarks" else [overrides[name]]
-            overrides[name] = ",".join(os.path.realpath(os.path.expanduser(path.strip())) for path in paths)
+    overrides = _overrides(settings or [], data_dir)
     pipeline.run(preset, run, overrides, rehearse, _absolute(outputs), force, export=export)
 
 
@@ -186,7 +180,7 @@ def main() -> None:
         sys.exit(130)
 
 
-def _overrides(pairs: list[str]) -> dict[str, str]:
+def _overrides(pairs: list[str], data_dir: Path | None) -> dict[str, str]:
     """`key=value` texts as a dictionary; which type a value has is the setting's to say (`lib.presets`)."""
     from lib.presets import SettingsError
 
@@ -194,7 +188,16 @@ def _overrides(pairs: list[str]) -> dict[str, str]:
     if wrong:
         raise SettingsError([f"--set {pair!r}: must be KEY=VALUE, as in --set learning_rate=1e-4" for pair in wrong])
     split = [pair.partition("=") for pair in pairs]
-    return {key.strip(): value.strip() for key, _, value in split}
+    found = {key.strip(): value.strip() for key, _, value in split} | ({"data_dir": str(data_dir)} if data_dir else {})
+    return {name: _from_here(name, value) for name, value in found.items()}
+
+
+def _from_here(name: str, value: str) -> str:
+    """A setting as it was given; on the command line a path starts where the user is."""
+    if name not in ("data_dir", "llama_cpp_path", "benchmarks") or value == "none":
+        return value
+    paths = value.split(",") if name == "benchmarks" else [value]
+    return ",".join(os.path.realpath(os.path.expanduser(path.strip())) for path in paths)
 
 
 def _absolute(outputs: Path | None) -> Path | None:
