@@ -161,6 +161,30 @@ def grade(
         typer.echo(visible("\n" + grading.beside(answers, verdicts, others, beside)))
 
 
+@app.command()
+def sweep(
+    preset: Annotated[str, typer.Argument(help="A preset's name: see `sharpen presets`.")],
+    grid: Annotated[
+        list[str] | None, typer.Option("--grid", metavar="KEY=VALUE,VALUE", help="Values to try; may be repeated.")
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of each cell, each with the next seed.")] = 3,
+    run: Annotated[str | None, typer.Option("--run", help="The sweep's name; by default PRESET-sweep.")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting of all cells.")
+    ] = None,
+    data_dir: Annotated[Path | None, typer.Option(help="File or folder of local data: gsm8k/train.jsonl, ...")] = None,
+    rehearse: Annotated[bool, typer.Option("--rehearse", help="The whole path, on the embedded base.")] = False,
+    outputs: Outputs = None,
+) -> None:
+    """Run a preset over a grid of settings and several seeds; say what is best, and whether that may be luck."""
+    from lib import sweep as sweeping
+
+    overrides, tried = _overrides(settings or [], data_dir), sweeping.read_grid(grid or [])
+    values = {name: [_from_here(name, value) for value in texts] for name, texts in tried.items()}
+    if sweeping.run(preset, values, seeds, run, overrides, rehearse, _absolute(outputs))["failed"]:
+        raise typer.Exit(1)
+
+
 def main() -> None:
     """The entry point: a user's mistake is one message on stderr and exit code 2, never a traceback."""
     from lib.grading import GradingError

@@ -36,3 +36,43 @@ def published_data():
     if not (Path(folder) / "gsm8k/train.jsonl").is_file():
         pytest.skip(f"SHARPEN_DATA={folder} holds no gsm8k/train.jsonl")
     return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def write_run():
+    """Write the stages of a demo run through lib.runs, as notebooks do, with planted figures and real times."""
+    import time
+
+    from lib import presets, runs
+
+    usual = ("prepare", "train", "evaluate")
+
+    def write(outputs, name, overrides=None, rehearse=False, stages=usual, **figures) -> Path:
+        resolved = presets.resolve("demo", overrides, rehearse)
+        figures = {"loss": 0.3, "accuracy": 0.5, "perplexity": 1.5} | figures
+        for stage in (runs.start(presets.Request(stage, name, Path(outputs), resolved)) for stage in stages):
+            match stage.request.stage:
+                case "prepare":
+                    for split in ("train", "validation", "test"):
+                        stage.write_rows(f"{split}.jsonl", [{"id": f"{split}-{stage.settings.data_seed}"}])
+                    stage.finish(rows={"train": 1}, headline={"rows": "1"})
+                case "train":
+                    stage.input("prepare")
+                    stage.save_json("adapter_model.safetensors", stage.settings)
+                    stage.log(1, loss=1.5)
+                    if figures["loss"] is not None:
+                        stage.log(1, eval_loss=figures["loss"], eval_runtime=time.perf_counter())
+                    stage.finish(steps=1, train_seconds=time.perf_counter(), resumed_from=None)
+                case "evaluate":
+                    stage.input("prepare"), stage.input("train")
+                    stage.write_rows("generations.jsonl", [{"gold": {"value": 1}, "correct": True}])
+                    tuned = {"perplexity": figures["perplexity"]}
+                    stage.save_json("summary.json", {"perplexity": {"base": {"perplexity": 9.0}, "tuned": tuned}})
+                    ways = {"tuned, test, calculator on": figures["accuracy"], "base, test, calculator on": 0.0}
+                    stage.finish(accuracy=ways, headline={"test": f"took {time.perf_counter()} s"})
+                case "compare" | "export":
+                    stage.input("evaluate" if stage.request.stage == "compare" else "train")
+                    stage.finish(runs=[name], eval_rows=resolved.settings.eval_rows)
+        return Path(outputs) / name
+
+    return write
