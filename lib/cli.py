@@ -185,6 +185,18 @@ def sweep(
         raise typer.Exit(1)
 
 
+@app.command()
+def reproduce(
+    run: Annotated[str, typer.Argument(help="A finished run's name.")],
+    outputs: Outputs = None,
+) -> None:
+    """Make a run again from its manifests alone, as RUN-reproduced; exits with 1 where a figure is not equal."""
+    from lib import reproduce as reproducing
+
+    if not reproducing.reproduce(run, _absolute(outputs))["equal"]:
+        raise typer.Exit(1)
+
+
 def main() -> None:
     """The entry point: a user's mistake is one message on stderr and exit code 2, never a traceback."""
     from lib.grading import GradingError
