@@ -11,7 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, LlamaForCausalLM
 
-from lib import ablation, chat, evaluate, gpt, memory, presets, pretrain, tokens
+from lib import ablation, chat, corpus, evaluate, gpt, memory, presets, pretrain, tokens
 
 BASE = presets.ROOT / "data/base"
 SMALL = gpt.Config(tokens.VOCABULARY, 64, 128, 2, 2, 1, 128)
@@ -232,6 +232,13 @@ def test_the_bases_files_agree_on_special_tokens(config, tokenizer, processor):
         assert config[name] == generation[name] == getattr(tokenizer, name) == own
     assert config["pad_token_id"] != config["eos_token_id"]
     assert len(tokenizer) == config["vocab_size"] == processor.get_piece_size()
+
+
+def test_the_base_sets_up_one_step_sums_that_it_never_saw(tokenizer):
+    """At least 97 % of 600 are (its card); of so few more than 90 % must be."""
+    problems = corpus.one_step_problems(100, seed=1)
+    results = pretrain.setup_accuracy(LlamaForCausalLM.from_pretrained(BASE).eval(), tokenizer, problems)
+    assert sum(result["correct"] for result in results) > 90
 
 
 def test_the_bases_chat_template_marks_what_is_learnt():
