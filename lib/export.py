@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from lib import chat, llamacpp, presets, runs, untrusted
+from lib import chat, llamacpp, presets, published, runs, untrusted
 from lib.llamacpp import LlamaCpp, Server
 
 # Bits a weight, for free space, and the tensor types that a file of that name should mostly hold.
@@ -194,7 +194,7 @@ def as_trained(name: str, weight: torch.Tensor) -> torch.Tensor:
 
     The adapter has learnt to live with this rounding: on the unrounded base the demo's model lost 5 points (20
     answers of 300 lost, 4 won). By bitsandbytes as Unsloth sets it: double quantisation, blocks of 64."""
-    if not name.endswith(tuple(f"{module}.weight" for module in presets.LINEAR_MODULES)):
+    if not name.endswith(tuple(f"{module}.weight" for module in published.LINEAR_MODULES)):
         return weight
     from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 

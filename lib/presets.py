@@ -1,4 +1,4 @@
-"""Each published setup as a literal row, and the strict reading of settings before anything heavy is imported."""
+"""The settings there are, and their strict reading before anything heavy is imported; the rows: `lib.published`."""
 
 import ast
 import difflib
@@ -14,6 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from lib import untrusted
 
+from lib.published import PUBLISHED
+
 ROOT = Path(__file__).resolve().parents[1]
 Count = Annotated[int, Field(ge=1)]
 SOURCES = (
@@ -25,7 +27,6 @@ PART = (  # of a mixture: finqa@COMMIT=3:2000
     rf"(?P<source>{'|'.join(SOURCES)})(?:@(?P<revision>[\w./-]+))?"
     r"(?:=(?P<weight>[1-9]\d{0,8}(?:\.\d+)?|0?\.\d*[1-9]\d*))?(?::(?P<cap>[1-9]\d{0,8}))?"
 )
-LINEAR_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
 class Settings(BaseModel):
@@ -44,7 +45,8 @@ class Settings(BaseModel):
     data_dir: str | None = Field(None, description="a file, or a folder with gsm8k/train.jsonl, ...; none: ask the hub")
     train_rows: Count | None = Field(description="training rows, over all kinds; none: all there are")
     validation_rows: Annotated[int, Field(ge=0)] | None = Field(description="rows for the held-out loss; 0: no such")
-    test_rows: Count | None = Field(description="test rows, over all kinds; none: all there are")
+    test_rows: Count | None = Field(description="test rows, over all kinds; none: all there are, or held_out_percent")
+    held_out_percent: float = Field(5.0, gt=0, le=50, description="share of your own documents kept from training")
     kinds: Annotated[tuple[str, ...], Field(min_length=1)] | None = Field(
         None, description="kinds of generated tasks, or 'all'; none: the demo's six"
     )
@@ -85,7 +87,6 @@ class Settings(BaseModel):
     model_size: Literal["base", "tiny", "small", "medium"] = Field("base", description="a key of gpt.SIZES")
     corpus: str = Field("generated", min_length=1, description="'generated', or a text file or folder of your own")
     tokenizer: Literal["new", "embedded"] = Field("new", description="trained on the corpus, or that of data/base")
-    held_out_percent: float = Field(5.0, gt=0, le=50, description="share of your own documents kept from training")
     pretrain_tokens: Count = Field(40_000_000, description="tokens to train on, over all epochs")
     pretrain_batch_size: Count = Field(16, description="blocks a forward pass")
     pretrain_accumulation: Count = Field(1, description="forward passes an optimiser step")
@@ -136,8 +137,8 @@ class Settings(BaseModel):
 _SHARED = ("base_model", "chat_template", "max_length")
 STAGE_FIELDS: dict[str, tuple[str, ...]] = {
     "prepare": (
-        "source", "mixture", "columns", "data_dir", "train_rows", "validation_rows", "test_rows", "kinds", "data_seed",
-        "dataset_revision", "gate", "benchmarks", *_SHARED,
+        "source", "mixture", "columns", "data_dir", "train_rows", "validation_rows", "test_rows", "held_out_percent",
+        "kinds", "data_seed", "dataset_revision", "gate", "benchmarks", *_SHARED,
     ),
     "pretrain": (
         "model_size", "corpus", "tokenizer", "held_out_percent", "pretrain_tokens", "pretrain_batch_size",
@@ -183,48 +184,8 @@ class Preset:
 
 
 PRESETS: dict[str, Preset] = {
-    preset.name: preset
-    for preset in (
-        Preset(
-            name="demo",
-            description="six kinds of quantitative tasks on the embedded base; minutes on two CPU cores, offline",
-            reference="such tasks, Mistral-7B-Instruct, LoRA r 16, 900 rows, 3 epochs, 4 GPUs: 2.7 % -> 32.7 %",
-            settings=Settings(
-                source="quant_tasks", train_rows=900, validation_rows=60, test_rows=300,
-                base_model="data/base", max_length=640, load_in_4bit=True,
-                r=32, lora_alpha=64, lora_dropout=0.0, target_modules=LINEAR_MODULES,
-                learning_rate=3e-3, lr_scheduler_type="cosine", warmup_steps=0.05, num_train_epochs=4.0,
-                per_device_train_batch_size=16, gradient_accumulation_steps=1, optim="adamw_8bit",
-                max_new_tokens=540, eval_batch_size=60,
-            ),
-        ),
-        Preset(
-            name="llama32_3b_gsm8k",
-            description="grade-school word problems, Llama-3.2-3B by QLoRA on one GPU, 1 epoch",
-            reference="GSM8K, Llama-3.2-3B, QLoRA r 32, 1 epoch, 1,319 questions: 2.58 % -> 32.90 %",
-            settings=Settings(
-                source="gsm8k", train_rows=7473, validation_rows=0, test_rows=1319,
-                base_model="unsloth/Llama-3.2-3B", chat_template="llama-3", max_length=512, load_in_4bit=True,
-                r=32, lora_alpha=64, lora_dropout=0.1, target_modules=("q_proj", "k_proj", "v_proj", "o_proj"),
-                learning_rate=1e-4, lr_scheduler_type="cosine", num_train_epochs=1.0,
-                per_device_train_batch_size=4, gradient_accumulation_steps=4, optim="paged_adamw_32bit",
-                gradient_checkpointing=True, max_new_tokens=320, eval_batch_size=32,
-            ),
-        ),
-        Preset(
-            name="quant_7b_fsdp",
-            description="quantitative tasks, Mistral-7B-Instruct by LoRA on four GPUs (FSDP2), 3 epochs",
-            reference="such tasks, Mistral-7B-Instruct, LoRA r 16, 900 rows, 3 epochs, 4 GPUs: 2.7 % -> 32.7 %",
-            settings=Settings(
-                source="quant_tasks", train_rows=900, validation_rows=60, test_rows=300,
-                base_model="mistralai/Mistral-7B-Instruct-v0.3", max_length=512, load_in_4bit=False,
-                r=16, lora_alpha=32, lora_dropout=0.05, target_modules=LINEAR_MODULES,
-                learning_rate=2e-5, lr_scheduler_type="cosine", warmup_steps=0.1, num_train_epochs=3.0,
-                per_device_train_batch_size=4, gradient_accumulation_steps=4, optim="adamw_torch",
-                max_grad_norm=0.3, gradient_checkpointing=True, devices=4, max_new_tokens=540, eval_batch_size=32,
-            ),
-        ),
-    )
+    name: Preset(name, row["description"], row["reference"], Settings(**row["settings"]))
+    for name, row in PUBLISHED.items()
 }
 
 # A rehearsal walks a preset's whole path with its own training rows and settings, but small and offline.

@@ -31,6 +31,7 @@ PACKAGES = (
     "transformers", "trl", "unsloth", "unsloth_zoo",
 )
 NOT_COMPLETE = "not complete yet"
+SETTLED = ("presets", "published")  # modules whose effect is the settings, which a manifest holds
 _CONTROL = ("manifest.json", "started.json")
 _locks: dict[Path, Any] = {}  # this process's locks: a start cell that is run again must not wait for itself
 
@@ -435,10 +436,10 @@ def notebook_hash(path: Path) -> str | None:
 
 
 def code() -> dict[str, str]:
-    """SHA-256 of every module of `lib` loaded by now; presets.py is left out, its effect is the settings."""
+    """SHA-256 of every module of `lib` loaded by now, but for `SETTLED`."""
     modules = [module for name, module in sys.modules.items() if name.startswith("lib.")]
     loaded = (Path(module.__file__).resolve() for module in modules if getattr(module, "__file__", None))
-    return {_relative(path): sha256(path) for path in loaded if path.name != "presets.py"}
+    return {_relative(path): sha256(path) for path in loaded if path.stem not in SETTLED}
 
 
 def git() -> dict[str, Any]:

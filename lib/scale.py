@@ -98,7 +98,7 @@ def simulate(config, ranks: int, four_bit: bool, r: int = 16) -> dict[str, int]:
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
-    from lib.presets import LINEAR_MODULES
+    from lib.published import LINEAR_MODULES
 
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)

@@ -3,6 +3,7 @@
 import csv
 import itertools
 import json
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
@@ -55,8 +56,9 @@ def load(settings, split: str) -> tuple[Rows, list[dict], list[Path]]:
 
     Splits: train, validation, test; for generated tasks `test` has unseen phrasings and ranges, and `test_seen` (a
     fifth of it) trained ones. The groups of the last training rows serve for validation, and for the test where one
-    file holds all there is: no group is in two splits of one file. Bad records are told once, with train or the test's
-    own file. Memory: the rows that are returned, and the names of the groups."""
+    file holds all there is (where test_rows is none, held_out_percent of it): no group is in two splits of one file.
+    Bad records are told once, with train or the test's own file. Memory: the rows that are returned, and the names of
+    the groups."""
     counts = {"train": settings.train_rows, "validation": settings.validation_rows or 0, "test": settings.test_rows}
     if settings.source == "mixture":
         return _mixture(settings, split, counts.get(split))
@@ -80,6 +82,8 @@ def load(settings, split: str) -> tuple[Rows, list[dict], list[Path]]:
             f"{len(rejected)} of {len(groups) + len(rejected)} rows are bad, the first at {rejected[0]['place']}: "
             f"{rejected[0]['reason']}. Is this the right file?"
         )
+    if whole and counts["test"] is None:
+        counts["test"] = math.ceil(len(groups) * settings.held_out_percent / 100)
     held = {}
     if split != "test" or whole:
         held = _held_out(groups, {"test": counts["test"] if whole else 0, "validation": counts["validation"]})
@@ -120,12 +124,10 @@ def read_rows(path: Path, limit: int | None = None, gold: bool = False) -> list[
 
 
 # --- splits and mixtures ----------------------------------------------------------------------------------------------
-def _held_out(groups: list[str], counts: dict[str, int | None]) -> dict[str, str]:
+def _held_out(groups: list[str], counts: dict[str, int]) -> dict[str, str]:
     """{group: split} of the last groups, taken whole until each split has its count of rows."""
     sizes, last, held = Counter(groups), iter(dict.fromkeys(reversed(groups))), {}
     for split, count in counts.items():
-        if count is None:
-            raise SourceError(f"{split}_rows = None: one file holds all splits; say how many rows are for the {split}")
         total = 0
         while total < count and (group := next(last, None)) is not None:
             held[group] = split

@@ -41,7 +41,7 @@ def notebook_refusal(stage="train", **namespace) -> str:
 
 
 def test_unknown_preset_lists_the_presets():
-    assert refusal({}, "gsm9k") == "unknown preset 'gsm9k'; choose from demo, llama32_3b_gsm8k, quant_7b_fsdp"
+    assert refusal({}, "gsm9k") == f"unknown preset 'gsm9k'; choose from {', '.join(PRESETS)}"
     assert refusal({}, "dem").endswith("did you mean 'demo'?")
     assert refusal({}, None).startswith("unknown preset None")
     assert refusal({}, ["demo"]).startswith("unknown preset ['demo']")
@@ -185,27 +185,81 @@ def test_origins_tell_who_set_what():
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_rehearsal_changes_only_what_it_lists(name):
-    real, rehearsed = resolve(name).settings.model_dump(), resolve(name, rehearse=True).settings.model_dump()
+    real, rehearsed = resolved(name).model_dump(), resolved(name, rehearse=True).model_dump()
     changed = {field for field in real if real[field] != rehearsed[field]}
     assert changed <= {*REHEARSAL, *REHEARSAL_AT_MOST}
     assert rehearsed["base_model"] == "data/base" and rehearsed["train_rows"] == real["train_rows"]
     assert rehearsed["validation_rows"] <= real["validation_rows"]
 
 
-def test_llama_preset_is_the_published_one():
-    s = PRESETS["llama32_3b_gsm8k"].settings
-    assert (s.r, s.lora_alpha, s.lora_dropout, s.learning_rate, s.max_length) == (32, 64, 0.1, 1e-4, 512)
-    assert (s.per_device_train_batch_size, s.gradient_accumulation_steps, s.optim) == (4, 4, "paged_adamw_32bit")
-    assert (s.train_rows, s.test_rows, s.num_train_epochs, s.gradient_checkpointing) == (7473, 1319, 1.0, True)
-    assert "32.90 %" in PRESETS["llama32_3b_gsm8k"].reference
+QKVO = ("q_proj", "k_proj", "v_proj", "o_proj")
+SEVEN = (*QKVO, "gate_proj", "up_proj", "down_proj")
+NEWS = {
+    "source": "corpus", "test_rows": None, "held_out_percent": 10.0, "load_in_4bit": True, "r": 16, "lora_alpha": 16,
+    "optim": "adamw_8bit", "learning_rate": 2e-5, "lr_scheduler_type": "linear", "per_device_train_batch_size": 32,
+    "gradient_accumulation_steps": 1,
+}  # fmt: skip
+GSM8K = {
+    "base_model": "unsloth/Llama-3.2-3B", "source": "gsm8k", "train_rows": 7473, "test_rows": 1319, "eval_rows": None,
+    "load_in_4bit": True, "r": 32, "lora_alpha": 64, "lora_dropout": 0.1, "learning_rate": 1e-4,
+    "lr_scheduler_type": "cosine", "per_device_train_batch_size": 4, "gradient_accumulation_steps": 4,
+    "max_length": 512, "optim": "paged_adamw_32bit", "gradient_checkpointing": True,
+}  # fmt: skip
+TABLE = {  # preset: (what its published result says, every setting that its source states)
+    "quant_7b_fsdp": ("2.7 % -> 32.7 %", {
+        "base_model": "mistralai/Mistral-7B-Instruct-v0.3", "source": "quant_tasks", "train_rows": 900,
+        "load_in_4bit": False, "r": 16, "lora_alpha": 32, "lora_dropout": 0.05, "target_modules": SEVEN,
+        "num_train_epochs": 3.0, "learning_rate": 2e-5, "lr_scheduler_type": "cosine", "warmup_steps": 0.1,
+        "max_grad_norm": 0.3, "max_length": 512, "devices": 4,
+    }),
+    "llama32_3b_news": ("8.34 -> 6.34", NEWS | {"base_model": "unsloth/Llama-3.2-3B", "max_length": 128}),
+    "llama32_1b_news": ("3.56 GB", NEWS | {
+        "base_model": "unsloth/Llama-3.2-1B", "max_length": 512, "num_train_epochs": 10.0,
+    }),
+    "llama32_3b_gsm8k": ("2.58 % -> 32.90 %", GSM8K | {"target_modules": QKVO, "num_train_epochs": 1.0}),
+    "llama32_3b_gsm8k_mlp": ("2.58 % -> 43.67 %", GSM8K | {"target_modules": SEVEN, "num_train_epochs": 2.0}),
+    "qwen_14b_finance": ("no score", {
+        "base_model": "deepseek-ai/DeepSeek-R1-Distill-Qwen-14B", "source": "mixture",
+        "mixture": ("trader_sft", "trader_dpo", "investopedia"), "train_rows": 22_500, "load_in_4bit": True, "r": 32,
+        "lora_alpha": 64, "target_modules": SEVEN, "max_length": 4096, "per_device_train_batch_size": 1,
+        "gradient_accumulation_steps": 8, "learning_rate": 1e-5, "lr_scheduler_type": "cosine",
+        "num_train_epochs": 3.0, "quantizations": ("Q4_K_M",),
+    }),
+    "tinyllama_gsm8k": ("229.65 -> 7.65", {
+        "base_model": "TinyLlama/TinyLlama-1.1B-Chat-v1.0", "source": "gsm8k", "train_rows": 200,
+        "validation_rows": 100, "test_rows": 1319, "eval_rows": None, "load_in_4bit": True, "r": 8, "lora_alpha": 16,
+        "lora_dropout": 0.05, "target_modules": ("q_proj", "v_proj"), "per_device_train_batch_size": 4,
+        "gradient_accumulation_steps": 4, "max_length": 256,
+    }),
+}  # fmt: skip
 
 
-def test_fsdp_preset_is_the_published_one():
-    s = PRESETS["quant_7b_fsdp"].settings
-    assert (s.base_model, s.r, s.lora_alpha, s.lora_dropout) == ("mistralai/Mistral-7B-Instruct-v0.3", 16, 32, 0.05)
-    assert (s.learning_rate, s.lr_scheduler_type, s.warmup_steps, s.max_grad_norm) == (2e-5, "cosine", 0.1, 0.3)
-    assert (s.train_rows, s.num_train_epochs, s.max_length, len(s.target_modules)) == (900, 3.0, 512, 7)
-    assert (s.devices, s.load_in_4bit) == (4, False) and "32.7 %" in PRESETS["quant_7b_fsdp"].reference
+def resolved(name, **named):
+    """A preset's settings, with a folder of data where its sources can only be read from files."""
+    from_files = PRESETS[name].settings.source in ("corpus", "mixture")
+    return resolve(name, ({"data_dir": str(ROOT)} if from_files else {}), **named).settings
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_every_setting_that_a_source_states_is_the_presets(name):
+    result, stated = TABLE[name]
+    settings = resolved(name)
+    assert {field: getattr(settings, field) for field in stated} == stated
+    assert result in PRESETS[name].reference
+
+
+def test_there_is_a_preset_for_each_published_set_up_and_for_each_size():
+    assert set(PRESETS) == {"demo", *TABLE, "best_1b", "best_4b", "best_8b"}
+    for name in ("best_1b", "best_4b", "best_8b"):
+        settings = resolved(name)
+        assert (settings.source, settings.test_rows, settings.devices) == ("gsm8k", 1319, 1)
+        assert settings.base_model.startswith("unsloth/") and "43.67 %" in PRESETS[name].reference
+    assert "DSR1/DSR1-Distill-Qwen-14B" in PRESETS["qwen_14b_finance"].description
+
+
+def test_a_preset_of_your_own_files_asks_for_them():
+    assert "corpus can only be read from files" in refusal({}, "llama32_3b_news")
+    assert "trader_sft, trader_dpo can only be read from files" in refusal({}, "qwen_14b_finance")
 
 
 def test_the_notebook_of_a_stage_hangs_on_the_number_of_devices():

@@ -251,12 +251,17 @@ def test_one_file_is_split_by_its_groups_and_every_row_is_in_one_split_or_none(t
     assert all(count == 10 for count in train.values()), "a page in training is there with all its rows"
 
 
+def test_without_test_rows_a_share_of_one_file_is_held_out(tmp_path):
+    write(tmp_path, [{"question": f"q{n}", "answer": str(n), "group": f"page {n // 2}"} for n in range(70)])
+    tenth = own(tmp_path, validation_rows=0, test_rows="none", held_out_percent=10)
+    train, test = ({row["group"] for row in sources.load(tenth, split)[0]} for split in ("train", "test"))
+    assert (len(train), len(test)) == (31, 4) and not train & test  # 7 rows are asked for, 8 make whole pages
+
+
 def test_a_file_that_cannot_hold_all_splits_says_so(tmp_path):
     write(tmp_path, [{"question": "q", "answer": "1", "group": "all in one"}] * 5)
     with pytest.raises(sources.SourceError, match=r"test_rows = 1 leave nothing to train on \(5 rows in 1 groups\)"):
         sources.load(own(tmp_path), "train")
-    with pytest.raises(sources.SourceError, match="test_rows = None: one file holds all splits; say how many"):
-        sources.load(own(tmp_path, test_rows="none"), "test")
     write(tmp_path / "svamp", [{"question": "q"}], "test")
     with pytest.raises(sources.SourceError, match="no svamp rows: looked for .*train.jsonl.*one file"):
         sources.load(settings_for(tmp_path / "svamp", source="svamp"), "train")
