@@ -206,7 +206,7 @@ def html_table(rows: Sequence[dict[str, str]], upright: bool = False) -> Any:
     return HTML("<table>" + "".join(f"<tr>{line}</tr>" for line in lines) + "</table>")
 
 
-def headline(table: list[dict], pairs: list[dict], perplexity: dict, rehearse: bool) -> dict[str, str]:
+def headline(table: list[dict], pairs: list[dict], perplexity: dict, loss: dict, rehearse: bool) -> dict[str, str]:
     """The figures that a reader wants first, each with n, interval and setting."""
     note, lines = " (rehearsal, no result)" if rehearse else "", {}
     for one in pairs:
@@ -218,7 +218,14 @@ def headline(table: list[dict], pairs: list[dict], perplexity: dict, rehearse: b
     lines["perplexity" + note] = " -> ".join(
         f"{m} {p['perplexity']:.2f} [{p['low']:.2f}, {p['high']:.2f}]" for m, p in sorted(perplexity.items())
     ) + f", {perplexity['base']['rows']} answers"  # fmt: skip
+    lines["held-out loss" + note] = f"{loss_text(loss)}, paired"
     return lines
+
+
+def loss_text(loss: dict) -> str:
+    """`base 2.310 -> tuned 2.050 nats a token: -0.260 [-0.280, -0.240]`: what `evaluate.loss_change` found."""
+    return (f"base {loss['base']:.3f} -> tuned {loss['tuned']:.3f} nats a token: "
+            f"{loss['difference']:+.3f} [{loss['low']:+.3f}, {loss['high']:+.3f}]")  # fmt: skip
 
 
 # ---- answers themselves
@@ -233,6 +240,12 @@ def side_by_side(results: list[dict], split: str, calculator: bool, count: int) 
     half = max(count // 2, count - len(wrong))
     chosen = _in_turn(right, half) + _in_turn(wrong, count - min(half, len(right)))
     return _table([(base[answer["id"]], answer) for answer in chosen], MODELS)
+
+
+def ungraded(results: list[dict]) -> str:
+    """HTML: base and tuned answers to questions without a gold, beside the answers that their rows have."""
+    base, tuned = ([r for r in results if r["model"] == model and not r["gold"]] for model in MODELS)
+    return _table(list(zip(base, tuned)), MODELS)
 
 
 def flips(before: list[dict], after: list[dict], names: Sequence[str] = MODELS, most: int = 10) -> str:
@@ -260,9 +273,11 @@ def _table(pairs: Sequence[tuple[dict, dict]], names: Sequence[str], folded: boo
     for answers in pairs:
         last = answers[1]
         rows += f"<tr>{CELL}<b>{html.escape(last['kind'])}</b><br>{html.escape(last['question'])}<br>"
-        rows += f"gold: {html.escape(str(last['gold']['value']))}</td>"
+        known = f"gold: {last['gold']['value']}" if last["gold"] else f"its row's answer: {last['reference']}"
+        rows += f"{html.escape(known)}</td>"
         for answer in answers:
-            verdict = html.escape("right" if answer["correct"] else f"wrong: {answer['error']}")
+            graded = "right" if answer.get("correct") else f"wrong: {answer.get('error')}"
+            verdict = html.escape(graded if answer["gold"] else "not graded")
             text = f"<pre style='white-space:pre-wrap'>{html.escape(answer['completion'])}</pre>"
             if folded:
                 read = "nothing read" if answer["value"] is None else html.escape(f"read {answer['value']}")

@@ -19,7 +19,7 @@ MARGIN = 0.05  # a run that is surely less than this worse than another may stan
 
 @dataclass(frozen=True)
 class Finished:
-    """What a finished run left: manifests by stage, training metrics, and everything about its answers."""
+    """What a finished run left: manifests by stage, training metrics, and everything about its graded answers."""
 
     name: str
     rehearse: bool
@@ -40,7 +40,8 @@ def load(run_folder: Path) -> Finished:
     summary, answers = (runs.output(run_folder, "evaluate", name) for name in ("summary.json", "generations.jsonl"))
     return Finished(
         run_folder.name, any(manifest["rehearse"] for manifest in manifests.values()), manifests,
-        _lines(metrics), json.loads(summary.read_text(encoding="utf-8")), _lines(answers),
+        _lines(metrics), json.loads(summary.read_text(encoding="utf-8")),
+        [answer for answer in _lines(answers) if answer["gold"]],  # the others have no verdict
     )
 
 

@@ -1,4 +1,5 @@
-"""Questions through a model: batched greedy answers, calculator or not, graded; perplexity of the gold answers."""
+"""Questions through a model: batched greedy answers, calculator or not, graded; losses and perplexity of the rows'
+own answers."""
 
 import json
 import math
@@ -113,6 +114,8 @@ def ask(model, tokenizer, rows: list[dict], settings, calculator: bool, labels: 
         folder: Path | None = None) -> list[dict]:  # fmt: skip
     """Every row's question answered and graded; `labels` ({"model": "tuned"}) and the row's split go into each result.
 
+    An answer to a row without a gold has no verdict, but the row's own answer as "reference".
+
     Rows of several splits are best asked together: fewer and fuller batches. In `folder` a hidden journal keeps what is
     answered, for an attempt that goes on after this one was stopped."""
     prompts, began = [chat.prompt_ids(row["messages"], tokenizer) for row in rows], time.monotonic()
@@ -127,43 +130,77 @@ def ask(model, tokenizer, rows: list[dict], settings, calculator: bool, labels: 
     answers = generate(model, tokenizer, prompts, *size, calculator, progress, kinds, journal)
     results = []
     for row, answer in zip(rows, answers):
-        verdict = scoring.grade(answer["completion"], row["gold"], answer["finished"])
         results.append({
             "id": row["id"], "kind": row["kind"], "level": row.get("level"), "group": row["group"],
             "split": row.get("split", "test"), **labels, "calculator": calculator,
             "question": row["messages"][-2]["content"], "gold": row["gold"], **answer,
-            "correct": verdict.correct, "value": verdict.value, "reading": verdict.reading, "error": verdict.error,
-            "flag": verdict.flag, "correct_lenient": verdict.correct_lenient,
-            "within": {f"{100 * share:g} %": passed for share, passed in verdict.within.items()},
+            **(_verdict(answer, row["gold"]) if row["gold"] else {"reference": row["messages"][-1]["content"]}),
         })  # fmt: skip
     return results
 
 
-@torch.inference_mode()
-def perplexity(model, tokenizer, rows: list[dict], batch_size: int) -> dict:
-    """Perplexity per token of the rows' answers (end token included, prompts not), with a 95 % interval over rows.
+def _verdict(answer: dict, gold: dict) -> dict:
+    verdict = scoring.grade(answer["completion"], gold, answer["finished"])
+    return {
+        "correct": verdict.correct, "value": verdict.value, "reading": verdict.reading, "error": verdict.error,
+        "flag": verdict.flag, "correct_lenient": verdict.correct_lenient,
+        "within": {f"{100 * share:g} %": passed for share, passed in verdict.within.items()},
+    }  # fmt: skip
 
-    The interval is that of a ratio estimator: summed negative log-likelihood over summed tokens, rows independent."""
+
+@torch.inference_mode()
+def losses(model, tokenizer, rows: list[dict], batch_size: int) -> list[dict]:
+    """Each row's summed negative log-likelihood in nats, in the rows' order: {"loss", "tokens"} of its answer (end
+    token included), and {"loss_with_prompt", "tokens_with_prompt"} of all that follows the row's first token."""
+    device, found = next(model.parameters()).device, [None] * len(rows)
+    encoded = [chat.encode(row, tokenizer) for row in rows]
+    order = sorted(range(len(rows)), key=lambda i: len(encoded[i]["input_ids"]))
+    for start in range(0, len(order), batch_size):
+        batch = order[start : start + batch_size]
+        lengths = [len(encoded[i]["input_ids"]) for i in batch]
+        ids = torch.full((len(batch), max(lengths)), tokenizer.pad_token_id)  # (B, T)
+        labels, mask = torch.full_like(ids, chat.IGNORED), torch.zeros_like(ids)
+        for row, (i, length) in enumerate(zip(batch, lengths)):
+            ids[row, :length], labels[row, :length] = (torch.tensor(encoded[i][key]) for key in ("input_ids", "labels"))
+            mask[row, :length] = 1
+        logits = model(input_ids=ids.to(device), attention_mask=mask.to(device)).logits.float()  # (B, T, V)
+        every = torch.nn.functional.cross_entropy(
+            logits[:, :-1].transpose(1, 2), ids[:, 1:].to(device), reduction="none"
+        ).cpu()  # (B, T - 1)
+        learnt, real = labels[:, 1:] != chat.IGNORED, mask[:, 1:] == 1
+        for row, i in enumerate(batch):
+            found[i] = {
+                "loss": float(every[row, learnt[row]].sum()), "tokens": int(learnt[row].sum()),
+                "loss_with_prompt": float(every[row, real[row]].sum()), "tokens_with_prompt": int(real[row].sum()),
+            }  # fmt: skip
+    return found
+
+
+def perplexity(found: list[dict], of: str = "") -> dict:
+    """Perplexity per token of what `losses` found (`of="_with_prompt"`: of prompts too), with a 95 % interval."""
+    mean, reach, tokens = _a_token([row["loss" + of] for row in found], [row["tokens" + of] for row in found])
+    return {"perplexity": math.exp(mean), "low": math.exp(mean - reach), "high": math.exp(mean + reach),
+            "rows": len(found), "tokens": tokens}  # fmt: skip
+
+
+def loss_change(base: list[dict], tuned: list[dict]) -> dict:
+    """Losses of the same answers by both models, nats a token, and tuned - base with its paired 95 % interval."""
+    tokens = [row["tokens"] for row in base]
+    assert tokens == [row["tokens"] for row in tuned], "both models must read the same answers"
+    difference, reach, total = _a_token([b["loss"] - a["loss"] for a, b in zip(base, tuned)], tokens)
+    means = {name: sum(row["loss"] for row in found) / total for name, found in (("base", base), ("tuned", tuned))}
+    return means | {"difference": difference, "low": difference - reach, "high": difference + reach,
+                    "rows": len(tokens), "tokens": total}  # fmt: skip
+
+
+def _a_token(sums: list[float], tokens: list[int]) -> tuple[float, float, int]:
+    """(summed values over summed tokens, how far its 95 % interval reaches, tokens): a ratio estimator, rows
+    independent (Cochran 1977, equation 6.9)."""
     from scipy.stats import t
 
-    device, totals = next(model.parameters()).device, []  # (negative log-likelihood in nats, tokens) a row
-    encoded = sorted((chat.encode(row, tokenizer) for row in rows), key=lambda e: len(e["input_ids"]))
-    for start in range(0, len(encoded), batch_size):
-        batch = encoded[start : start + batch_size]
-        longest = max(len(e["input_ids"]) for e in batch)
-        ids = torch.tensor([e["input_ids"] + [tokenizer.pad_token_id] * (longest - len(e["input_ids"])) for e in batch])
-        labels = torch.tensor([e["labels"] + [chat.IGNORED] * (longest - len(e["labels"])) for e in batch])
-        mask = torch.tensor([[1] * len(e["input_ids"]) + [0] * (longest - len(e["input_ids"])) for e in batch])
-        logits = model(input_ids=ids.to(device), attention_mask=mask.to(device)).logits.float()  # (B, T, V)
-        losses = torch.nn.functional.cross_entropy(
-            logits[:, :-1].transpose(1, 2), labels[:, 1:].to(device), ignore_index=chat.IGNORED, reduction="none"
-        )  # (B, T - 1)
-        totals += zip(losses.sum(1).tolist(), (labels[:, 1:] != chat.IGNORED).sum(1).tolist())
-    n, tokens = len(totals), sum(count for _, count in totals)
+    n, total = len(sums), sum(tokens)
     if n < 2:
         raise ValueError(f"an interval needs at least 2 rows, got {n}")
-    mean = sum(loss for loss, _ in totals) / tokens
-    spread = math.sqrt(n / (n - 1) * sum((loss - mean * count) ** 2 for loss, count in totals)) / tokens
-    reach = float(t.ppf(0.975, n - 1)) * spread
-    return {"perplexity": math.exp(mean), "low": math.exp(mean - reach), "high": math.exp(mean + reach),
-            "rows": n, "tokens": tokens}  # fmt: skip
+    mean = sum(sums) / total
+    spread = math.sqrt(n / (n - 1) * sum((value - mean * count) ** 2 for value, count in zip(sums, tokens))) / total
+    return mean, float(t.ppf(0.975, n - 1)) * spread, total

@@ -2,6 +2,7 @@
 
 # ruff: noqa: E402  (Unsloth must be imported before what it patches)
 
+import contextlib
 import json
 import logging
 import math
@@ -20,6 +21,7 @@ from unsloth import FastLanguageModel  # first: it patches the others
 # isort: on
 import torch
 from datasets import Dataset
+from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import TrainerCallback, set_seed
 from trl import SFTConfig, SFTTrainer
@@ -55,6 +57,18 @@ def attach(model, settings):
         target_modules=list(settings.target_modules), bias="none", random_state=settings.seed,
         use_gradient_checkpointing="unsloth" if settings.gradient_checkpointing else False,
     )  # fmt: skip
+
+
+@contextlib.contextmanager
+def untuned(model, settings):
+    """The base as it was before training: the adapter switched off or, where every weight was trained, loaded anew."""
+    if isinstance(model, PeftModel):
+        with model.disable_adapter():
+            yield model
+    else:
+        base, _ = load(settings)
+        FastLanguageModel.for_inference(base)
+        yield base
 
 
 def encode(rows: list[dict], tokenizer, max_length: int) -> tuple[Dataset, list[str]]:

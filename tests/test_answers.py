@@ -68,15 +68,19 @@ def test_the_headline_says_n_interval_and_rehearsal(results):
     pair = answers.paired(results, **setting) | setting
     perplexity = {"tuned": {"perplexity": 2.5, "low": 2.25, "high": 2.75, "rows": 60, "tokens": 9},
                   "base": {"perplexity": 40, "low": 30, "high": 50, "rows": 60, "tokens": 9}}  # fmt: skip
-    lines = answers.headline(table, [pair], perplexity, rehearse=False)
-    assert list(lines) == ["test, calculator on", "perplexity"]
+    loss = {"base": 3.689, "tuned": 0.916, "difference": -2.773, "low": -3, "high": -2.5}
+    lines = answers.headline(table, [pair], perplexity, loss, rehearse=False)
+    assert list(lines) == ["test, calculator on", "perplexity", "held-out loss"]
     base, tuned = stats.wilson(6, 20), stats.wilson(13, 20)
     assert lines["test, calculator on"].startswith(
         f"base 30.0 % [{100 * base.low:.1f}, {100 * base.high:.1f}] -> "
         f"tuned 65.0 % [{100 * tuned.low:.1f}, {100 * tuned.high:.1f}], n = 20, McNemar p = 0.12"
     )
     assert lines["perplexity"] == "base 40.00 [30.00, 50.00] -> tuned 2.50 [2.25, 2.75], 60 answers"
-    rehearsed = answers.headline(table, [pair], perplexity, rehearse=True)
+    told = "base 3.689 -> tuned 0.916 nats a token: -2.773 [-3.000, -2.500], paired"
+    assert lines["held-out loss"] == told
+    assert list(answers.headline([], [], perplexity, loss, rehearse=False)) == ["perplexity", "held-out loss"]
+    rehearsed = answers.headline(table, [pair], perplexity, loss, rehearse=True)
     assert all("rehearsal, no result" in name for name in rehearsed)
     assert list(rehearsed.values()) == list(lines.values())
 
@@ -93,6 +97,17 @@ def verdicts(html):
     """(base, tuned) of each question shown."""
     shown = re.findall(r"<b>(right|wrong)[^<]*</b><pre", html)
     return list(zip(shown[::2], shown[1::2]))
+
+
+def test_answers_without_a_gold_are_shown_beside_their_rows_own_and_not_called_wrong():
+    rows = [{"id": f"q{n}", "kind": "conversation", "question": f"what? {n}", "gold": None, "model": model,
+             "completion": f"{model} says <b>{n}</b>", "reference": f"it is {n}"}
+            for model in ("tuned", "base") for n in range(2)]  # fmt: skip
+    page = answers.ungraded([*rows, rows[0] | {"gold": {"value": 1}}])
+    assert page.count("<tr>") == 1 + 2 and page.count("not graded") == 4 and "wrong" not in page
+    first = page[page.index("what? 0"):page.index("what? 1")]
+    assert first.index("it is 0") < first.index("base says &lt;b&gt;0") < first.index("tuned says &lt;b&gt;0")
+    assert answers.ungraded([]) == answers.ungraded([row | {"gold": {"value": 1}} for row in rows])
 
 
 def test_side_by_side_shows_right_and_wrong_and_kinds_in_turn(results):

@@ -166,7 +166,7 @@ def test_while_generating_every_mark_gets_its_value(model, tokenizer):
 
 
 # --- perplexity -------------------------------------------------------------------------------------------------------
-def own_losses(model, tokenizer, row):
+def own_losses(model, tokenizer, row, with_prompt=False):
     """Negative log-likelihoods of the answer's tokens and the end token, one forward pass a row."""
     question, answer = (message["content"] for message in row["messages"])
     parts = [f"<s><|user|>{question}<|assistant|>", f"{answer}</s>"]
@@ -174,7 +174,8 @@ def own_losses(model, tokenizer, row):
     with torch.no_grad():
         logits = model(input_ids=torch.tensor([prompt + learnt])).logits[0].double()
     logs = logits.log_softmax(-1)
-    return [-float(logs[len(prompt) + i - 1, token]) for i, token in enumerate(learnt)]
+    told = enumerate((prompt + learnt)[1:]) if with_prompt else enumerate(learnt, len(prompt) - 1)
+    return [-float(logs[i, token]) for i, token in told]
 
 
 def test_perplexity_is_that_of_a_plain_loop_over_the_answers_tokens(model, tokenizer, rows):
@@ -182,7 +183,7 @@ def test_perplexity_is_that_of_a_plain_loop_over_the_answers_tokens(model, token
     tokens = sum(map(len, losses))
     expected = math.exp(sum(map(sum, losses)) / tokens)
     for batch_size in (1, 5, 12):
-        found = evaluate.perplexity(model, tokenizer, rows, batch_size)
+        found = evaluate.perplexity(evaluate.losses(model, tokenizer, rows, batch_size))
         assert found["perplexity"] == pytest.approx(expected, rel=1e-4)
         assert (found["rows"], found["tokens"]) == (12, tokens)
 
@@ -192,9 +193,31 @@ def test_perplexitys_interval_is_that_of_a_ratio_estimator(model, tokenizer, row
     ratio = sums[:, 0].sum() / sums[:, 1].sum()
     residuals = sums[:, 0] - ratio * sums[:, 1]
     error = residuals.std(ddof=1) / math.sqrt(len(rows)) / sums[:, 1].mean()  # Cochran 1977, equation 6.9
-    found = evaluate.perplexity(model, tokenizer, rows, 12)
+    found = evaluate.perplexity(evaluate.losses(model, tokenizer, rows, 12))
     assert math.log(found["high"] / found["perplexity"]) == pytest.approx(2.201 * error, rel=1e-3)  # t, 11 degrees
     assert found["low"] * found["high"] == pytest.approx(found["perplexity"] ** 2, rel=1e-6)
+
+
+def test_perplexity_with_the_prompt_counts_every_token_but_the_first(model, tokenizer, rows):
+    losses = [own_losses(model, tokenizer, row, with_prompt=True) for row in rows]
+    found = evaluate.perplexity(evaluate.losses(model, tokenizer, rows, 5), "_with_prompt")
+    assert found["tokens"] == sum(map(len, losses))
+    assert math.log(found["perplexity"]) == pytest.approx(sum(map(sum, losses)) / found["tokens"], rel=1e-4)
+
+
+def test_the_change_of_loss_is_paired_and_in_nats_a_token():
+    base = [{"loss": 10.0, "tokens": 5}, {"loss": 40.0, "tokens": 10}, {"loss": 12.0, "tokens": 5}]
+    tuned = [row | {"loss": row["loss"] - 0.5 * row["tokens"]} for row in base]
+    found = evaluate.loss_change(base, tuned)
+    assert (found["base"], found["tuned"]) == (pytest.approx(62 / 20), pytest.approx(52 / 20))
+    assert (found["low"], found["difference"], found["high"]) == pytest.approx((-0.5,) * 3)  # pairs are alike
+    tuned[1]["loss"] += 4.0
+    values = np.array([-2.5, -1.0, -2.5]) + 6 / 20 * np.array([5, 10, 5])
+    error = values.std(ddof=1) / math.sqrt(3) / (20 / 3)
+    found = evaluate.loss_change(base, tuned)
+    assert (found["difference"], found["high"]) == pytest.approx((-6 / 20, -6 / 20 + 4.303 * error), rel=1e-3)
+    with pytest.raises(AssertionError, match="the same answers"):
+        evaluate.loss_change(base, tuned[1:] + tuned[:1])
 
 
 # --- graded answers ------------------------------------------------------------------------------------------------
@@ -227,6 +250,14 @@ def test_rows_without_a_level_are_asked_too(rows, tokenizer, monkeypatch):
     settings = SimpleNamespace(max_new_tokens=64, eval_batch_size=4)
     (result,) = evaluate.ask(None, tokenizer, [row], settings, False, {"model": "base", "split": "test"})
     assert result["level"] is None
+
+
+def test_an_answer_without_a_gold_has_no_verdict_but_its_rows_own_answer(rows, tokenizer, monkeypatch):
+    monkeypatch.setattr(evaluate, "generate", lambda *_: [{"completion": "buy", "tokens": 1, "finished": True}])
+    settings = SimpleNamespace(max_new_tokens=64, eval_batch_size=4)
+    (result,) = evaluate.ask(None, tokenizer, [rows[0] | {"gold": None}], settings, False, {"model": "base"})
+    assert result["reference"] == rows[0]["messages"][-1]["content"] and result["gold"] is None
+    assert not {"correct", "error", "reading"} & result.keys()
 
 
 @pytest.mark.parametrize("text", ["<<10^64*10^64*10^64*10^64*10^64=", "<<max((0-8)^0.5,1)="])
