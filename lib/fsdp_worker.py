@@ -191,8 +191,9 @@ def train(plan: dict) -> dict:
     trainable, _ = model.get_nb_trainable_parameters()
     model = shard(model) if ranks > 1 else model
     data = Path(plan["data"])
-    rows, left_out = qlora.encode(read_rows(data / "train.jsonl"), tokenizer, settings.max_length)
-    validation_rows, _ = qlora.encode(read_rows(data / "validation.jsonl"), tokenizer, settings.max_length)
+    learnt = (tokenizer, settings.max_length, settings.completion_only_loss)
+    rows, left_out = qlora.encode(read_rows(data / "train.jsonl"), *learnt)
+    validation_rows, _ = qlora.encode(read_rows(data / "validation.jsonl"), *learnt)
 
     write = runs.Log(folder / "metrics.jsonl")
 

@@ -67,6 +67,30 @@ def loss_curves(
     return figure
 
 
+def accuracy_curve(
+    metrics_by_run: Mapping[str, Sequence[dict]], title: str = "Accuracy while training", rehearse: bool = False
+) -> Picture:
+    """Share of held-out questions answered right before training and at each checkpoint, with 95 % Wilson intervals.
+
+    `metrics_by_run`: as for `loss_curves`; "accuracy" and "questions" of a line count.
+    """
+    figure = _picture(8, 3.2, title, rehearse)
+    axis = figure.subplots()
+    for index, (run, lines) in enumerate(metrics_by_run.items()):
+        (steps, shares), (_, counts) = _series(lines, "accuracy"), _series(lines, "questions")
+        found = [stats.wilson(round(share * n), n) for share, n in zip(shares, counts)]
+        rows = [{"share": one.estimate, "low": one.low, "high": one.high} for one in found]
+        colour = COLOURS[index % len(COLOURS)]
+        axis.plot(steps, shares, color=colour, linewidth=1.2)
+        _points(axis, rows, "share", steps, upright=True, color=colour, marker="o", label=run)
+    axis.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
+    axis.grid(color="#e5e5e5", linewidth=0.7)
+    axis.set_ylabel("right answers")
+    axis.set_xlabel("optimiser step")
+    axis.legend(frameon=False, fontsize=9)
+    return figure
+
+
 def accuracy_by_kind(
     table: Sequence[dict],
     title: str = "Accuracy by kind, with 95 % Wilson intervals",

@@ -13,7 +13,6 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from lib import untrusted
-
 from lib.published import PUBLISHED
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -60,10 +59,25 @@ class Settings(BaseModel):
     chat_template: str | None = Field(None, description="Unsloth's name of a chat template; none: the tokenizer's own")
     max_length: int = Field(ge=16, le=131072, description="longest row, tokens")
     load_in_4bit: bool = Field(True, description="NF4 with double quantisation (QLoRA), else 16 bit (LoRA)")
+    load_in_8bit: bool = Field(False, description="LLM.int8() instead; a CPU takes 16 bit, and says so")
+    full_finetuning: bool = Field(False, description="train every weight, in 16 bit, instead of an adapter")
+    peft_type: Literal["lora", "ia3", "prefix_tuning"] = Field("lora", description="the kind of adapter")
     r: int = Field(ge=1, le=1024, description="rank of the LoRA matrices")
     lora_alpha: int = Field(ge=1, le=4096, description="LoRA's scale is lora_alpha / r")
     lora_dropout: float = Field(0.0, ge=0, lt=1, description="share of LoRA inputs dropped")
-    target_modules: Annotated[tuple[str, ...], Field(min_length=1)] = Field(description="layers that get LoRA")
+    target_modules: Annotated[tuple[str, ...], Field(min_length=1)] = Field(description="layers that get LoRA, or IA3")
+    use_rslora: bool = Field(False, description="rank-stabilised LoRA: its scale is lora_alpha / sqrt(r)")
+    use_dora: bool = Field(False, description="DoRA: LoRA turns the weights, a trained magnitude scales them")
+    loraplus_lr_ratio: Annotated[float, Field(ge=1)] | None = Field(
+        None, description="LoRA+: how much faster B learns than A; none: alike"
+    )
+    num_virtual_tokens: Count = Field(20, description="trained tokens that prefix_tuning puts before each row")
+    continue_from: str | None = Field(None, description="a finished run in the same outputs whose adapter goes on")
+    completion_only_loss: bool = Field(True, description="learn the answers only, else the questions too")
+    packing: bool = Field(False, description="several rows in one of max_length; a CPU does not, and says so")
+    neftune_noise_alpha: Annotated[float, Field(gt=0, le=100)] | None = Field(
+        None, description="NEFTune: noise on the embeddings while training"
+    )
     learning_rate: float = Field(gt=0, le=1, description="peak learning rate")
     lr_scheduler_type: Literal["cosine", "linear", "constant", "constant_with_warmup"] = Field("cosine")
     warmup_steps: float = Field(0.0, ge=0, description="share of all steps if below 1, else a whole number of steps")
@@ -78,6 +92,12 @@ class Settings(BaseModel):
     save_steps: Count = Field(100, description="optimiser steps between checkpoints")
     logging_steps: Count = Field(5, description="optimiser steps between lines of metrics.jsonl")
     eval_steps: Count | None = Field(50, description="steps between held-out losses; none: only at the end")
+    early_stopping_patience: Count | None = Field(
+        None, description="end after so many held-out losses without a gain, with the best; none: train to the end"
+    )
+    accuracy_steps: Annotated[int, Field(ge=0)] = Field(
+        0, description="held-out questions asked before training and at each checkpoint; 0: none"
+    )
     seed: int = Field(3407, ge=0, lt=2**31, description="seed of LoRA's start and of the rows' order")
     devices: int = Field(1, ge=1, le=1024, description="GPUs (or CPU processes) in all; above 1: 22_train_fsdp")
     nodes: int = Field(1, ge=1, le=128, description="machines that the devices are on, as many on each")
@@ -147,20 +167,29 @@ STAGE_FIELDS: dict[str, tuple[str, ...]] = {
         "nodes", "rdzv_endpoint",
     ),
     "train": (
-        *_SHARED, "load_in_4bit", "r", "lora_alpha", "lora_dropout", "target_modules", "learning_rate",
-        "lr_scheduler_type", "warmup_steps", "num_train_epochs", "max_steps", "per_device_train_batch_size",
-        "gradient_accumulation_steps", "optim", "weight_decay", "max_grad_norm", "gradient_checkpointing",
-        "save_steps", "logging_steps", "eval_steps", "seed", "devices", "nodes", "rdzv_endpoint",
+        *_SHARED, "load_in_4bit", "load_in_8bit", "full_finetuning", "peft_type", "r", "lora_alpha", "lora_dropout",
+        "target_modules", "use_rslora", "use_dora", "loraplus_lr_ratio", "num_virtual_tokens", "continue_from",
+        "completion_only_loss", "packing", "neftune_noise_alpha", "early_stopping_patience", "accuracy_steps",
+        "learning_rate", "lr_scheduler_type", "warmup_steps", "num_train_epochs", "max_steps",
+        "per_device_train_batch_size", "gradient_accumulation_steps", "optim", "weight_decay", "max_grad_norm",
+        "gradient_checkpointing", "save_steps", "logging_steps", "eval_steps", "seed", "devices", "nodes",
+        "rdzv_endpoint",
     ),
     "evaluate": (
-        *_SHARED, "load_in_4bit", "eval_rows", "calculator", "max_new_tokens", "eval_batch_size", "show_answers",
+        *_SHARED, "load_in_4bit", "load_in_8bit", "eval_rows", "calculator", "max_new_tokens", "eval_batch_size",
+        "show_answers",
     ),
     "compare": ("others",),
     "export": (
-        *_SHARED, "load_in_4bit", "eval_rows", "calculator", "max_new_tokens", "eval_batch_size", "llama_cpp_path",
+        *_SHARED, "load_in_4bit", "load_in_8bit", "eval_rows", "calculator", "max_new_tokens", "eval_batch_size",
+        "llama_cpp_path",
         "quantizations", "margin", "merge_onto", "skip_merge", "skip_gguf", "skip_quantize",
     ),
 }
+_ONE_DEVICE = (  # what 21_train_qlora can do and 22_train_fsdp cannot
+    "load_in_8bit", "full_finetuning", "use_dora", "loraplus_lr_ratio", "continue_from", "packing",
+    "neftune_noise_alpha", "early_stopping_patience", "accuracy_steps",
+)  # fmt: skip
 NOTEBOOKS = {
     "prepare": "10_prepare_data", "pretrain": "20_pretrain_gpt", "train": "21_train_qlora",
     "evaluate": "30_evaluate", "compare": "31_compare", "export": "40_export",
@@ -194,7 +223,7 @@ REHEARSAL = {
 }
 REHEARSAL_AT_MOST = {
     "validation_rows": 24, "test_rows": 60, "eval_rows": 24, "max_new_tokens": 64,
-    "save_steps": 5, "logging_steps": 1, "eval_steps": 5, "devices": 2,
+    "save_steps": 5, "logging_steps": 1, "eval_steps": 5, "accuracy_steps": 4, "devices": 2,
     "pretrain_tokens": 40_960, "pretrain_batch_size": 4, "ablation_steps": 2,
 }
 
@@ -437,6 +466,8 @@ def _contradictions(s: Settings, suspect: set[str]) -> list[str]:
     fields = [] if "columns" in suspect else list(columns_of(s))
     whole = [f for f in ("train_rows", "validation_rows", "test_rows") if generated and getattr(s, f) is None]
     batch = ("per_device_train_batch_size", "gradient_accumulation_steps")
+    of_lora = [f for f in ("use_rslora", "use_dora", "loraplus_lr_ratio", "continue_from") if getattr(s, f)]
+    alone = [f for f in _ONE_DEVICE if getattr(s, f)] + ["peft_type"] * (s.peft_type != "lora")
     kinds, unknown = ((), []) if "kinds" in suspect else _unknown_kinds(s.kinds)
     absent = [] if "benchmarks" in suspect else [path for path in s.benchmarks if not os.path.isfile(in_project(path))]
     unsafe = [] if "base_model" in suspect else _unsafe(s.base_model)
@@ -477,6 +508,31 @@ def _contradictions(s: Settings, suspect: set[str]) -> list[str]:
          f"kinds = {', '.join(map(_short, unknown))}: must be 'all', or some of {', '.join(kinds)}, each once"
          f"{_nearest(*unknown[:1], kinds) if unknown else ''}"),
         (("benchmarks",), lambda: absent, f"benchmarks = {', '.join(map(_short, absent))}: no such file"),
+        (("load_in_4bit", "load_in_8bit"), lambda: s.load_in_4bit and s.load_in_8bit,
+         "load_in_8bit = True: needs load_in_4bit = False"),
+        (("full_finetuning", "load_in_4bit", "load_in_8bit"),
+         lambda: s.full_finetuning and (s.load_in_4bit or s.load_in_8bit),
+         "full_finetuning = True: quantised weights cannot be trained; set load_in_4bit = load_in_8bit = False"),
+        (("full_finetuning", "peft_type"), lambda: s.full_finetuning and s.peft_type != "lora",
+         f"full_finetuning = True: there is no adapter for peft_type = {s.peft_type!r}; leave one of them out"),
+        (("full_finetuning", "peft_type", *of_lora), lambda: of_lora and (s.full_finetuning or s.peft_type != "lora"),
+         f"{', '.join(of_lora)}: only LoRA has that; leave it out, or full_finetuning and peft_type"),
+        (("peft_type", "gradient_checkpointing", "packing", "early_stopping_patience"),
+         lambda: s.peft_type == "prefix_tuning" and (
+             s.gradient_checkpointing or s.packing or s.early_stopping_patience),
+         "peft_type = 'prefix_tuning': needs gradient_checkpointing = packing = False, early_stopping_patience = None"),
+        (("continue_from",), lambda: s.continue_from is not None and run_name_problems(s.continue_from),
+         f"continue_from = {_short(s.continue_from)}: must be the name of a run in the same outputs folder"),
+        (("early_stopping_patience", "eval_steps", "validation_rows"),
+         lambda: s.early_stopping_patience and not (s.eval_steps and s.validation_rows),
+         f"early_stopping_patience = {s.early_stopping_patience!r}: needs eval_steps and validation_rows"),
+        (("early_stopping_patience", "eval_steps", "save_steps"),
+         lambda: s.early_stopping_patience and s.eval_steps and s.save_steps % s.eval_steps,
+         f"early_stopping_patience: save_steps = {s.save_steps!r} must be a multiple of eval_steps = {s.eval_steps!r}"),
+        (("accuracy_steps", "validation_rows"), lambda: s.accuracy_steps > (s.validation_rows or 0),
+         f"accuracy_steps = {s.accuracy_steps!r} is more than validation_rows = {s.validation_rows!r}: raise those"),
+        (("devices", *alone), lambda: s.devices > 1 and alone,
+         f"devices = {s.devices!r}: {', '.join(alone)} only on one device; leave it out, or set devices = 1"),
         (("devices", "nodes"), lambda: s.devices % s.nodes,
          f"devices = {s.devices!r} cannot be spread evenly over nodes = {s.nodes!r}: change one of them"),
         (("devices", *batch), lambda: s.per_device_train_batch_size * s.gradient_accumulation_steps % s.devices,

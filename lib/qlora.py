@@ -1,4 +1,4 @@
-"""One device: Unsloth loads the base in 4 bit, LoRA goes on it, TRL's SFTTrainer trains it on the completions only."""
+"""One device: Unsloth loads the base, LoRA (or what the settings choose) goes on it, TRL's SFTTrainer trains it."""
 
 # ruff: noqa: E402  (Unsloth must be imported before what it patches)
 
@@ -11,6 +11,7 @@ import shutil
 import time
 from collections.abc import Iterable
 from pathlib import Path
+from types import SimpleNamespace
 
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it misses an optional kernel on every CPU machine
@@ -21,14 +22,21 @@ from unsloth import FastLanguageModel  # first: it patches the others
 # isort: on
 import torch
 from datasets import Dataset
-from peft import PeftModel
+from peft import IA3Config, PeftModel, PrefixTuningConfig, get_peft_model
+from peft.optimizers import create_loraplus_optimizer
 from safetensors.torch import load_file
-from transformers import TrainerCallback, set_seed
+from transformers import EarlyStoppingCallback, TrainerCallback, set_seed
 from trl import SFTConfig, SFTTrainer
+from unsloth_zoo.pad_token import fix_pad_token
 
-from lib import chat, memory, presets, untrusted
+from lib import chat, evaluate, memory, presets, runs, untrusted
 
-STATE = ("optimizer.pt", "scheduler.pt")  # a checkpoint's files beside the adapter and trainer_state.json
+STATE = ("optimizer.pt", "scheduler.pt")  # a checkpoint's files beside the weights and trainer_state.json
+STARTS = {"lora_B": 0.0, "ia3_l": 1.0}  # what these start as; all of one value at the end, and nothing was learnt
+SHAPE = (  # what an adapter that goes on must have been made with
+    "base_model", "peft_type", "r", "lora_alpha", "lora_dropout", "target_modules", "use_rslora", "use_dora",
+    "num_virtual_tokens", "full_finetuning",
+)  # fmt: skip
 
 
 class TrainingError(RuntimeError):
@@ -36,27 +44,68 @@ class TrainingError(RuntimeError):
 
 
 def load(settings, adapter: Path | None = None, dtype: torch.dtype | None = None):
-    """(model, tokenizer) of `settings.base_model`, in NF4 or 16 bit (or `dtype`), with a trained adapter if given."""
+    """(model, tokenizer) of `settings.base_model`, in 4, 8 or 16 bit (or `dtype`), with a trained adapter if given."""
     memory.keep_freed()
-    if adapter:  # it names its base itself, which is then loaded
-        presets.locate(str(untrusted.read_json(adapter / "adapter_config.json").get("base_model_name_or_path")))
+    start, prefix = adapter or settings.base_model, False
+    if adapter and (adapter / "adapter_config.json").exists():  # it names its base itself, which is then loaded
+        config = untrusted.read_json(adapter / "adapter_config.json")
+        presets.locate(str(config.get("base_model_name_or_path")))
+        if prefix := config.get("peft_type") == "PREFIX_TUNING":
+            start = settings.base_model  # as Unsloth would load it to be trained, which PEFT refuses for a prefix
     model, _ = FastLanguageModel.from_pretrained(
-        presets.locate(str(adapter or settings.base_model)), max_seq_length=settings.max_length,
-        load_in_4bit=settings.load_in_4bit, dtype=dtype, trust_remote_code=False, use_safetensors=True,
+        presets.locate(str(start)), max_seq_length=settings.max_length,
+        load_in_4bit=settings.load_in_4bit, load_in_8bit=settings.load_in_8bit, dtype=dtype, trust_remote_code=False,
+        use_safetensors=True, use_gradient_checkpointing=_checkpointing(settings),
+        full_finetuning=getattr(settings, "full_finetuning", False),  # a setting of training, which others do not have
     )  # fmt: skip
+    if prefix:
+        model = PeftModel.from_pretrained(model, presets.locate(str(adapter)))
+    for name, parameter in model.named_parameters() if adapter else ():
+        if "ia3_l" in name:
+            parameter.data = parameter.data.to(model.dtype)  # in single precision they make all that follows single
     tokenizer = chat.load_tokenizer(settings)
+    fix_pad_token(tokenizer, model)  # some bases have none, or pad with their end token
     if tokenizer.pad_token_id in (None, tokenizer.eos_token_id):
         raise TrainingError(f"{settings.base_model}: padding and end token are the same, so an end would not be learnt")
     return model, tokenizer
 
 
 def attach(model, settings):
-    """The model with fresh LoRA matrices, the only weights that are trained."""
+    """The model with fresh LoRA matrices (or another adapter), the only weights that are trained.
+
+    A model that has an earlier run's adapter keeps it; where every weight is trained there is none."""
+    if settings.full_finetuning or isinstance(model, PeftModel):
+        return model
+    modules = list(settings.target_modules)
+    if settings.peft_type == "ia3":
+        inputs = [name for name in modules if name == "down_proj"]  # its input is scaled, of the others the output
+        config = IA3Config(task_type="CAUSAL_LM", target_modules=modules, feedforward_modules=inputs)
+        return get_peft_model(model, config)
+    if settings.peft_type == "prefix_tuning":
+        config = PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=settings.num_virtual_tokens)
+        return get_peft_model(model, config)
     return FastLanguageModel.get_peft_model(
         model, r=settings.r, lora_alpha=settings.lora_alpha, lora_dropout=settings.lora_dropout,
-        target_modules=list(settings.target_modules), bias="none", random_state=settings.seed,
-        use_gradient_checkpointing="unsloth" if settings.gradient_checkpointing else False,
+        target_modules=modules, bias="none", random_state=settings.seed, use_rslora=settings.use_rslora,
+        use_dora=settings.use_dora, use_gradient_checkpointing=_checkpointing(settings),
     )  # fmt: skip
+
+
+def _checkpointing(settings) -> str | bool:
+    return "unsloth" if getattr(settings, "gradient_checkpointing", False) else False
+
+
+def earlier(stage: runs.Stage) -> Path | None:
+    """The adapter of the run that `continue_from` names, remembered as an input; RunError where its shape differs."""
+    name = stage.settings.continue_from
+    if name is None:
+        return None
+    folder = stage.input("train", run=name)
+    then = runs.read(stage.run_folder.with_name(name), "train")["settings"]
+    now = stage.request.resolved.of_stage("train")
+    if other := [f"{f} = {then.get(f)!r}, not {now[f]!r}" for f in SHAPE if then.get(f) != now[f]]:
+        raise runs.RunError(f"continue_from = {name!r}: that run has {', '.join(other)}; use its values, or start anew")
+    return folder
 
 
 @contextlib.contextmanager
@@ -71,11 +120,15 @@ def untuned(model, settings):
         yield base
 
 
-def encode(rows: list[dict], tokenizer, max_length: int) -> tuple[Dataset, list[str]]:
+def encode(
+    rows: list[dict], tokenizer, max_length: int, completion_only_loss: bool = True
+) -> tuple[Dataset, list[str]]:  # fmt: skip
     """(tokenised rows, ids of the rows left out because they are longer than `max_length` tokens).
 
     A cut row would teach an answer without its end, so it is left out and named instead."""
     encoded = {row["id"]: chat.encode(row, tokenizer) for row in rows}
+    if not completion_only_loss:
+        encoded = {id: e | {"labels": e["input_ids"]} for id, e in encoded.items()}
     kept = {id: e for id, e in encoded.items() if len(e["input_ids"]) <= max_length}
     if rows and not kept:
         raise TrainingError(f"no row of {len(rows)} fits max_length = {max_length} tokens: raise it")
@@ -123,17 +176,55 @@ class LiveCurves(TrainerCallback):
             self.shown.update(self.draw(self.lines))
 
 
+class Accuracy(TrainerCallback):
+    """Asks the same held-out questions before training and at each checkpoint: lines of `accuracy` for `log`.
+
+    Greedy and with the calculator, as 30_evaluate asks first; an answer may be as long as the longest row."""
+
+    def __init__(self, tokenizer, rows: list[dict], settings, log):
+        self.tokenizer, self.rows, self.log = tokenizer, [row for row in rows if row["gold"]], log
+        self.rows = self.rows[: settings.accuracy_steps]
+        self.settings = SimpleNamespace(
+            max_new_tokens=settings.max_length, eval_batch_size=settings.per_device_train_batch_size,
+            gradient_checkpointing=settings.gradient_checkpointing,
+        )  # fmt: skip
+        if len(self.rows) < settings.accuracy_steps:
+            raise TrainingError(f"accuracy_steps = {settings.accuracy_steps}: only {len(self.rows)} held-out rows have "
+                                f"a gold to grade by; lower it, or raise validation_rows")  # fmt: skip
+
+    def on_train_begin(self, args, state, control, model=None, **kwargs):
+        if state.global_step == 0:
+            self.ask(model, state)
+
+    def on_save(self, args, state, control, model=None, **kwargs):
+        self.ask(model, state)
+
+    def ask(self, model, state):
+        FastLanguageModel.for_inference(model)
+        results = evaluate.ask(model, self.tokenizer, self.rows, self.settings, True, {"model": "held-out questions"})
+        FastLanguageModel.for_training(model, use_gradient_checkpointing=_checkpointing(self.settings))
+        right = sum(result["correct"] for result in results)
+        self.log(state.global_step, accuracy=right / len(results), questions=len(results), epoch=state.epoch or 0)
+
+
+def precision(device: str) -> dict[str, bool]:
+    """bf16 where the device computes in it, else fp16 on a GPU (a T4 only emulates bf16), else neither."""
+    cuda = device == "cuda"
+    fast = torch.cuda.is_bf16_supported(including_emulation=False) if cuda else torch.cpu._is_avx512_bf16_supported()
+    return {"bf16": fast, "fp16": cuda and not fast}
+
+
 def train(model, tokenizer, train_rows: Dataset, validation_rows: Dataset | None, settings, folder: Path, log,
           callbacks=(), resume: bool = False, trainer_class=SFTTrainer, state=STATE, **changes) -> dict:  # fmt: skip
-    """Train, save the adapter as plain PEFT safetensors to `folder`, and return the metrics.
+    """Train, save the adapter as plain PEFT safetensors to `folder` (a model of which every weight was trained, whole
+    and with its tokenizer), and return the metrics.
 
     Checkpoints lie in `folder/checkpoints` while it trains; with `resume` training goes on from the newest whole one.
     `changes` are further arguments of SFTConfig. With several processes all call this, and the first one writes.
-    Returns steps, epochs, train_loss, train_seconds, tokens_per_second (padding left out), and the optimiser that
-    was asked for and the one that ran (Unsloth replaces 8-bit optimisers on a CPU)."""
+    Returns steps, epochs, train_loss, train_seconds, tokens_per_second (padding left out), and what was asked for and
+    what ran (on a CPU Unsloth replaces 8-bit optimisers and 8-bit weights, and does not pack)."""
     set_seed(settings.seed)
-    device = next(model.parameters()).device.type
-    bf16 = torch.cuda.is_bf16_supported() if device == "cuda" else torch.cpu._is_avx512_bf16_supported()
+    device, patience = next(model.parameters()).device.type, settings.early_stopping_patience
     arguments = SFTConfig(**dict(
         output_dir=str(folder / "checkpoints"), max_length=settings.max_length,
         learning_rate=settings.learning_rate, lr_scheduler_type=settings.lr_scheduler_type,
@@ -142,17 +233,29 @@ def train(model, tokenizer, train_rows: Dataset, validation_rows: Dataset | None
         per_device_eval_batch_size=settings.per_device_train_batch_size,
         gradient_accumulation_steps=settings.gradient_accumulation_steps, optim=settings.optim,
         weight_decay=settings.weight_decay, max_grad_norm=settings.max_grad_norm, seed=settings.seed,
+        gradient_checkpointing=settings.gradient_checkpointing,  # TRL's own default is True
         save_steps=settings.save_steps, save_total_limit=2, logging_steps=settings.logging_steps,
         logging_nan_inf_filter=False, train_sampling_strategy="group_by_length",  # little padding in a batch
         eval_strategy="steps" if settings.eval_steps and validation_rows else "no", eval_steps=settings.eval_steps,
-        bf16=bf16, fp16=device == "cuda" and not bf16, report_to="none",
+        load_best_model_at_end=bool(patience), metric_for_best_model="eval_loss" if patience else None,
+        packing=settings.packing, neftune_noise_alpha=settings.neftune_noise_alpha, report_to="none",
+        **precision(device),
     ) | changes)  # fmt: skip
+    if patience:
+        callbacks = [*callbacks, EarlyStoppingCallback(patience)]
     lengths = [len(ids) for ids in train_rows["input_ids"]]
     trainer = trainer_class(
         model=model, processing_class=tokenizer, train_dataset=train_rows, eval_dataset=validation_rows or None,
         args=arguments, callbacks=[Guard(log), *callbacks],
     )  # fmt: skip
     check_mask(trainer, train_rows)
+    if settings.packing and not trainer.args.packing and device == "cuda":
+        raise TrainingError("packing = True: Unsloth cannot keep packed rows of this model apart here (it says why "
+                            "above); set packing = False")  # fmt: skip
+    if settings.loraplus_lr_ratio:
+        optimizer, options = trainer.get_optimizer_cls_and_kwargs(trainer.args, model)
+        options |= {"loraplus_lr_ratio": settings.loraplus_lr_ratio, "loraplus_weight_decay": settings.weight_decay}
+        trainer.optimizer = create_loraplus_optimizer(model, optimizer, **options)
     checkpoint = newest_checkpoint(folder / "checkpoints", state) if resume else None
     first = arguments.process_index == 0
     if first and not checkpoint:
@@ -161,6 +264,8 @@ def train(model, tokenizer, train_rows: Dataset, validation_rows: Dataset | None
     result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     elapsed = time.perf_counter() - started
     model.save_pretrained(folder / "checkpoints" / "adapter")
+    if settings.full_finetuning:
+        tokenizer.save_pretrained(folder / "checkpoints" / "adapter")
     if first:
         check_adapter(folder / "checkpoints" / "adapter")
         for file in (folder / "checkpoints" / "adapter").iterdir():  # whole or not at all, also if we are killed here
@@ -168,37 +273,51 @@ def train(model, tokenizer, train_rows: Dataset, validation_rows: Dataset | None
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     steps_here = trainer.state.global_step - (int(checkpoint.name.split("-")[1]) if checkpoint else 0)
     tokens = sum(lengths) * trainer.state.epoch * steps_here / trainer.state.global_step  # last batches are short
+    loaded = next((bits for bits in (4, 8) if getattr(model, f"is_loaded_in_{bits}bit", False)), 16)
     return {
         "steps": trainer.state.global_step, "epochs": trainer.state.epoch, "train_loss": result.training_loss,
         "train_seconds": elapsed, "tokens_per_second": tokens / elapsed, "rows": len(train_rows),
         "bf16": arguments.bf16, "optim_asked": settings.optim, "optim_ran": type(trainer.optimizer.optimizer).__name__,
+        "bits_asked": 4 if settings.load_in_4bit else 8 if settings.load_in_8bit else 16, "bits_ran": loaded,
+        "packing_asked": settings.packing, "packing_ran": trainer.args.packing,
+        "ended_early": trainer.state.global_step < trainer.state.max_steps,
+        "best_step": trainer.state.best_global_step if patience else None,
         "resumed_from": checkpoint.name if checkpoint else None,
     }  # fmt: skip
 
 
 def check_mask(trainer, train_rows: Dataset) -> None:
-    """The batch that the trainer will really see supervises what the rows say, no token more."""
-    batch = trainer.data_collator([trainer.train_dataset[i] for i in range(min(4, len(train_rows)))])
-    seen = int((batch["labels"] != chat.IGNORED).sum())
-    meant = sum(sum(label != chat.IGNORED for label in train_rows[i]["labels"]) for i in range(min(4, len(train_rows))))
+    """The batches that the trainer will really see supervise what the rows say, no token more: the first rows as the
+    collator gives them or, where rows are packed, all of them."""
+    if trainer.args.packing:
+        found = [label for labels in trainer.train_dataset["labels"] for label in labels]
+        rows = range(len(train_rows))
+    else:
+        rows = range(min(4, len(train_rows)))
+        found = trainer.data_collator([trainer.train_dataset[i] for i in rows])["labels"].flatten().tolist()
+    seen = sum(label != chat.IGNORED for label in found)
+    meant = sum(sum(label != chat.IGNORED for label in train_rows[i]["labels"]) for i in rows)
     if seen != meant or not seen:
         raise TrainingError(f"the trainer supervises {seen} tokens of the first rows, but their answers have {meant}")
 
 
 def check_adapter(folder: Path) -> None:
-    """The saved adapter holds finite matrices, and training moved them (LoRA's B starts at zero)."""
-    weights = load_file(folder / "adapter_model.safetensors")
-    if not all(tensor.isfinite().all() for tensor in weights.values()):
+    """The saved weights are finite, and training moved the adapter (LoRA's B starts at zero, IA3's scales at one)."""
+    weights = [pair for file in folder.glob("*.safetensors") for pair in load_file(file).items()]
+    if not weights or not all(tensor.isfinite().all() for _, tensor in weights):
         raise TrainingError("the adapter holds numbers that are not finite: lower learning_rate")
-    if not any(tensor.any() for name, tensor in weights.items() if "lora_B" in name):
-        raise TrainingError("training did not change the adapter (every lora_B is zero): raise learning_rate")
+    for part, start in STARTS.items():
+        fresh = [tensor for name, tensor in weights if part in name]
+        if fresh and all((tensor == start).all() for tensor in fresh):
+            raise TrainingError(f"training did not change the adapter (every {part} is {start:g}): raise learning_rate")
 
 
 def newest_checkpoint(folder: Path, state: Iterable[str] = STATE) -> Path | None:
     """The newest checkpoint whose files load (a killed process can leave a torn one); `state` names the optimiser's."""
     for path in sorted(folder.glob("checkpoint-*"), key=lambda p: -int(p.name.split("-")[1])):
         try:
-            load_file(path / "adapter_model.safetensors")
+            for file in [*path.glob("model*.safetensors")] or [path / "adapter_model.safetensors"]:
+                load_file(file)
             json.loads((path / "trainer_state.json").read_text())
             for name in state:
                 load_file(path / name) if name.endswith("safetensors") else torch.load(path / name, weights_only=True)

@@ -36,6 +36,17 @@ def test_error_bars_are_the_wilson_intervals():
     assert "95 %" in texts(figure) and "n = 50 a kind, 100 in all" in texts(figure)
 
 
+def test_the_curve_while_training_has_an_interval_at_each_checkpoint():
+    lines = [{"step": 0, "accuracy": 0.0, "questions": 50}, {"step": 40, "loss": 1.2, "accuracy": None},
+             {"step": 100, "accuracy": 0.62, "questions": 50}]  # fmt: skip
+    (axis,) = plots.accuracy_curve({"trial": lines}).axes
+    (container,) = axis.containers
+    found = [(segment[0][1], segment[1][1]) for segment in container.lines[2][0].get_segments()]
+    expected = [proportion_confint(right, 50, method="wilson") for right in (0, 31)]
+    assert np.array(found) == pytest.approx(np.array(expected), abs=1e-6)
+    assert list(axis.lines[0].get_xdata()) == [0, 100] and axis.get_ylabel() == "right answers"
+
+
 def test_each_split_and_calculator_setting_has_its_own_panel():
     table = [row(model, "grade school", 3, 9, split, calculator)
              for model in ("base", "tuned") for split in ("test", "test_seen", "other") for calculator in (True, False)]

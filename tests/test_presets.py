@@ -148,6 +148,21 @@ def test_none_means_all_where_it_means_something():
         ({"source": "mixture", "mixture": "gsm8k", "data_dir": str(ROOT / "README.md")}, "one folder a source"),
         ({"source": "gsm8k", "columns": "question=Prompt"}, "only source = 'own' has columns"),
         ({"source": "own", "data_dir": str(ROOT), "columns": "answer=a, answer=b"}, "name each once"),
+        ({"load_in_8bit": True}, "load_in_8bit = True: needs load_in_4bit = False"),
+        ({"full_finetuning": True}, "quantised weights cannot be trained"),
+        ({"full_finetuning": True, "load_in_4bit": False, "peft_type": "ia3"}, "there is no adapter for peft_type"),
+        ({"full_finetuning": True, "load_in_4bit": False, "continue_from": "a"}, "continue_from: only LoRA has that"),
+        ({"full_finetuning": True, "load_in_4bit": False, "use_dora": True}, "use_dora: only LoRA has that"),
+        ({"peft_type": "ia3", "use_rslora": True, "loraplus_lr_ratio": 16}, "use_rslora, loraplus_lr_ratio: only LoRA"),
+        ({"peft_type": "prefix_tuning", "gradient_checkpointing": True}, "needs gradient_checkpointing = packing"),
+        ({"peft_type": "prefix_tuning", "packing": True}, "needs gradient_checkpointing = packing = False"),
+        ({"peft_type": "prefix_tuning", "early_stopping_patience": 2}, "early_stopping_patience = None"),
+        ({"continue_from": "../up"}, "continue_from = '../up': must be the name of a run"),
+        ({"early_stopping_patience": 2, "eval_steps": None}, "needs eval_steps and validation_rows"),
+        ({"early_stopping_patience": 2, "validation_rows": 0}, "needs eval_steps and validation_rows"),
+        ({"early_stopping_patience": 2, "save_steps": 70}, "save_steps = 70 must be a multiple of eval_steps = 50"),
+        ({"accuracy_steps": 61}, "accuracy_steps = 61 is more than validation_rows = 60"),
+        ({"devices": 2, "peft_type": "ia3", "packing": True}, "devices = 2: packing, peft_type only on one device"),
     ],
 )
 def test_contradictions_are_refused(overrides, about):
@@ -197,7 +212,7 @@ SEVEN = (*QKVO, "gate_proj", "up_proj", "down_proj")
 NEWS = {
     "source": "corpus", "test_rows": None, "held_out_percent": 10.0, "load_in_4bit": True, "r": 16, "lora_alpha": 16,
     "optim": "adamw_8bit", "learning_rate": 2e-5, "lr_scheduler_type": "linear", "per_device_train_batch_size": 32,
-    "gradient_accumulation_steps": 1,
+    "gradient_accumulation_steps": 1, "packing": True, "completion_only_loss": False,
 }  # fmt: skip
 GSM8K = {
     "base_model": "unsloth/Llama-3.2-3B", "source": "gsm8k", "train_rows": 7473, "test_rows": 1319, "eval_rows": None,

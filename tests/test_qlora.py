@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from lib import presets, runs
 from lib.presets import SettingsError
 
 pytestmark = pytest.mark.slow
@@ -31,6 +32,19 @@ def save_adapter(folder, **tensors):
     plain = {"q.lora_A.weight": [0.5, 0.5], "q.lora_B.weight": [0.1, 0.0], "v.lora_B.weight": [0.0, 0.0]}
     tensors = {name: torch.tensor(values) for name, values in (plain | tensors).items()}
     save_file(tensors, folder / "adapter_model.safetensors")
+
+
+def test_an_ia3_adapter_whose_scales_are_all_one_is_refused(qlora, tmp_path):
+    import torch
+    from safetensors.torch import save_file
+
+    for scale, passes in (([1.0, 1.0], False), ([1.0, 0.9], True)):
+        save_file({"k.ia3_l": torch.tensor(scale)}, tmp_path / "adapter_model.safetensors")
+        if passes:
+            qlora.check_adapter(tmp_path)
+        else:
+            with pytest.raises(qlora.TrainingError, match="every ia3_l is 1.: raise learning_rate"):
+                qlora.check_adapter(tmp_path)
 
 
 def save_checkpoint(folder, step):
@@ -134,15 +148,31 @@ def test_a_mask_that_the_trainer_does_not_keep_is_refused(qlora, tokenizer):
     import torch
 
     kept, _ = qlora.encode(rows("#### 5", "#### 6"), tokenizer, 100)
-    honest = SimpleNamespace(train_dataset=kept, data_collator=lambda batch: {
+    plain = SimpleNamespace(packing=False)
+    honest = SimpleNamespace(train_dataset=kept, args=plain, data_collator=lambda batch: {
         "labels": torch.nn.utils.rnn.pad_sequence([torch.tensor(row["labels"]) for row in batch], True, -100)
     })  # fmt: skip
     qlora.check_mask(honest, kept)
-    whole = SimpleNamespace(train_dataset=kept, data_collator=lambda batch: {
+    whole = SimpleNamespace(train_dataset=kept, args=plain, data_collator=lambda batch: {
         "labels": torch.nn.utils.rnn.pad_sequence([torch.tensor(row["input_ids"]) for row in batch], True, -100)
     })  # fmt: skip
     with pytest.raises(qlora.TrainingError, match="the trainer supervises"):
         qlora.check_mask(whole, kept)
+    packed = [{"labels": sum(kept["labels"], [])}]
+    for dataset, passes in ((packed, True), ([{"labels": packed[0]["labels"][:-1]}], False)):
+        trainer = SimpleNamespace(args=SimpleNamespace(packing=True), train_dataset={"labels": [dataset[0]["labels"]]})
+        if passes:
+            qlora.check_mask(trainer, kept)
+        else:
+            with pytest.raises(qlora.TrainingError, match="the trainer supervises"):
+                qlora.check_mask(trainer, kept)
+
+
+def test_the_whole_text_is_learnt_where_the_settings_say_so(qlora, tokenizer):
+    for completion_only, first in ((True, -100), (False, tokenizer.bos_token_id)):
+        kept, _ = qlora.encode(rows("#### 5"), tokenizer, 100, completion_only)
+        assert kept[0]["labels"][0] == first
+        assert kept[0]["labels"][-1] == kept[0]["input_ids"][-1] == tokenizer.eos_token_id
 
 
 # --- losses -----------------------------------------------------------------------------------------------------------
@@ -165,3 +195,237 @@ def test_other_lines_are_passed_on_and_the_closing_one_is_not(guard):
     assert guard(loss=1.5, learning_rate=0.1, note="text") == [(7, {"loss": 1.5, "learning_rate": 0.1})]
     assert len(guard(eval_loss=2)) == 2
     assert len(guard(train_runtime=9.0, train_loss=1.0)) == 2
+
+
+# --- training, each choice --------------------------------------------------------------------------------------------
+FEW = {
+    "max_steps": 3, "per_device_train_batch_size": 2, "logging_steps": 1, "eval_steps": None, "save_steps": 2,
+    "r": 4, "lora_alpha": 8, "learning_rate": 1e-2,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def problems():
+    from lib import tasks
+
+    return [problem.row() for problem in tasks.generate("train", 8, 0, ("compounding",))]
+
+
+@pytest.fixture
+def learn(qlora, problems, tmp_path):
+    """Train the embedded base for a few steps: (metrics, logged lines, model, tokenizer, settings)."""
+
+    def call(folder=tmp_path, callbacks=(), given=None, held_out=None, **changes):
+        settings, lines = presets.resolve("demo", FEW | changes).settings, []
+        model, tokenizer = qlora.load(settings)
+        model = qlora.attach(model, settings)
+        kept, held = (
+            qlora.encode(found, tokenizer, settings.max_length, settings.completion_only_loss)[0] if found else None
+            for found in (given or problems, held_out)
+        )
+        made = [make(tokenizer, settings, lines) for make in callbacks]
+        metrics = qlora.train(
+            model, tokenizer, kept, held, settings, folder, lambda step, **m: lines.append({"step": step} | m), made
+        )
+        return metrics, lines, model, tokenizer, settings
+
+    return call
+
+
+def loss_of(model, tokenizer, rows):
+    """Each row's loss, nats a token."""
+    from lib import evaluate
+
+    return [row["loss"] / row["tokens"] for row in evaluate.losses(model, tokenizer, rows, 4)]
+
+
+@pytest.mark.parametrize("choice", [
+    {}, {"use_rslora": True}, {"use_dora": True}, {"peft_type": "ia3", "learning_rate": 0.1},
+    {"peft_type": "prefix_tuning", "num_virtual_tokens": 3}, {"load_in_4bit": False}, {"neftune_noise_alpha": 5.0},
+    {"load_in_4bit": False, "full_finetuning": True, "learning_rate": 1e-3},
+], ids=lambda choice: "-".join(choice) or "lora")  # fmt: skip
+def test_what_was_trained_is_what_is_saved_and_the_base_is_still_there(qlora, learn, problems, tmp_path, choice):
+    import torch
+
+    metrics, _, model, tokenizer, settings = learn(**choice)
+    qlora.FastLanguageModel.for_inference(model)
+    evaluation = presets.resolve("demo", {"load_in_4bit": settings.load_in_4bit}).settings
+    base = loss_of(qlora.load(evaluation)[0].eval(), tokenizer, problems)
+    again, _ = qlora.load(evaluation, tmp_path)
+    qlora.FastLanguageModel.for_inference(again)
+    tuned = loss_of(again, tokenizer, problems)
+    with torch.autocast("cpu", torch.bfloat16, enabled=settings.peft_type == "ia3"):  # in single precision until saved
+        assert tuned == pytest.approx(loss_of(model, tokenizer, problems), rel=2e-2)
+    assert sum(tuned) != pytest.approx(sum(base), rel=0.05), "three steps at a high rate must show"
+    with qlora.untuned(again, evaluation) as untuned:
+        assert loss_of(untuned, tokenizer, problems) == pytest.approx(base, rel=1e-2)
+    config = tmp_path / "adapter_config.json"
+    told = json.loads(config.read_text()) if config.exists() else {"peft_type": None}
+    asked = {"peft_type": None if "full_finetuning" in choice else settings.peft_type.upper()}
+    asked |= {name: True for name in ("use_rslora", "use_dora") if name in choice}
+    assert {name: told[name] for name in asked} == asked
+    assert metrics["bits_asked"] == metrics["bits_ran"] == (4 if settings.load_in_4bit else 16)
+
+
+def test_full_finetuning_moves_every_weight_and_saves_a_plain_model(learn, tmp_path):
+    from safetensors.torch import load_file
+
+    *_, model, _, _ = learn(load_in_4bit=False, full_finetuning=True, learning_rate=1e-3)
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    before, after = (load_file(folder / "model.safetensors") for folder in (presets.ROOT / "data/base", tmp_path))
+    assert before.keys() == after.keys()
+    still = [name for name in after if (before[name].to(after[name].dtype) == after[name]).all()]
+    assert not [name for name in still if "norm" not in name], still  # a norm's 1 is too coarse in bf16 to move at once
+    assert (tmp_path / "tokenizer_config.json").exists() and not (tmp_path / "checkpoints").exists()
+
+
+def test_lora_plus_gives_b_a_faster_rate_and_a_the_plain_one(qlora, learn):
+    class Rates(qlora.TrainerCallback):
+        def on_step_begin(self, args, state, control, model=None, optimizer=None, **kwargs):
+            names = {id(parameter): name for name, parameter in model.named_parameters()}
+            self.seen = {names[id(p)]: group["lr"] for group in optimizer.param_groups for p in group["params"]}
+
+    rates = Rates()
+    learn(loraplus_lr_ratio=16, lr_scheduler_type="constant", warmup_steps=0, callbacks=[lambda *_: rates])
+    assert {rate for name, rate in rates.seen.items() if "lora_A" in name} == {1e-2}
+    assert {rate for name, rate in rates.seen.items() if "lora_B" in name} == {16e-2}
+
+
+def test_what_a_cpu_cannot_do_is_recorded_as_asked_and_as_run(learn):
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("a GPU does it")
+    metrics, *_ = learn(packing=True, load_in_4bit=False, load_in_8bit=True, optim="paged_adamw_8bit")
+    assert (metrics["packing_asked"], metrics["packing_ran"]) == (True, False)
+    assert (metrics["bits_asked"], metrics["bits_ran"]) == (8, 16)
+    assert (metrics["optim_asked"], metrics["optim_ran"]) == ("paged_adamw_8bit", "AdamW")
+
+
+@pytest.mark.parametrize("again", [True, False])
+def test_blocks_are_computed_again_only_where_the_settings_say_so(qlora, learn, again):
+    class Count(qlora.TrainerCallback):
+        calls = 0
+
+        def on_train_begin(self, args, state, control, model=None, **kwargs):
+            def count(*_):
+                self.calls += 1
+
+            next(module for name, module in model.named_modules() if name.endswith("layers.0.mlp")
+                 ).register_forward_pre_hook(count)  # fmt: skip
+
+    count = Count()
+    learn(gradient_checkpointing=again, max_steps=2, callbacks=[lambda *_: count])
+    assert count.calls == (4 if again else 2)
+
+
+def test_training_ends_where_the_held_out_loss_rises_and_keeps_the_best(qlora, learn, tmp_path):
+    sevens, eights = ([row | {"messages": [row["messages"][0], {"role": "assistant", "content": answer}]}
+                       for row in rows("x", "x", "x", "x")] for answer in ("#### 7", "#### 8"))  # fmt: skip
+    metrics, lines, _, tokenizer, settings = learn(
+        given=sevens, held_out=eights, max_steps=60, eval_steps=1, save_steps=1, early_stopping_patience=2
+    )
+    losses = {line["step"]: line["eval_loss"] for line in lines if "eval_loss" in line}
+    best = min(losses, key=losses.get)
+    assert metrics["ended_early"] and metrics["steps"] < 60 and metrics["best_step"] == best < metrics["steps"]
+    saved, _ = qlora.load(settings, tmp_path)
+    assert loss_of(saved.eval(), tokenizer, eights) == pytest.approx([losses[best]] * 4, rel=0.02)
+
+
+@pytest.mark.parametrize("peft_type", ["lora", "ia3", "prefix_tuning"])
+def test_asking_questions_at_checkpoints_gives_a_curve_and_leaves_training_as_it_is(qlora, learn, tmp_path, peft_type):
+    short = [row | {"kind": "sum", "group": "sum", "gold": {"value": 5.0, "unit": "count"}}
+             for row in rows("#### 5", "#### 5", "#### 5", "#### 5")]  # fmt: skip
+
+    def asking(tokenizer, settings, lines):
+        held = [short[0] | {"gold": None}, *short]
+        return qlora.Accuracy(tokenizer, held, settings, lambda step, **m: lines.append({"step": step} | m))
+
+    changes = {"given": short, "max_length": 40, "save_steps": 2, "max_steps": 4, "peft_type": peft_type}
+    _, plain, *_ = learn(tmp_path / "plain", **changes)
+    _, asked, *_ = learn(tmp_path / "asked", callbacks=[asking], accuracy_steps=2, **changes)
+    curve = [line for line in asked if "accuracy" in line]
+    assert [(line["step"], line["questions"]) for line in curve] == [(0, 2), (2, 2), (4, 2)]
+    assert all(line["accuracy"] in (0, 0.5, 1) for line in curve)
+    assert [line["loss"] for line in asked if "loss" in line] == pytest.approx(
+        [line["loss"] for line in plain if "loss" in line], rel=1e-3
+    )
+    settings = presets.resolve("demo", {"accuracy_steps": 20}).settings
+    with pytest.raises(qlora.TrainingError, match="accuracy_steps = 20: only 4 held-out rows have a gold"):
+        qlora.Accuracy(None, short, settings, None)
+
+
+# --- going on from an earlier run -------------------------------------------------------------------------------------
+def train_stage(outputs, name, **settings):
+    named = {"preset": "demo", "run": name, "outputs": str(outputs), "rehearse": False}
+    return runs.start(presets.from_notebook("train", named | settings))
+
+
+def test_an_earlier_adapter_goes_on_from_where_it_was(qlora, learn, problems, tmp_path):
+    *_, model, tokenizer, settings = learn(tmp_path)
+    continued, _ = qlora.load(settings, tmp_path)
+    assert qlora.attach(continued, settings) is continued
+    assert {n for n, p in continued.named_parameters() if p.requires_grad} == {
+        n for n, p in model.named_parameters() if p.requires_grad
+    }
+    before, after = (loss_of(m.eval(), tokenizer, problems) for m in (model, continued))
+    assert after == pytest.approx(before, rel=1e-2)
+
+
+def test_an_earlier_run_is_an_input_and_one_of_another_shape_is_refused(qlora, tmp_path):
+    first = train_stage(tmp_path, "first", r=8)
+    save_adapter(first.folder)
+    first.finish()
+    again = train_stage(tmp_path, "again", r=8, learning_rate=1e-4, continue_from="first")
+    assert qlora.earlier(again) == tmp_path / "first" / "adapter"
+    assert again.inputs["../first/adapter"] == first_outputs(tmp_path)
+    for changed in ({"r": 16}, {"r": 8, "use_dora": True}, {"r": 8, "target_modules": ["q_proj"]}):
+        other = train_stage(tmp_path, "other", continue_from="first", **changed)
+        with pytest.raises(runs.RunError, match=f"continue_from = 'first': that run has {list(changed)[-1]} = "):
+            qlora.earlier(other)
+    with pytest.raises(runs.RunError, match="no complete stage 'train'"):
+        qlora.earlier(train_stage(tmp_path, "lost", continue_from="nowhere"))
+    assert qlora.earlier(train_stage(tmp_path, "anew")) is None
+
+
+def first_outputs(outputs):
+    return runs.read(outputs / "first", "train")["outputs"]
+
+
+# --- devices and tokenizers -------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(("emulated", "fast", "chosen"), [
+    (True, True, {"bf16": True, "fp16": False}), (True, False, {"bf16": False, "fp16": True}),
+])  # fmt: skip
+def test_a_gpu_that_only_emulates_bf16_trains_in_fp16(qlora, monkeypatch, emulated, fast, chosen):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True:
+                        emulated if including_emulation else fast)  # fmt: skip
+    assert qlora.precision("cuda") == chosen
+    assert qlora.precision("cpu")["fp16"] is False
+
+
+@pytest.mark.parametrize("pad", [None, "</s>"])
+def test_a_base_that_pads_with_its_end_or_not_at_all_gets_a_padding_token(qlora, monkeypatch, tokenizer, pad):
+    import copy
+
+    odd = copy.deepcopy(tokenizer)
+    odd.pad_token = pad
+    monkeypatch.setattr(qlora.chat, "load_tokenizer", lambda settings: odd)
+    qlora.load(presets.resolve("demo").settings)
+    assert odd.pad_token_id not in (None, odd.eos_token_id)
+
+
+def test_every_presets_chat_template_opens_the_answer_that_it_closes(qlora):
+    from jinja2 import Environment
+    from unsloth.chat_templates import CHAT_TEMPLATES
+
+    asked, answer = {"role": "user", "content": "How much?"}, {"role": "assistant", "content": "#### 5"}
+    for name in {row.settings.chat_template for row in presets.PRESETS.values()} - {None}:
+        text, end, *_ = CHAT_TEMPLATES[name]
+        template = Environment(trim_blocks=True, lstrip_blocks=True).from_string(text)
+        tokens = {"bos_token": "<s>", "eos_token": "</s>"}
+        prompt = template.render(messages=[asked], add_generation_prompt=True, **tokens)
+        whole = template.render(messages=[asked, answer], add_generation_prompt=False, **tokens)
+        ends = ("<|eot_id|>", "<|im_end|>", "</s>")
+        assert whole.startswith(prompt) and whole[len(prompt):].strip() in {f"#### 5{end}" for end in ends}, name
