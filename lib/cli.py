@@ -33,27 +33,30 @@ def run(
 
 @app.command()
 def presets() -> None:
-    """List the presets: base model, data, method, and the published result that each is set beside."""
+    """List the presets: base model, data, method, memory, and the published result that each is set beside."""
     from rich.console import Console
     from rich.table import Table
 
+    from lib import scale
     from lib.presets import PRESETS
 
     table = Table(show_lines=True)
     table.add_column("preset", no_wrap=True)  # a name must be whole to be typed
-    for column in ("base", "data", "method", "published"):
+    for column in ("base", "data", "method", "GPU memory"):
         table.add_column(column, overflow="fold")
     for preset in PRESETS.values():
         s = preset.settings
-        data = f"{s.source}, {s.train_rows or 'all':,} rows"
+        data = f"{', '.join(s.mixture) or s.source}, {f'{s.train_rows:,}' if s.train_rows else 'all'} rows"
         length = f"{s.max_steps} steps" if s.max_steps > 0 else f"epochs {s.num_train_epochs:g}"
         adapter = f"{'QLoRA' if s.load_in_4bit else 'LoRA'} r {s.r}, alpha {s.lora_alpha}"
         method = f"{adapter}, lr {s.learning_rate:g}, {length}"
-        table.add_row(preset.name, s.base_model, data, method, preset.reference)
+        memory = f"{scale.gib(scale.needed(s))}{f' on each of {s.devices}' * (s.devices > 1)}"
+        table.add_row(preset.name, s.base_model, data, method, memory)
     console = Console()
     console.print(table)
     for preset in PRESETS.values():
-        console.print(f"{preset.name}: {preset.description}", highlight=False)
+        told = f"{preset.name}: {preset.description}\n  published: {preset.reference}"
+        console.print(told, highlight=False, soft_wrap=True)
 
 
 @app.command()

@@ -80,6 +80,7 @@ def test_a_failed_stage_is_exit_code_1_and_an_interrupt_130(sharpen, monkeypatch
 def test_presets_lists_every_preset_with_its_published_result():
     out = subprocess.check_output([sys.executable, "-m", "lib.cli", "presets"], text=True, cwd=ROOT)
     assert all(name in out for name in PRESETS) and "32.90 %" in out and "QLoRA" in out
+    assert out.count("GiB") == len(PRESETS)
 
 
 def test_the_command_starts_without_any_library_that_takes_long():
