@@ -1,0 +1,86 @@
+"""A rehearsal of one preset for each format of data that others publish, from the files to the report."""
+
+import json
+import random
+
+import pytest
+
+from lib import pipeline, runs
+
+pytestmark = pytest.mark.notebooks
+NAMES = "Acme Borealis Cygnus Delta Evergreen Falcon Granite Harbour Iris Juniper Kestrel Lumen Meridian Nova".split()
+VERBS = "raised cut confirmed missed doubled withdrew delayed published".split()
+THINGS = "its dividend|the outlook for the year|a bond of ten years|its stake in a rival|the cost of capital".split("|")
+
+
+def sentence(random) -> str:
+    name, verb, thing = (random.choice(words) for words in (NAMES, VERBS, THINGS))
+    return f"{name} {verb} {thing} by {random.randrange(10, 99)} percent to {random.randrange(1000, 9999)} million."
+
+
+def text(random, sentences: int) -> str:
+    return " ".join(sentence(random) for _ in range(sentences))
+
+
+def write(path, records) -> None:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+
+
+def news(folder, random) -> None:
+    articles = (f"Article {n}:\n{text(random, 6)}\n\n" for n in range(1, 131))
+    (folder / "news.txt").write_text("".join(articles), encoding="utf-8")
+
+
+def finance(folder, random) -> None:
+    """The three parts of the mixture, with conversations in both forms."""
+    talks = [[("user", f"What happened? {sentence(random)}"), ("assistant", text(random, 2))] for _ in range(120)]
+    write(folder / "trader_sft/train.jsonl", [
+        {"messages": [{"role": role, "content": said} for role, said in talk]} if n % 2 else
+        {"conversations": [{"from": {"user": "human", "assistant": "gpt"}[role], "value": said} for role, said in talk]}
+        for n, talk in enumerate(talks)
+    ])  # fmt: skip
+    write(folder / "trader_dpo/train.jsonl", [
+        {"prompt": f"Buy or sell? {sentence(random)}", "chosen": f"Sell. {text(random, 1)}", "rejected": "Buy."}
+        for _ in range(120)
+    ])  # fmt: skip
+    write(folder / "investopedia/train.jsonl", [
+        {"Topic": f"topic {n // 2}", "Context": text(random, 2), "Question": f"What does {n} say?",
+         "Answer": text(random, 1)} for n in range(120)
+    ])  # fmt: skip
+
+
+def grade_school(folder, random) -> None:
+    for split, rows in (("train", 340), ("test", 70)):
+        records = []
+        for _ in range(rows):
+            a, b = random.randrange(10, 999), random.randrange(10, 99)
+            records.append({
+                "question": f"{random.choice(NAMES)} sold {a} pens in {random.choice(VERBS)} boxes and {b} more. Sum?",
+                "answer": f"It sold {a} + {b} = <<{a}+{b}={a + b}>>{a + b} pens.\n#### {a + b}",
+            })  # fmt: skip
+        write(folder / f"gsm8k/{split}.jsonl", records)
+
+
+@pytest.mark.parametrize(("preset", "files", "graded"), [
+    ("llama32_1b_news", news, False), ("qwen_14b_finance", finance, False), ("tinyllama_gsm8k", grade_school, True),
+])  # fmt: skip
+def test_a_preset_runs_from_its_files_to_its_report(preset, files, graded, tmp_path):
+    (tmp_path / "data").mkdir()
+    files(tmp_path / "data", random.Random(5))
+    overrides = {"data_dir": str(tmp_path / "data")}
+    done = pipeline.run(preset, overrides=overrides, rehearse=True, outputs=tmp_path)
+    assert [state for _, state, _ in done.stages] == ["done"] * 4
+    train = runs.read(done.run_folder, "train")
+    assert train["metrics"]["steps"] == 10 and train["settings"]["base_model"] == "data/base"
+    summary = json.loads((done.run_folder / "eval/summary.json").read_text())
+    for found in (summary["perplexity"], summary["with_prompt"]):
+        assert {found[model]["rows"] for model in ("base", "tuned")} == {24}
+    assert summary["loss"]["low"] <= summary["loss"]["difference"] <= summary["loss"]["high"]
+    answers = [json.loads(line) for line in (done.run_folder / "eval/generations.jsonl").open()]
+    assert all(bool(answer["gold"]) == graded for answer in answers) and bool(summary["table"]) == graded
+    assert len(answers) == (2 * 2 * 24 if graded else 2 * 10)
+    report = done.report.read_text(encoding="utf-8")
+    assert "REHEARSAL" in report and "this notebook was not run" not in report and "stopped at an error" not in report
+    assert ("not graded" in report) == (not graded)
+    assert any("held-out loss" in label for label in done.headline)
