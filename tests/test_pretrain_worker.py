@@ -8,6 +8,7 @@ import torch
 
 from lib import fsdp, presets, pretrain, runs, tokens
 
+pytestmark = pytest.mark.slow
 SMALL = {"pretrain_tokens": 16 * 4 * 128, "pretrain_batch_size": 4, "block_size": 128, "model_size": "tiny",
          "torch_compile": False}  # fmt: skip
 OFTEN = {"log_every": 1, "save_every": 6}
