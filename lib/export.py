@@ -384,9 +384,10 @@ def _say_no_space_comes_first(part: Path, model: Path) -> None:
     from gguf.scripts.gguf_new_metadata import MetadataDetails, copy_with_new_metadata
 
     config = model / "tokenizer_config.json"
-    wanted = _json(config).get("add_prefix_space") if config.exists() else None
+    if not config.exists() or _json(config).get("add_prefix_space") is not False:
+        return  # reading the file would take seconds where the vocabulary is large
     reader, key = read_gguf(part), gguf.Keys.Tokenizer.ADD_PREFIX
-    if wanted is not False or key in reader.fields or reader.fields["tokenizer.ggml.model"].contents() != "llama":
+    if key in reader.fields or reader.fields["tokenizer.ggml.model"].contents() != "llama":
         return
     whole = part.with_name(f"{part.name}.part")
     try:
