@@ -223,7 +223,7 @@ def test_a_launch_that_would_train_unsharded_stops_with_the_reason(data, tmp_pat
 
 def test_processes_that_do_not_know_of_each_other_stop_with_the_reason(data, tmp_path, monkeypatch):
     alone = [sys.executable, "-m", "lib.fsdp_worker"]
-    monkeypatch.setattr(fsdp, "command", lambda settings, plan: [*alone, str(plan)])
+    monkeypatch.setattr(fsdp, "command", lambda settings, plan, worker: [*alone, str(plan)])
     told = refusal(start(tmp_path, "alone", 2), data)
     assert "devices = 2, but 1 process(es) were started" in told
 
@@ -231,7 +231,7 @@ def test_processes_that_do_not_know_of_each_other_stop_with_the_reason(data, tmp
 def test_a_rank_that_fails_shows_its_last_lines(data, tmp_path, monkeypatch):
     command = fsdp.command
     monkeypatch.setattr(fsdp, "RESTARTS", 1)
-    monkeypatch.setattr(fsdp, "command", lambda settings, plan: [*command(settings, plan)[:-2], "no_such_worker"])
+    monkeypatch.setattr(fsdp, "command", lambda settings, plan, worker: command(settings, plan, "no_such_worker"))
     told = refusal(start(tmp_path, "broken", 2), data)
     assert "failed with exit code 1, 1 restarts did not help" in told and "No module named no_such_worker" in told
 
