@@ -1,10 +1,10 @@
 """What llama.cpp makes of small models is what transformers made of them. Builds llama.cpp once, in minutes."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
-import textwrap
 import time
 
 import numpy as np
@@ -98,10 +98,12 @@ def test_a_known_bpe_tokenizer_keeps_its_tokens(llama, tmp_path, name, kind, tie
 
 
 def test_an_unknown_bpe_tokenizer_is_refused_in_the_converters_words(llama, tmp_path):
-    tokenizer = bpe_tokenizer(llama, "qwen2")
-    from tokenizers import pre_tokenizers
+    from tokenizers import ByteLevelBPETokenizer
+    from transformers import PreTrainedTokenizerFast
 
-    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    made = ByteLevelBPETokenizer()
+    made.train_from_iterator(["What is 3 + 4?"], special_tokens=["</s>", "<pad>"])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=made._tokenizer, eos_token="</s>", pad_token="<pad>")
     base = make_base(tmp_path / "base", tokenizer, "llama", vocabulary=len(tokenizer))
     with pytest.raises(llamacpp.LlamaCppError, match="BPE pre-tokenizer was not recognized"):
         export.to_gguf(llama, base, tmp_path / "f16.gguf", "f16", "m")
@@ -130,37 +132,62 @@ def _rows(count):
     return [{"messages": [{"role": "user", "content": p.question}]} for p in generate("test", count, 0)]
 
 
+EXPORTS = """
+import os, signal, sys
+from pathlib import Path
+from transformers import AutoTokenizer
+from lib import export, llamacpp
+base, adapter, stage = map(Path, sys.argv[1:])
+tokenizer, llama = AutoTokenizer.from_pretrained(base), llamacpp.find()
+merged, f16 = stage / "merged", stage / "m-f16.gguf"
+print("ready", flush=True)
+for deed in map(str.strip, sys.stdin):  # an export is a child of this process, so imports are paid once
+    if deed == "start":
+        child = os.fork()
+        if child == 0:
+            sys.stdout = sys.stderr
+            export.keep(stage, "merged", {}, lambda part: export.merge(base, adapter, part, tokenizer))
+            export.keep(stage, f16.name, {}, lambda part: export.to_gguf(llama, merged, part, "f16", "m"))
+            export.keep(stage, "m-Q4_K_M.gguf", {},
+                        lambda part: export.to_quantized(llama, f16, part, "Q4_K_M", merged))
+            os._exit(0)
+    else:
+        if deed == "kill":
+            os.kill(child, signal.SIGKILL)
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+# An export is killed as soon as one of these, or of those behind it, is there (or a random while later).
+MOMENTS = ("merged.part", "merged", "m-f16.gguf.part", "m-f16.gguf", "m-Q4_K_M.gguf.part")
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a child whose parent was killed")
 def test_killed_at_any_moment_it_goes_on_and_no_torn_file_has_a_final_name(llama, tokenizer, tmp_path):
-    base = make_base(tmp_path / "base", tokenizer, hidden=256)
-    adapter, stage = make_adapter(base, tmp_path / "adapter"), tmp_path / "export"
-    stage.mkdir()
-    code = f"""
-        import sys
-        from pathlib import Path
-        from transformers import AutoTokenizer
-        from lib import export, llamacpp
-        base, adapter, stage = map(Path, ({str(base)!r}, {str(adapter)!r}, {str(stage)!r}))
-        tokenizer, llama = AutoTokenizer.from_pretrained(base), llamacpp.find()
-        print("ready", flush=True)
-        merged, f16 = stage / "merged", stage / "m-f16.gguf"
-        export.keep(stage, "merged", {{}}, lambda part: export.merge(base, adapter, part, tokenizer))
-        export.keep(stage, f16.name, {{}}, lambda part: export.to_gguf(llama, merged, part, "f16", "m"))
-        export.keep(stage, "m-Q4_K_M.gguf", {{}}, lambda part: export.to_quantized(llama, f16, part, "Q4_K_M", merged))
-    """
-    start = [sys.executable, "-c", textwrap.dedent(code)]
-    rng, finished = np.random.default_rng(0), 0
-    for _ in range(10):
-        with subprocess.Popen(start, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
-            assert process.stdout.readline() == "ready\n"
-            time.sleep(rng.uniform(0, 12))
-            process.send_signal(signal.SIGKILL)
-            process.stdout.read()
-        for path in stage.glob("*.gguf"):
-            export.read_gguf(path)
-            finished += 1
-    assert subprocess.run(start, cwd=ROOT, stdout=subprocess.DEVNULL).returncode == 0
-    assert sorted(path.name for path in stage.iterdir()) == ["m-Q4_K_M.gguf", "m-f16.gguf", "merged", "records"]
+    base, stage = make_base(tmp_path / "base", tokenizer, hidden=256), tmp_path / "export"
+    rng = np.random.default_rng(0)
+    command = [sys.executable, "-c", EXPORTS, base, make_adapter(base, tmp_path / "adapter"), stage]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT) as exports:
+
+        def told(deed: str) -> int:
+            print(deed, file=exports.stdin, flush=True)
+            return int(exports.stdout.readline())
+
+        assert exports.stdout.readline() == "ready\n"
+        for longest_seconds in (0, 0.05):
+            stage.mkdir()
+            for i in range(len(MOMENTS)):
+                print("start", file=exports.stdin, flush=True)
+                deadline = time.monotonic() + 60
+                while not any((stage / name).exists() for name in MOMENTS[i:]):
+                    assert time.monotonic() < deadline, f"no {MOMENTS[i]} came"
+                    time.sleep(0.001)
+                time.sleep(rng.uniform(0, longest_seconds))
+                assert told("kill") == -signal.SIGKILL
+                for path in stage.glob("*.gguf"):
+                    export.read_gguf(path)
+            print("start", file=exports.stdin, flush=True)
+            assert told("wait") == 0
+            assert sorted(path.name for path in stage.iterdir()) == ["m-Q4_K_M.gguf", "m-f16.gguf", "merged", "records"]
+            shutil.rmtree(stage)
 
 
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="mounting a small disk needs root")
