@@ -144,7 +144,8 @@ def test_plain_peft_reads_in_a_fresh_process_what_was_trained(trained, tokenizer
 def test_a_step_has_as_many_rows_with_any_number_of_devices():
     for per_device, accumulation, devices in ((4, 4, 4), (16, 1, 2), (16, 1, 16), (6, 2, 4), (3, 5, 5), (8, 3, 2)):
         settings = presets.resolve("demo", {"per_device_train_batch_size": per_device, "devices": devices,
-                                            "gradient_accumulation_steps": accumulation}).settings  # fmt: skip
+                                            "gradient_accumulation_steps": accumulation,
+                                            "pretrain_batch_size": devices}).settings  # fmt: skip
         part = fsdp.share(settings)
         rows = part.per_device_train_batch_size * part.gradient_accumulation_steps * devices
         assert rows == per_device * accumulation and part.per_device_train_batch_size <= per_device
