@@ -31,6 +31,8 @@ STAMP := $(ENV_DIR)/.sharpen-setup
 UNFINISHED := $(ENV_DIR).unfinished
 # --no-warn-conflicts: pip would report on Unsloth's wishes, which environment.yml explains.
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --no-warn-conflicts
+# Two test processes, a file at a time; tests/conftest.py puts the longest first.
+PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 help:
 	@sed -n '/^SHELL/q; s/^# \{0,1\}//p' Makefile
@@ -74,10 +76,10 @@ run: setup
 	$(BIN)/sharpen run $(PRESET)
 
 test: lint
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 test-quick: setup
-	$(BIN)/python -m pytest -m "not notebooks and not browser and not gpu and not export and not slow"
+	$(PYTEST) -m "not notebooks and not browser and not gpu and not export and not slow"
 
 lint: setup
 	$(BIN)/ruff check .

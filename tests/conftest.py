@@ -7,8 +7,17 @@ import pytest
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads slow torch down on shared cores
+if "PYTEST_XDIST_WORKER_COUNT" in os.environ:  # several test processes: each has its share of the cores
+    threads = os.cpu_count() // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, threads)))
 
 ROOT = Path(__file__).resolve().parents[1]
+LONGEST = ["test_notebooks", "test_fsdp", "test_gguf"]
+
+
+def pytest_collection_modifyitems(items):
+    """The longest files first: what is begun last decides how long several test processes wait for one of them."""
+    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
 
 
 @pytest.fixture(scope="session")
