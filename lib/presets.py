@@ -283,8 +283,12 @@ def columns_of(settings: Settings) -> dict[str, str]:
     return dict(pair.lower().split("=", 1) for pair in settings.columns)
 
 
-def resolve(name: str, overrides: dict[str, Any] | None = None, rehearse: bool = False) -> Resolved:
-    """The settings of preset `name`, then the rehearsal's, then `overrides`; SettingsError names all that is wrong."""
+def resolve(
+    name: str, overrides: dict[str, Any] | None = None, rehearse: bool = False, stage: str | None = None
+) -> Resolved:
+    """The settings of preset `name`, then the rehearsal's, then `overrides`; SettingsError names all that is wrong.
+
+    With `stage` only its settings are held against each other: what the others were set to is not known in it."""
     problems, suspect, overrides = [], set(), overrides or {}
     known = isinstance(name, str) and name in PRESETS
     if not known:
@@ -307,7 +311,7 @@ def resolve(name: str, overrides: dict[str, Any] | None = None, rehearse: bool =
         problems += [_refusal(field, overrides.get(field, values[field])) for field in values if field in suspect]
         settings = Settings.model_construct(**values)
     if known:
-        problems += _contradictions(settings, suspect)
+        problems += _contradictions(settings, suspect | (values.keys() - set(STAGE_FIELDS[stage]) if stage else set()))
     if problems:
         raise SettingsError(problems)
     return Resolved(name, settings, origins, rehearse)
@@ -341,7 +345,7 @@ def from_notebook(stage: str, namespace: dict[str, Any]) -> Request:
         problems.append(f"outputs = {_short(outputs)}: must be a folder, or None for the project's outputs/")
     problems += run_name_problems(run)
     try:
-        resolved = resolve(preset, overrides, rehearse is True)
+        resolved = resolve(preset, overrides, rehearse is True, stage)
     except SettingsError as error:
         raise SettingsError(problems + list(error.problems)) from None
     if problems:

@@ -169,6 +169,16 @@ def test_contradictions_are_refused(overrides, about):
     assert about in refusal(overrides)
 
 
+def test_a_notebook_does_not_hold_its_settings_against_those_that_only_other_stages_know():
+    together = {"test_rows": 6, "eval_rows": 2}  # in a rehearsal, where eval_rows would be 24
+    assert resolve("demo", together, rehearse=True).settings.eval_rows == 2
+    for stage, own in (("prepare", {"test_rows": 6}), ("evaluate", {"eval_rows": 400})):
+        request = from_notebook(stage, {"preset": "demo", "rehearse": True} | own)
+        assert request.resolved.of_stage(stage).items() >= own.items()
+    with pytest.raises(SettingsError, match="lower it, or give a share"):
+        from_notebook("train", {"preset": "demo", "max_steps": 5, "warmup_steps": 9})
+
+
 def test_a_mixtures_parts_are_read_with_revision_weight_and_cap():
     mixture = "gsm8k@v1.1/x=2.5:2000, svamp=.5, quant_tasks=1:900"
     settings = resolve("demo", {"source": "mixture", "mixture": mixture, "kinds": "CAGR"}).settings
