@@ -9,6 +9,7 @@ from typing import Any
 
 from lib import pipeline, runs
 from lib.presets import NOTEBOOKS, ROOT, in_project
+from lib.untrusted import visible
 
 # No results: time and memory, the runs' names, whether a stage was interrupted, and texts that repeat the figures.
 NO_FIGURE = re.compile(r"seconds|per_second|runtime|memory|peak|^(headline|runs|resumed_from|restarts)\b")
@@ -34,7 +35,7 @@ def reproduce(run_name: str, outputs: str | Path | None = None, echo: Callable[[
         pipeline.run(preset, again.name, settings, rehearse, outputs, stages=stages, echo=echo)
     found = compare(first, again, manifests)
     runs.write_atomically(again / "reproduction.json", [json.dumps(found, indent=2, ensure_ascii=False) + "\n"])
-    echo(f"\n{text(found)}\n\n  {again / 'reproduction.json'}")
+    echo(visible(f"\n{text(found)}\n\n  {again / 'reproduction.json'}"))
     return found
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from lib import pipeline, runs, stats
 from lib.presets import Settings, SettingsError, default_run, in_project, resolve, run_name_problems
+from lib.untrusted import visible
 
 LOSS, TEST, PERPLEXITY = "validation loss", "accuracy, test,", "perplexity"
 TOKENS_BY = {"base_model", "chat_template", "max_length"}  # where these vary, validation losses are over other tokens
@@ -78,31 +79,30 @@ def run(
     folder = Path(in_project(outputs or "outputs")).resolve() / name
     if any((folder / stage).exists() for stage in runs.FOLDERS.values()):
         raise runs.RunError(f"{folder} is a run: give the sweep another name by --run")
-    about = {"sweep": name, "preset": preset, "rehearse": rehearse, "overrides": overrides}
-    try:
+    with runs.writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        runs.lock(folder, "sweep")
+    about = {"sweep": name, "preset": preset, "rehearse": rehearse, "overrides": overrides}
+    runs.lock(folder, "sweep")
+    try:
         for number, row in enumerate(rows, 1):
             echo(f"\nsweep {name}, run {number} of {len(rows)}: {row['cell']}, seed {row['seed']}")
             try:
                 wanted = overrides | row["settings"] | {"seed": row["seed"]}
                 summary = pipeline.run(preset, row["run"], wanted, rehearse, folder.parent, echo=echo)
                 row |= measure(summary.run_folder)
-            except (pipeline.StageFailed, runs.RunError, SettingsError, OSError) as error:
+            except (pipeline.StageFailed, runs.RunError, SettingsError) as error:
                 row["error"] = str(error)
                 echo(f"run {row['run']} failed; the sweep goes on")
             found = about | summarise(rows)
             runs.write_atomically(folder / "sweep.json", [json.dumps(found, indent=2, ensure_ascii=False) + "\n"])
         told = text(found)
         runs.write_atomically(folder / "sweep.txt", [told + "\n"])
-    except OSError as error:
-        raise runs.RunError(f"cannot write to {folder}: {error.strerror}; name another by --outputs") from error
     except KeyboardInterrupt:
         echo("the sweep goes on from there by the same `sharpen sweep`")
         raise
     finally:
         runs.unlock(folder, "sweep")
-    echo(f"\n{told}\n\n  {folder / 'sweep.txt'}")
+    echo(visible(f"\n{told}\n\n  {folder / 'sweep.txt'}"))
     return found
 
 
