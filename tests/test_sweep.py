@@ -237,7 +237,7 @@ def swept(tmp_path_factory):
     """(outputs, what `sharpen sweep` returns) of two cells, rehearsed with as little work as there can be."""
     outputs = tmp_path_factory.mktemp("outputs")
     small = {"train_rows": 12, "validation_rows": 6, "test_rows": 6, "eval_rows": 2, "max_new_tokens": 8,
-             "calculator": "on", "per_device_train_batch_size": 2}  # fmt: skip
+             "calculator": "on", "per_device_train_batch_size": 2, "warmup_steps": 0}  # fmt: skip
     arguments = ("demo", {"max_steps": ["1", "2"]}, 1, "s", small, True, outputs)
     return outputs, arguments, sweep.run(*arguments)
 
