@@ -100,7 +100,8 @@ def text(found: Mapping[str, Any]) -> str:
     lines += [f"files: {sum(row['equal'] for row in found['files'])} of {len(found['files'])} are equal"]
     lines += [f"  {_verdict(row)}  {row['in']}/{row['name']}" for row in found["files"]]
     if not all(row["equal"] for row in found["files"]):
-        lines += ["  (metrics.jsonl and comparison.json hold times, some pictures the run's name: these always differ)"]
+        lines += ["  (expected: metrics.jsonl and comparison.json hold times, some pictures the run's name, and PEFT "
+                  "writes a set in any order into adapter_config.json)"]  # fmt: skip
     causes: dict[str, list[str]] = {}
     for row in found["causes"]:
         causes.setdefault(f"{row['name']}: {_change(row)}", []).append(row["in"])

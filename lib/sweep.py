@@ -13,7 +13,8 @@ from lib.presets import Settings, SettingsError, default_run, in_project, resolv
 from lib.untrusted import visible
 
 LOSS, TEST, PERPLEXITY = "validation loss", "accuracy, test,", "perplexity"
-TOKENS_BY = {"base_model", "chat_template", "max_length"}  # where these vary, validation losses are over other tokens
+# Where these vary, validation losses are over other tokens.
+TOKENS_BY = {"base_model", "chat_template", "max_length", "completion_only_loss"}
 
 
 def read_grid(pairs: Sequence[str]) -> dict[str, list[str]]:
