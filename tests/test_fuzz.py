@@ -97,24 +97,24 @@ def test_an_odd_run_preset_or_folder_is_refused_in_words(value):
 
 
 # --- run folders ------------------------------------------------------------------------------------------------------
+def start(outputs: Path, stage: str) -> runs.Stage:
+    return runs.start(presets.from_notebook(stage, {"preset": "demo", "run": "trial", "outputs": str(outputs)}))
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory) -> Path:
     """outputs/ with one run: three complete stages, one at work, notebooks, and what `clean` would free."""
     outputs = tmp_path_factory.mktemp("fuzz") / "outputs"
-
-    def start(stage: str) -> runs.Stage:
-        return runs.start(presets.from_notebook(stage, {"preset": "demo", "run": "trial", "outputs": str(outputs)}))
-
-    prepare = start("prepare")
+    prepare = start(outputs, "prepare")
     prepare.write_rows("train.jsonl", [{"id": number, "text": "row"} for number in range(20)])
     prepare.finish(headline={"rows": "train 20"})
-    train = start("train")
+    train = start(outputs, "train")
     train.input("prepare")
     for step in range(1, 6):
         train.log(step, loss=3.0 / step, learning_rate=1e-3)
     train.save_json("adapter_config.json", {"r": 32})
     train.finish(rows=20, steps=5, train_seconds=1.5, tokens_per_second=900.0, headline={"training": "5 steps"})
-    evaluate = start("evaluate")
+    evaluate = start(outputs, "evaluate")
     evaluate.input("train")
     alike = {"kind": "compounding", "group": "g", "split": "test", "calculator": True, "question": "?", "tokens": 3,
              "finished": True, "reading": "marker", "error": None, "correct_lenient": True}  # fmt: skip
@@ -129,11 +129,9 @@ def whole(tmp_path_factory) -> Path:
                                         "perplexity": {}})  # fmt: skip
     evaluate.write_rows("generations.jsonl", rows)
     evaluate.finish(headline={"accuracy": "50 %"})
-    at_work = start("pretrain")
-    at_work.log(3, loss=2.5, tokens=4096)
-    for held in list(runs._locks):
-        runs.unlock(held.parent, "writer")
+    start(outputs, "pretrain").log(3, loss=2.5, tokens=4096)
     folder = outputs / "trial"
+    runs.unlock(folder, "writer")
     for spare in ("data.former/train.jsonl", "adapter/checkpoints/checkpoint-5/weights"):
         (folder / spare).parent.mkdir(parents=True)
         (folder / spare).write_text("spare")
@@ -268,6 +266,9 @@ def test_500_damaged_run_folders_are_told_in_words_and_nothing_is_lost(whole, tm
         lost = {path for path in before if after.get(path) != before[path]}
         assert not {path for path in lost if not path.endswith((".lock", "report.html"))}
         assert not [path for path in after if path.endswith(".part")]
+        asked(lambda: start(outputs, "train"), "trial")  # noqa: B023
+        runs.unlock(folder, "writer")
+        assert set(after.values()) - set(files_of(outputs).values()) <= {"folder"}, "a result was not put aside"
         shutil.rmtree(outputs)
     assert noticed > FOLDERS, "the damage is too small to be noticed"
 
