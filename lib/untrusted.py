@@ -147,6 +147,7 @@ def redact(text: str) -> str:
     """Text in which the values of the environment's tokens and keys are replaced by their names."""
     secrets = {value: name for name, value in os.environ.items() if len(value) >= 8 and SECRET.search(name)}
     for value in sorted(secrets, key=len, reverse=True):  # one may be a part of another
-        for written in (value, json.dumps(value)[1:-1]):
-            text = text.replace(written, f"[{secrets[value]}]")
+        for shown in (value, repr(value)[1:-1]):  # as an error prints the environment
+            for written in (shown, json.dumps(shown, ensure_ascii=False)[1:-1]):  # as a notebook keeps that
+                text = text.replace(written, f"[{secrets[value]}]")
     return text

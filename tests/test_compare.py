@@ -248,6 +248,11 @@ def test_a_run_is_not_compared_with_itself(tmp_path):
 def test_an_answer_with_odd_line_ends_is_read_whole(tmp_path):
     folder = make_run(tmp_path, "odd")
     path = folder / "eval" / "generations.jsonl"
+    hashed = runs.sha256(path)
     first = json.loads(path.open(encoding="utf-8").readline()) | {"completion": "a\u2028b\x85c"}
     path.write_text(json.dumps(first, ensure_ascii=False) + "\n", encoding="utf-8")
+    with pytest.raises(runs.RunError, match="generations.jsonl was changed: run 30_evaluate again"):
+        compare.load(folder)
+    manifest = folder / "eval" / "manifest.json"
+    manifest.write_text(manifest.read_text().replace(hashed, runs.sha256(path)))
     assert compare.load(folder).results == [first]
