@@ -68,8 +68,9 @@ def test_200_odd_settings_are_each_taken_or_refused_in_words():
         refused += resolved is None
 
         texts = {name: str(value)[:200_000] for name, value in found.items() if not has_huge_number(value)}
-        pairs = [f"{name}={value}" for name, value in texts.items()]  # as `sharpen run --set`
-        told(lambda: presets.resolve("demo", cli._overrides(pairs)))  # noqa: B023
+        words = {name: value for name, value in texts.items() if not {"\0", "\ud800"} & set(value)}  # no shell has these
+        pairs = [f"{name}={value}" for name, value in words.items()]  # as `sharpen run --set`
+        told(lambda: presets.resolve("demo", cli._overrides(pairs, None)))  # noqa: B023
 
         stage = chance.choice(list(STAGE_FIELDS))
         typed = {name: _resolve_type(value) for name, value in texts.items()}  # as `papermill -p`
