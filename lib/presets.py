@@ -309,7 +309,7 @@ def resolve(
     except ValidationError as error:
         suspect = {str(found["loc"][0]) for found in error.errors()}
         problems += [_refusal(field, overrides.get(field, values[field])) for field in values if field in suspect]
-        settings = Settings.model_construct(**values)
+        settings = Settings.model_construct(**values | {field: getattr(base, field) for field in suspect})
     if known:
         problems += _contradictions(settings, suspect | (values.keys() - set(STAGE_FIELDS[stage]) if stage else set()))
     if problems:
@@ -431,7 +431,9 @@ def _read(field: str, value: Any) -> Any:
             except ValueError:
                 return value
     if isinstance(value, float) and "integer" in types and value.is_integer():
-        return int(value)
+        value = int(value)
+    if isinstance(value, int) and abs(value) >= 2**63:
+        return math.inf  # no setting may be so large, and Python writes out no number of over 4,300 digits
     return tuple(value) if isinstance(value, list) and "array" in types else value
 
 
