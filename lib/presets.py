@@ -523,6 +523,9 @@ def _contradictions(s: Settings, suspect: set[str]) -> list[str]:
          f"full_finetuning = True: there is no adapter for peft_type = {s.peft_type!r}; leave one of them out"),
         (("full_finetuning", "peft_type", *of_lora), lambda: of_lora and (s.full_finetuning or s.peft_type != "lora"),
          f"{', '.join(of_lora)}: only LoRA has that; leave it out, or full_finetuning and peft_type"),
+        (("peft_type", "load_in_4bit", "load_in_8bit"),
+         lambda: s.peft_type == "ia3" and (s.load_in_4bit or s.load_in_8bit),
+         "peft_type = 'ia3': PEFT computes quantised layers in single precision then; needs load_in_4bit = False"),
         (("peft_type", "gradient_checkpointing", "packing", "early_stopping_patience"),
          lambda: s.peft_type == "prefix_tuning" and (
              s.gradient_checkpointing or s.packing or s.early_stopping_patience),

@@ -60,9 +60,6 @@ def load(settings, adapter: Path | None = None, dtype: torch.dtype | None = None
     )  # fmt: skip
     if prefix:
         model = PeftModel.from_pretrained(model, presets.locate(str(adapter)))
-    for name, parameter in model.named_parameters() if adapter else ():
-        if "ia3_l" in name:
-            parameter.data = parameter.data.to(model.dtype)  # in single precision they make all that follows single
     tokenizer = chat.load_tokenizer(settings)
     fix_pad_token(tokenizer, model)  # some bases have none, or pad with their end token
     if tokenizer.pad_token_id in (None, tokenizer.eos_token_id):
@@ -77,6 +74,7 @@ def attach(model, settings):
     if settings.full_finetuning or isinstance(model, PeftModel):
         return model
     modules = list(settings.target_modules)
+    set_seed(settings.seed)  # a prefix starts at random
     if settings.peft_type == "ia3":
         inputs = [name for name in modules if name == "down_proj"]  # its input is scaled, of the others the output
         config = IA3Config(task_type="CAUSAL_LM", target_modules=modules, feedforward_modules=inputs)

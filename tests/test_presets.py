@@ -154,6 +154,7 @@ def test_none_means_all_where_it_means_something():
         ({"full_finetuning": True, "load_in_4bit": False, "continue_from": "a"}, "continue_from: only LoRA has that"),
         ({"full_finetuning": True, "load_in_4bit": False, "use_dora": True}, "use_dora: only LoRA has that"),
         ({"peft_type": "ia3", "use_rslora": True, "loraplus_lr_ratio": 16}, "use_rslora, loraplus_lr_ratio: only LoRA"),
+        ({"peft_type": "ia3"}, "peft_type = 'ia3': PEFT computes quantised layers in single precision"),
         ({"peft_type": "prefix_tuning", "gradient_checkpointing": True}, "needs gradient_checkpointing = packing"),
         ({"peft_type": "prefix_tuning", "packing": True}, "needs gradient_checkpointing = packing = False"),
         ({"peft_type": "prefix_tuning", "early_stopping_patience": 2}, "early_stopping_patience = None"),

@@ -240,13 +240,13 @@ def loss_of(model, tokenizer, rows):
 
 
 @pytest.mark.parametrize("choice", [
-    {}, {"use_rslora": True}, {"use_dora": True}, {"peft_type": "ia3", "learning_rate": 0.1},
-    {"peft_type": "prefix_tuning", "num_virtual_tokens": 3}, {"load_in_4bit": False}, {"neftune_noise_alpha": 5.0},
+    {}, {"use_rslora": True}, {"use_dora": True},
+    {"peft_type": "ia3", "load_in_4bit": False, "learning_rate": 0.1},
+    {"peft_type": "prefix_tuning", "num_virtual_tokens": 3, "learning_rate": 0.1},
+    {"load_in_4bit": False}, {"neftune_noise_alpha": 5.0},
     {"load_in_4bit": False, "full_finetuning": True, "learning_rate": 1e-3},
 ], ids=lambda choice: "-".join(choice) or "lora")  # fmt: skip
 def test_what_was_trained_is_what_is_saved_and_the_base_is_still_there(qlora, learn, problems, tmp_path, choice):
-    import torch
-
     metrics, _, model, tokenizer, settings = learn(**choice)
     qlora.FastLanguageModel.for_inference(model)
     evaluation = presets.resolve("demo", {"load_in_4bit": settings.load_in_4bit}).settings
@@ -254,9 +254,8 @@ def test_what_was_trained_is_what_is_saved_and_the_base_is_still_there(qlora, le
     again, _ = qlora.load(evaluation, tmp_path)
     qlora.FastLanguageModel.for_inference(again)
     tuned = loss_of(again, tokenizer, problems)
-    with torch.autocast("cpu", torch.bfloat16, enabled=settings.peft_type == "ia3"):  # in single precision until saved
-        assert tuned == pytest.approx(loss_of(model, tokenizer, problems), rel=2e-2)
-    assert sum(tuned) != pytest.approx(sum(base), rel=0.05), "three steps at a high rate must show"
+    assert tuned == pytest.approx(loss_of(model, tokenizer, problems), rel=2e-2)
+    assert sum(tuned) != pytest.approx(sum(base), rel=0.02), "three steps at a high rate must show"
     with qlora.untuned(again, evaluation) as untuned:
         assert loss_of(untuned, tokenizer, problems) == pytest.approx(base, rel=1e-2)
     config = tmp_path / "adapter_config.json"
@@ -342,6 +341,7 @@ def test_asking_questions_at_checkpoints_gives_a_curve_and_leaves_training_as_it
         return qlora.Accuracy(tokenizer, held, settings, lambda step, **m: lines.append({"step": step} | m))
 
     changes = {"given": short, "max_length": 40, "save_steps": 2, "max_steps": 4, "peft_type": peft_type}
+    changes |= {"load_in_4bit": peft_type != "ia3"}
     _, plain, *_ = learn(tmp_path / "plain", **changes)
     _, asked, *_ = learn(tmp_path / "asked", callbacks=[asking], accuracy_steps=2, **changes)
     curve = [line for line in asked if "accuracy" in line]

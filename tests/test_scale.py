@@ -62,7 +62,7 @@ def test_full_finetuning_needs_gradients_and_moments_of_every_number():
 
 
 @pytest.mark.parametrize(("changes", "names"), [
-    ({"peft_type": "ia3"}, "ia3_l"), ({"peft_type": "prefix_tuning"}, "prompt_encoder"),
+    ({"peft_type": "ia3", "load_in_4bit": False}, "ia3_l"), ({"peft_type": "prefix_tuning"}, "prompt_encoder"),
     ({"target_modules": "q_proj,down_proj", "r": 5}, "lora_"), ({"use_dora": True}, "lora_"),
 ])  # fmt: skip
 def test_the_adapters_numbers_are_those_that_peft_makes(changes, names):
