@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from transformers import LogitsProcessor, LogitsProcessorList
 
-from lib import chat, runs, scoring
+from lib import chat, progress, runs, scoring
 from lib.calculator import CalculatorError, calculate, show
 
 OPEN_MARK = re.compile(r"<<([^<>=]{1,200})=$")
@@ -121,13 +121,14 @@ def ask(model, tokenizer, rows: list[dict], settings, calculator: bool, labels: 
     prompts, began = [chat.prompt_ids(row["messages"], tokenizer) for row in rows], time.monotonic()
     name = f"{', '.join(labels.values())}, calculator {'on' if calculator else 'off'}"
 
-    def progress(done):
+    def answered(done):
+        progress.tell(done, len(rows), f"answers of {name}")
         print(f"{name}: {done} of {len(rows)} answered, {time.monotonic() - began:.1f} s", flush=True)
 
     size = (settings.max_new_tokens, settings.eval_batch_size)
     journal = folder / f".{name.replace(', ', '-').replace(' ', '-')}.jsonl" if folder else None
     kinds = [row["kind"] for row in rows]
-    answers = generate(model, tokenizer, prompts, *size, calculator, progress, kinds, journal)
+    answers = generate(model, tokenizer, prompts, *size, calculator, answered, kinds, journal)
     results = []
     for row, answer in zip(rows, answers):
         results.append({

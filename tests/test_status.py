@@ -1,73 +1,143 @@
 """What `sharpen status` says of runs, and what `sharpen clean` would free."""
 
-import json
 import os
+import signal
 import subprocess
 import sys
 import textwrap
+import time
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from lib import runs, status
+from lib import presets, progress, runs, status
 from lib.presets import ROOT
 
 
-def make(folder, complete=(), begun=None, settings=None, lines=()):
+def make(folder, complete=(), begun=None):
     for stage in complete:
         (folder / runs.FOLDERS[stage]).mkdir(parents=True)
         (folder / runs.FOLDERS[stage] / "manifest.json").write_text("{}")
     if begun:
-        place = folder / runs.FOLDERS[begun]
-        place.mkdir(parents=True)
-        (place / "started.json").write_text(json.dumps({"plan": {"settings": settings or {}}}))
-        (place / "metrics.jsonl").write_text("".join(lines))
+        (folder / runs.FOLDERS[begun]).mkdir(parents=True)
+        (folder / runs.FOLDERS[begun] / "started.json").write_text("{}")
     return folder
 
 
 @pytest.fixture
 def writer(tmp_path):
-    """Another process that writes to tmp_path/busy."""
-    make(tmp_path / "busy", ["prepare"], "train", {"max_steps": -1, "num_train_epochs": 4.0},
-         ['{"step": 5, "loss": 1.5, "epoch": 1.0}\n', '{"step": 10, "lo'])  # fmt: skip
+    """Another process that trains in tmp_path/busy: 5 of 20 steps, and a line on stdin makes it take one more."""
+    make(tmp_path / "busy", ["prepare"], "train")
     code = """
-        import sys; from pathlib import Path; from lib import runs
-        runs.lock(Path(sys.argv[1]), "writer"); print("ready", flush=True); sys.stdin.read()
+        import sys; from pathlib import Path; from lib import progress, runs
+        progress.EVERY_SECONDS = 0.05
+        folder, step = Path(sys.argv[1]), 5
+        runs.lock(folder, "writer")
+        progress.begin(folder, "train"); progress.tell(0, 20); progress.tell(5, 20, loss=1.5)
+        print("ready", flush=True)
+        for line in sys.stdin:
+            step += 1; progress.tell(step, 20); print("told", flush=True)
     """
     command = [sys.executable, "-c", textwrap.dedent(code), str(tmp_path / "busy")]
     with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline() == "ready\n"
         yield process
+        process.send_signal(signal.SIGCONT)
         process.stdin.close()
 
 
+def wait_for(found, seconds=20):
+    deadline = time.monotonic() + seconds
+    while not found() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return found()
+
+
+def row(outputs, **later):
+    (only,) = status.table(outputs, datetime.now(UTC) + timedelta(**later))
+    return only
+
+
+# --- a stage at work --------------------------------------------------------------------------------------------------
 def test_a_run_at_work_is_told_with_its_step_its_loss_and_what_is_left(tmp_path, writer):
-    began = tmp_path / "busy" / "adapter" / "started.json"
-    minute_ago = began.stat().st_mtime - 60
-    os.utime(began, (minute_ago, minute_ago))
-    (row,) = status.table(tmp_path)
-    assert (row["run"], row["complete"], row["unfinished"]) == ("busy", "prepare", "train (running)")
-    assert (row["step"], row["loss"]) == ("5", "1.5000")  # the line that is half written is not read
-    assert row["left"] == "3.0 min"  # one epoch of four in a minute
-    (later,) = status.table(tmp_path, datetime.now(UTC) + timedelta(minutes=6))
-    assert later["unfinished"] == "train (stalled?)"
+    assert wait_for(lambda: row(tmp_path).get("step") == "5 of 20")
+    found = row(tmp_path)
+    assert (found["run"], found["complete"], found["unfinished"]) == ("busy", "prepare", "train (running)")
+    assert found["loss"] == "1.5000" and found["left"].endswith(" min")
+    assert status.line(tmp_path / "busy", "train").startswith("step 5 of 20, loss 1.5000, ")
+    writer.stdin.write("go on\n")
+    writer.stdin.flush()
+    assert wait_for(lambda: status.line(tmp_path / "busy", "train").startswith("step 6 of 20, loss 1.5000, "))
 
 
-def test_a_stage_at_work_says_how_far_it_is(tmp_path, writer):
-    assert status.line(tmp_path / "busy", "train").startswith("step 5, loss 1.5000, ")
-    make(tmp_path / "busy", begun="evaluate", lines=[])
-    (tmp_path / "busy" / "eval" / ".tuned.jsonl").write_text("[0, [{}, {}]]\n[2, [{}, {}]]\n[4, [{")
-    assert status.line(tmp_path / "busy", "evaluate") == "4 answers"
-    assert status.line(tmp_path / "busy", "compare") == "starting"
+def test_a_stage_that_lives_and_does_not_move_is_named(tmp_path, writer, monkeypatch):
+    monkeypatch.setattr(status, "HEARTBEAT_SECONDS", 10**6)
+    assert row(tmp_path, minutes=6)["unfinished"] == "train (stalled?)"
+
+
+def test_a_process_that_says_nothing_is_named(tmp_path, writer):
+    writer.send_signal(signal.SIGSTOP)
+    time.sleep(0.2)
+    last = (tmp_path / "busy" / "progress.json").read_bytes()
+    time.sleep(0.3)
+    assert (tmp_path / "busy" / "progress.json").read_bytes() == last
+    assert row(tmp_path, seconds=40)["unfinished"] == "train (stalled: its process does not answer)"
+
+
+def test_the_heart_beats_while_a_step_takes_long(tmp_path, writer):
+    def beat():
+        return progress.read(tmp_path / "busy", "train").heartbeat
+
+    first = beat()
+    assert wait_for(lambda: beat() > first)
+    told = progress.read(tmp_path / "busy", "train")
+    assert told.pid == writer.pid and told.moved_at < told.heartbeat and told.memory_bytes > 10 * 2**20
+
+
+def test_what_is_left_follows_from_the_speed_so_far(tmp_path, monkeypatch):
+    clock = iter([100.0, 160.0, 200.0])
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(progress, "EVERY_SECONDS", 3600)
+    progress.begin(tmp_path, "evaluate")
+    try:
+        progress.tell(10, 100, "answers of tuned")
+        progress.tell(40, 100, "answers of tuned")  # 30 in 60 s, 60 more
+        progress._heartbeat.write()
+        assert status.line(tmp_path, "evaluate") == "step 40 of 100 (answers of tuned), 2.0 min left"
+        progress.tell(0, 100, "answers of base")  # another count: its speed is not known
+        progress._heartbeat.write()
+        assert status.line(tmp_path, "evaluate") == "step 0 of 100 (answers of base)"
+        assert status.line(tmp_path, "compare") == "starting"
+    finally:
+        progress.end()
+    assert not (tmp_path / "progress.json").exists()
+
+
+@pytest.mark.parametrize("text", ["", "[1]", "{}", '{"stage": "train"}', '{"stage": "train", "heartbeat": "soon"}'])
+def test_a_progress_file_that_is_none_is_passed_over(tmp_path, text):
+    make(tmp_path / "odd", begun="train")
+    (tmp_path / "odd" / "progress.json").write_text(text)
+    assert row(tmp_path)["unfinished"] == "train (stopped)"
 
 
 def test_a_run_whose_process_died_is_told_as_stopped(tmp_path, writer):
+    assert wait_for(lambda: row(tmp_path).get("step") == "5 of 20")
     writer.kill()
     writer.wait()
-    (row,) = status.table(tmp_path)
-    assert row["unfinished"] == "train (stopped)" and "left" not in row
+    found = row(tmp_path)
+    assert found["unfinished"] == "train (stopped)" and found["step"] == "5 of 20" and "left" not in found
 
 
+def test_a_stage_begun_by_a_notebook_tells_until_it_is_finished(tmp_path):
+    stage = runs.start(presets.Request("prepare", "trial", tmp_path, presets.resolve("demo")))
+    assert progress.read(tmp_path / "trial", "prepare").pid == os.getpid()
+    assert status.line(tmp_path / "trial", "prepare") == "running"
+    stage.finish()
+    assert status.line(tmp_path / "trial", "prepare") == "ending"
+    assert not (tmp_path / "trial" / "progress.json").exists()
+
+
+# --- runs that rest ---------------------------------------------------------------------------------------------------
 def test_complete_runs_and_other_folders_are_told_apart(tmp_path):
     make(tmp_path / "done", ["prepare", "train", "evaluate", "compare"])
     (tmp_path / "notes").mkdir()
