@@ -1,5 +1,6 @@
 """Many devices: torchrun starts a worker on each (`lib.fsdp_worker`, `lib.pretrain_worker`), watched from here."""
 
+import contextlib
 import errno
 import json
 import os
@@ -15,6 +16,7 @@ from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 
+from lib import progress
 from lib.presets import ROOT
 from lib.runs import whole_lines, write_atomically
 
@@ -72,7 +74,7 @@ def launch(stage, data: Path, show: Callable[[dict], None], step_timeout_seconds
 
     `show(line)` gets each logged line as it comes. Further `arguments` are SFTConfig's, or `pretrain.train`'s. A lost
     rank is made good from the newest whole checkpoint (times in the metrics are then those since); LaunchError where
-    that does not help. No process outlives the call."""
+    that does not help. On Ctrl-C the ranks end after their step, with a checkpoint. No process outlives the call."""
     check(stage.settings)
     control = stage.folder / ".torchrun"  # hidden: no output
     shutil.rmtree(control, ignore_errors=True)
@@ -82,16 +84,25 @@ def launch(stage, data: Path, show: Callable[[dict], None], step_timeout_seconds
     }
     stage.save_json(".torchrun/plan.json", plan)
     lines, log = Lines(stage.folder / "metrics.jsonl"), control / "torchrun.log"
+
+    def tell(line):
+        progress.tell(line["step"], line.get("of"), loss=line.get("loss"))
+        show(line)
+
     with open(log, "wb") as output:
         torchrun = subprocess.Popen(
             command(stage.settings, control / "plan.json", worker), env=environment(), stdout=output,
             stderr=subprocess.STDOUT, preexec_fn=end_with_parent,
+            start_new_session=True,  # Ctrl-C reaches the ranks from here only
         )
         try:
             while torchrun.poll() is None and not (control / "refusal.txt").exists():
-                lines.show(show)
+                lines.show(tell)
                 time.sleep(0.2)
-            lines.show(show)
+            lines.show(tell)
+        except KeyboardInterrupt:
+            interrupt(torchrun, step_timeout_seconds)
+            raise
         finally:
             end(torchrun)
     if (control / "refusal.txt").exists():
@@ -106,8 +117,9 @@ def launch(stage, data: Path, show: Callable[[dict], None], step_timeout_seconds
 def environment() -> dict[str, str]:
     """What torchrun itself needs; what the workers need they set themselves."""
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    # Without the second, most restarts hung or wasted a try (measured, torch 2.13)
-    return os.environ | {"PYTHONPATH": path, "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1", "OMP_NUM_THREADS": "1"}
+    # Without the second, most restarts hung or wasted a try (measured, torch 2.13); the last: no bars in log files
+    more = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1", "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
+    return os.environ | {"PYTHONPATH": path} | more
 
 
 class Lines:
@@ -130,6 +142,16 @@ def end_with_parent() -> None:
         import ctypes
 
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
+def interrupt(torchrun: subprocess.Popen, timeout_seconds: float) -> None:
+    """Ask the ranks to end after the step at hand, and wait for them."""
+    import psutil
+
+    for rank in psutil.Process(torchrun.pid).children():
+        rank.send_signal(signal.SIGINT)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        torchrun.wait(timeout_seconds)
 
 
 def end(torchrun: subprocess.Popen) -> None:
@@ -191,6 +213,8 @@ def work(path: Path, train: Callable[[dict], dict], refused: tuple[type[Exceptio
     except (LaunchError, *refused) as error:
         write_atomically(path.with_name("refusal.txt"), [str(error)])
         raise
+    except KeyboardInterrupt:  # asked to stop, with a checkpoint: no failure, so no restart
+        return
     if dist.get_rank() == 0:
         write_atomically(path.with_name("result.json"), [json.dumps(result)])
     dist.destroy_process_group()

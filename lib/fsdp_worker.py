@@ -148,10 +148,10 @@ class Proof(TrainerCallback):
     """Refuses to train unless each rank holds its share of the parameters; keeps the most that it held."""
 
     def __init__(self, step_timeout_seconds: float):
-        self.step_timeout_seconds, self.bytes = step_timeout_seconds, {}
+        self.step_timeout_seconds, self.bytes, self.steps = step_timeout_seconds, {}, 0
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
-        self.bytes = parameter_bytes(model)
+        self.bytes, self.steps = parameter_bytes(model), state.max_steps
         ranks, whole = dist.get_world_size(), self.bytes["whole"]
         if abs(self.bytes["held"] * ranks / whole - 1) > TOLERANCE:
             raise qlora.TrainingError(
@@ -200,7 +200,7 @@ def train(plan: dict) -> dict:
     def log(step, **metrics):
         memory = on_every_rank(peak_memory())
         if rank == 0:
-            write(step, **metrics, memory_bytes=memory)
+            write(step, of=proof.steps, **metrics, memory_bytes=memory)
 
     proof = Proof(plan["step_timeout_seconds"])
     resume = plan["resume"] or os.environ["TORCHELASTIC_RESTART_COUNT"] != "0"

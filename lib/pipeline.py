@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lib import runs, status
+from lib import progress, runs, status
 from lib.presets import (
     NOTEBOOKS,
     ROOT,
@@ -31,6 +31,7 @@ from lib.untrusted import redact, visible
 STAGES = tuple((stage, NOTEBOOKS[stage], runs.FOLDERS[stage]) for stage in ("prepare", "train", "evaluate", "compare"))
 EXPORT = ("export", NOTEBOOKS["export"], runs.FOLDERS["export"])  # only where it is asked for: it builds llama.cpp
 NOTEBOOK_FOLDER = ROOT / "notebooks"
+STOP_SECONDS = 60  # that a training step and its checkpoint may take after Ctrl-C
 
 
 class StageFailed(RuntimeError):
@@ -172,9 +173,13 @@ def _execute(stage: str, run_folder: Path, resolved: Resolved, overridden: set[s
     except Exception as error:  # a cell's error, a dead kernel, a full disk: each ends the run with the same four lines
         name, message = getattr(error, "ename", type(error).__name__), getattr(error, "evalue", str(error))
         message = visible(redact(message))
-        hint = " (often: out of memory)" if name == "DeadKernelError" else ""
+        if name == "DeadKernelError":
+            told = progress.read(run_folder, stage)
+            held = f"{told.memory_bytes / 2**30:.1f} GiB" if told else "nobody knows what"
+            advice = progress.less_memory(stage, resolved.settings)
+            message = f"the kernel died holding {held}; most often the system ends it as memory runs out: {advice}"
         raise StageFailed(
-            f"stage {stage!r} failed: {name}: {message.strip()[:2000]}{hint}\n"
+            f"stage {stage!r} failed: {name}: {message.strip()[:2000]}\n"
             f"the notebook as far as it came: {executed}\nto go on after the cause is mended: {again}"
         ) from error
 
@@ -190,47 +195,73 @@ def _this_python() -> type:
             path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
             quiet = "--IPKernelApp.log_level=CRITICAL"  # a cell's errors are in the notebook; this is the kernel's chat
             argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}", quiet]
-            return KernelSpec(argv=argv, display_name="Python 3", language="python", env={"PYTHONPATH": path})
+            told = {"PYTHONPATH": path, "TQDM_DISABLE": "1"}  # bars make no sense in a file
+            return KernelSpec(argv=argv, display_name="Python 3", language="python", env=told)
 
     return ThisPython
 
 
 @contextlib.contextmanager
 def _children_end_with_us() -> Iterator[None]:
-    """On Ctrl-C or SIGTERM end all processes under the kernel too: torchrun's workers have sessions of their own."""
+    """On Ctrl-C or SIGTERM interrupt the kernel: it ends at once, or in training after the step, with a checkpoint.
+
+    After STOP_SECONDS, or asked again, all processes under it are ended: torchrun's workers have sessions of their own.
+    """
     import psutil
 
     family: list[psutil.Process] = []
 
+    def end() -> None:
+        for process in family:
+            with contextlib.suppress(psutil.NoSuchProcess):  # psutil compares start times: no stranger is hit
+                process.kill()
+
     def stop(signum: int, frame: Any) -> None:
+        again = bool(family)
         family.extend(psutil.Process().children(recursive=True))  # now, while the tree still hangs together
-        raise KeyboardInterrupt
+        kernels = [process for process in family if "ipykernel_launcher" in process.cmdline()]
+        if again or not kernels:
+            raise KeyboardInterrupt
+        print("\nstopping; in training after the step at hand (again: at once)", file=sys.stderr, flush=True)
+        kernels[0].send_signal(signal.SIGINT)
+        deadline.start()
 
     if threading.current_thread() is not threading.main_thread():  # signals reach the main thread only
         yield
         return
+    deadline = threading.Timer(STOP_SECONDS, end)
+    deadline.daemon = True
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
+    except Exception as error:
+        if family:
+            raise KeyboardInterrupt from error
+        raise
     finally:
+        deadline.cancel()
         for number, handler in before.items():
             signal.signal(number, handler)
-        for process in family:
-            with contextlib.suppress(psutil.NoSuchProcess):  # psutil compares start times: no stranger is hit
-                process.kill()
+        end()
         psutil.wait_procs(family, timeout=5)
+    if family:
+        raise KeyboardInterrupt
 
 
 @contextlib.contextmanager
 def _telling(place: str, run_folder: Path, stage: str, echo: Callable[[str], Any]) -> Iterator[None]:
-    """While a stage is at work, say how far it is: on a terminal in one line over and over, in a log once a minute."""
+    """While a stage is at work, say how far it is: on a terminal in one line over and over, in a log as it moves."""
     terminal, over = echo is print and sys.stdout.isatty(), threading.Event()
 
     def tell() -> None:
-        while not over.wait(2 if terminal else 60):
-            with contextlib.suppress(OSError):  # a folder that is being put aside
-                text = f"{place} {status.line(run_folder, stage)}"
-                print(f"\r\x1b[K{text}", end="", flush=True) if terminal else echo(text)
+        said = ""
+        while not over.wait(2 if terminal else 10):
+            text = f"{place} {status.line(run_folder, stage)}"
+            if terminal:
+                print(f"\r\x1b[K{text}", end="", flush=True)
+            elif text != said:
+                echo(text)
+            said = text
 
     thread = threading.Thread(target=tell, daemon=True)
     thread.start()

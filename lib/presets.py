@@ -26,6 +26,7 @@ PART = (  # of a mixture: finqa@COMMIT=3:2000
     rf"(?P<source>{'|'.join(SOURCES)})(?:@(?P<revision>[\w./-]+))?"
     r"(?:=(?P<weight>[1-9]\d{0,8}(?:\.\d+)?|0?\.\d*[1-9]\d*))?(?::(?P<cap>[1-9]\d{0,8}))?"
 )
+GUARDS = ("loss", "supervised_tokens", "grad_norm", "eval_loss", "adapter")  # what training is watched for
 
 
 class Settings(BaseModel):
@@ -92,6 +93,9 @@ class Settings(BaseModel):
     save_steps: Count = Field(100, description="optimiser steps between checkpoints")
     logging_steps: Count = Field(5, description="optimiser steps between lines of metrics.jsonl")
     eval_steps: Count | None = Field(50, description="steps between held-out losses; none: only at the end")
+    guard_warnings: tuple[Literal[*GUARDS], ...] = Field(
+        ("grad_norm", "eval_loss"), description=f"guards that only warn, of {', '.join(GUARDS)}; the others stop"
+    )
     early_stopping_patience: Count | None = Field(
         None, description="end after so many held-out losses without a gain, with the best; none: train to the end"
     )
@@ -172,8 +176,8 @@ STAGE_FIELDS: dict[str, tuple[str, ...]] = {
         "completion_only_loss", "packing", "neftune_noise_alpha", "early_stopping_patience", "accuracy_steps",
         "learning_rate", "lr_scheduler_type", "warmup_steps", "num_train_epochs", "max_steps",
         "per_device_train_batch_size", "gradient_accumulation_steps", "optim", "weight_decay", "max_grad_norm",
-        "gradient_checkpointing", "save_steps", "logging_steps", "eval_steps", "seed", "devices", "nodes",
-        "rdzv_endpoint",
+        "gradient_checkpointing", "save_steps", "logging_steps", "eval_steps", "guard_warnings", "seed", "devices",
+        "nodes", "rdzv_endpoint",
     ),
     "evaluate": (
         *_SHARED, "load_in_4bit", "load_in_8bit", "eval_rows", "calculator", "max_new_tokens", "eval_batch_size",

@@ -16,7 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from transformers import AddedToken, LlamaTokenizer
 
-from lib import chat, corpus, evaluate, memory, tokens
+from lib import chat, corpus, evaluate, guards, memory, progress, tokens
 from lib.calculator import MARK, CalculatorError, calculate
 from lib.gpt import GPT, SIZES, llama
 from lib.gpt_fast import FastGPT
@@ -91,7 +91,7 @@ def train(settings, blocks: tokens.Blocks, folder: Path | None = None, recipe: R
 
     `log(step, **metrics)` is called as it goes; held-out loss and the continuation of `sample` come with every
     `save_every` steps, when a checkpoint is written into `folder` too. One that lies there is gone on from, exactly.
-    FloatingPointError where the loss is no number, with the batch left in `folder`.
+    TrainingError where the loss is no number, with the batch left in `folder`; on Ctrl-C a checkpoint is written.
 
     Several processes (`lib.pretrain_worker`) share each batch's rows and add their gradients up: the same training,
     whatever their number. The model is whole on each (it is small), and the first one logs and writes."""
@@ -111,43 +111,50 @@ def train(settings, blocks: tokens.Blocks, folder: Path | None = None, recipe: R
     begin, seconds, losses, entry = 0, [], [], {}
     if folder and (folder / "checkpoint.safetensors").exists():
         begin = load_checkpoint(folder / "checkpoint.safetensors", model, peaks)
-    for step in range(begin + 1, steps + 1):
-        started = time.perf_counter()
-        for optimizer, peak in peaks.items():
-            for group in optimizer.param_groups:
-                group["lr"] = peak * schedule(step - 1, steps, settings.schedule, settings.decay_share)
-        for part in range(parts):
-            batch = blocks.at((step - 1) * parts + part)
-            ids, weights, documents = (t[rank::ranks].to(device) for t in batch)
-            with half:
-                loss = loss_of(ids, weights, documents)
-            if ranks > 1:  # a mean over all ranks' tokens, each by its weight
-                loss = loss * (weights[:, 1:].sum() / batch[1][:, 1:].sum())
-            (loss / parts).backward()
-            losses.append(added_up([loss.detach()])[0].item())
-            if not math.isfinite(losses[-1]):
-                place = _keep_batch(folder, ids, weights, documents)
-                raise FloatingPointError(f"the loss is {losses[-1]} at step {step}{place}: lower muon_learning_rate "
-                                         f"or adamw_learning_rate")  # fmt: skip
-        added_up([parameter.grad for parameter in model.parameters()])
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for optimizer in peaks:
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-        seconds.append(time.perf_counter() - started)
-        if rank or step % log_every and step % save_every and step != steps:
-            continue
-        entry = {"loss": sum(losses) / len(losses), "learning_rate": next(iter(peaks)).param_groups[0]["lr"],
-                 "tokens": step * batch_tokens, "tokens_per_second": batch_tokens / median(seconds)}  # fmt: skip
-        losses = []
-        if step % save_every == 0 or step == steps:
-            if held_out:
-                entry |= held_out_loss(model, held_out, half)
-            if sample:
-                entry["sample"] = model.generate(torch.tensor([sample], device=device), 48)[0, len(sample) :].tolist()
-            if folder:
-                save_checkpoint(folder / "checkpoint.safetensors", step, model, peaks)
-        log(step, **entry)
+    with guards.Stop() as stop, guards.memory_told("pretrain", settings):
+        for step in range(begin + 1, steps + 1):
+            started = time.perf_counter()
+            for optimizer, peak in peaks.items():
+                for group in optimizer.param_groups:
+                    group["lr"] = peak * schedule(step - 1, steps, settings.schedule, settings.decay_share)
+            for part in range(parts):
+                batch = blocks.at((step - 1) * parts + part)
+                ids, weights, documents = (t[rank::ranks].to(device) for t in batch)
+                with half:
+                    loss = loss_of(ids, weights, documents)
+                if ranks > 1:  # a mean over all ranks' tokens, each by its weight
+                    loss = loss * (weights[:, 1:].sum() / batch[1][:, 1:].sum())
+                (loss / parts).backward()
+                losses.append(added_up([loss.detach()])[0].item())
+                if not math.isfinite(losses[-1]):
+                    place = _keep_batch(folder, ids, weights, documents)
+                    raise guards.TrainingError(f"the loss is {losses[-1]} at step {step}{place}: lower "
+                                               f"muon_learning_rate or adamw_learning_rate")  # fmt: skip
+            added_up([parameter.grad for parameter in model.parameters()])
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            for optimizer in peaks:
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+            seconds.append(time.perf_counter() - started)
+            progress.tell(step, steps, loss=losses[-1])
+            leaving = guards.on_any_rank(stop.asked) and step < steps
+            if rank == 0 and (leaving or step % log_every == 0 or step % save_every == 0 or step == steps):
+                entry = {
+                    "loss": sum(losses) / len(losses), "learning_rate": next(iter(peaks)).param_groups[0]["lr"],
+                    "tokens": step * batch_tokens, "tokens_per_second": batch_tokens / median(seconds),
+                }  # fmt: skip
+                losses = []
+                if step % save_every == 0 or step == steps:
+                    if held_out:
+                        entry |= held_out_loss(model, held_out, half)
+                    if sample:
+                        written = model.generate(torch.tensor([sample], device=device), 48)[0, len(sample) :]
+                        entry["sample"] = written.tolist()
+                if folder and (leaving or step % save_every == 0 or step == steps):
+                    save_checkpoint(folder / "checkpoint.safetensors", step, model, peaks)
+                log(step, **entry)
+            if leaving:
+                raise guards.stopped(step)
     sizes = {"steps": steps, "parameters": sum(p.numel() for p in model.parameters())}
     return model.eval(), entry | sizes | {"step_seconds": seconds}
 

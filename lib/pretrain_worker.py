@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from lib import fsdp, pretrain, runs, tokens
+from lib import fsdp, guards, pretrain, runs, tokens
 
 
 def train(plan: dict) -> dict:
@@ -24,4 +24,4 @@ def train(plan: dict) -> dict:
 
 if __name__ == "__main__":
     fsdp.end_with_parent()
-    fsdp.work(Path(sys.argv[1]), train)
+    fsdp.work(Path(sys.argv[1]), train, (guards.TrainingError,))

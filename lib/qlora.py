@@ -5,7 +5,6 @@
 import contextlib
 import json
 import logging
-import math
 import os
 import shutil
 import time
@@ -29,18 +28,14 @@ from transformers import EarlyStoppingCallback, TrainerCallback, set_seed
 from trl import SFTConfig, SFTTrainer
 from unsloth_zoo.pad_token import fix_pad_token
 
-from lib import chat, evaluate, memory, presets, runs, untrusted
+from lib import chat, evaluate, guards, memory, presets, runs, untrusted
+from lib.guards import TrainingError
 
 STATE = ("optimizer.pt", "scheduler.pt")  # a checkpoint's files beside the weights and trainer_state.json
-STARTS = {"lora_B": 0.0, "ia3_l": 1.0}  # what these start as; all of one value at the end, and nothing was learnt
 SHAPE = (  # what an adapter that goes on must have been made with
     "base_model", "peft_type", "r", "lora_alpha", "lora_dropout", "target_modules", "use_rslora", "use_dora",
     "num_virtual_tokens", "full_finetuning",
 )  # fmt: skip
-
-
-class TrainingError(RuntimeError):
-    """Training cannot go on honestly; the message says what to change."""
 
 
 def load(settings, adapter: Path | None = None, dtype: torch.dtype | None = None):
@@ -130,25 +125,7 @@ def encode(
     kept = {id: e for id, e in encoded.items() if len(e["input_ids"]) <= max_length}
     if rows and not kept:
         raise TrainingError(f"no row of {len(rows)} fits max_length = {max_length} tokens: raise it")
-    return Dataset.from_list(list(kept.values())), [id for id in encoded if id not in kept]
-
-
-class Guard(TrainerCallback):
-    """Stops at a loss that is no number, and passes each logged step on: `log(step, **metrics)`."""
-
-    def __init__(self, log):
-        self.log = log
-
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        values = {k: float(v) for k, v in (logs or {}).items() if isinstance(v, int | float)}
-        for name in ("loss", "eval_loss", "grad_norm"):
-            if not math.isfinite(values.get(name, 0.0)):
-                raise TrainingError(
-                    f"{name} is {values[name]} at step {state.global_step}: lower learning_rate "
-                    f"(now {args.learning_rate}) or max_grad_norm (now {args.max_grad_norm})"
-                )
-        if "train_runtime" not in values:
-            self.log(state.global_step, **values)
+    return Dataset.from_list([{"id": id} | e for id, e in kept.items()]), [id for id in encoded if id not in kept]
 
 
 class LiveCurves(TrainerCallback):
@@ -242,10 +219,13 @@ def train(model, tokenizer, train_rows: Dataset, validation_rows: Dataset | None
     if patience:
         callbacks = [*callbacks, EarlyStoppingCallback(patience)]
     lengths = [len(ids) for ids in train_rows["input_ids"]]
+    guard = guards.Guard(log, train_rows, settings.guard_warnings)
     trainer = trainer_class(
-        model=model, processing_class=tokenizer, train_dataset=train_rows, eval_dataset=validation_rows or None,
-        args=arguments, callbacks=[Guard(log), *callbacks],
+        model=model, processing_class=tokenizer, train_dataset=train_rows.remove_columns("id"),
+        eval_dataset=validation_rows.remove_columns("id") if validation_rows else None,
+        args=arguments, callbacks=[guard, *callbacks],
     )  # fmt: skip
+    guard.watch(trainer)
     check_mask(trainer, train_rows)
     if settings.packing and not trainer.args.packing and device == "cuda":
         raise TrainingError("packing = True: Unsloth cannot keep packed rows of this model apart here (it says why "
@@ -259,13 +239,14 @@ def train(model, tokenizer, train_rows: Dataset, validation_rows: Dataset | None
     if first and not checkpoint:
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     started = time.perf_counter()
-    result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    with guard.stop, guards.memory_told("train", settings):
+        result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     elapsed = time.perf_counter() - started
     model.save_pretrained(folder / "checkpoints" / "adapter")
     if settings.full_finetuning:
         tokenizer.save_pretrained(folder / "checkpoints" / "adapter")
     if first:
-        check_adapter(folder / "checkpoints" / "adapter")
+        guard.check_adapter(folder / "checkpoints" / "adapter")
         for file in (folder / "checkpoints" / "adapter").iterdir():  # whole or not at all, also if we are killed here
             os.replace(file, folder / file.name)
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
@@ -280,7 +261,7 @@ def train(model, tokenizer, train_rows: Dataset, validation_rows: Dataset | None
         "packing_asked": settings.packing, "packing_ran": trainer.args.packing,
         "ended_early": trainer.state.global_step < trainer.state.max_steps,
         "best_step": trainer.state.best_global_step if patience else None,
-        "resumed_from": checkpoint.name if checkpoint else None,
+        "resumed_from": checkpoint.name if checkpoint else None, "warnings": guard.warnings,
     }  # fmt: skip
 
 
@@ -297,17 +278,6 @@ def check_mask(trainer, train_rows: Dataset) -> None:
     meant = sum(sum(label != chat.IGNORED for label in train_rows[i]["labels"]) for i in rows)
     if seen != meant or not seen:
         raise TrainingError(f"the trainer supervises {seen} tokens of the first rows, but their answers have {meant}")
-
-
-def check_adapter(folder: Path) -> None:
-    """The saved weights are finite, and training moved the adapter (LoRA's B starts at zero, IA3's scales at one)."""
-    weights = [pair for file in folder.glob("*.safetensors") for pair in load_file(file).items()]
-    if not weights or not all(tensor.isfinite().all() for _, tensor in weights):
-        raise TrainingError("the adapter holds numbers that are not finite: lower learning_rate")
-    for part, start in STARTS.items():
-        fresh = [tensor for name, tensor in weights if part in name]
-        if fresh and all((tensor == start).all() for tensor in fresh):
-            raise TrainingError(f"training did not change the adapter (every {part} is {start:g}): raise learning_rate")
 
 
 def newest_checkpoint(folder: Path, state: Iterable[str] = STATE) -> Path | None:

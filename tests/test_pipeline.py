@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -166,7 +167,7 @@ def test_a_dead_kernel_is_named_and_none_reaches_the_notebook(place):
         pipeline.run("llama32_3b_gsm8k", None, {"train_rows": "none", "data_dir": str(place)}, True, place / "out",
                      stages=["prepare"], echo=talk)
     assert "REHEARSAL" in talk[0] and "run llama32_3b_gsm8k-rehearsal" in talk[0]
-    assert "stage 'prepare' failed: DeadKernelError" in "\n".join(talk)
+    assert re.search(r"stage 'prepare' failed: DeadKernelError: the kernel died holding 0\.\d GiB", "\n".join(talk))
 
 
 INTERRUPTED = """
@@ -199,6 +200,29 @@ def test_interrupt_ends_the_kernel_and_its_children(place, number):
     for pid in map(int, pids.read_text().split()):
         assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
     assert "KeyboardInterrupt" in (place / "out/trial/notebooks/10_prepare_data.ipynb").read_text()
+
+
+@pytest.mark.notebooks
+def test_asked_again_a_kernel_that_does_not_listen_is_ended(place):
+    deaf = place / "deaf"
+    write_notebooks(place / "note{books}", {
+        "prepare": "import signal, time\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+                   f"open({str(deaf)!r}, 'w').close()\ntime.sleep(60)",
+    })
+    arguments = [sys.executable, "-c", INTERRUPTED, place / "note{books}", place / "out"]
+    running = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                               env=os.environ | {"PYTHONPATH": str(ROOT)})
+    deadline = time.monotonic() + 30
+    while not deaf.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    (kernel,) = psutil.Process(running.pid).children()
+    running.send_signal(signal.SIGINT)
+    assert "stopping" in running.stderr.readline() + running.stderr.readline()
+    assert running.poll() is None
+    running.send_signal(signal.SIGINT)
+    told, _ = running.communicate(timeout=30)
+    assert "this goes on from there:\n  sharpen run demo --run trial" in told
+    assert not kernel.is_running()
 
 
 def test_two_pipelines_on_one_run_are_told_apart(place):

@@ -77,26 +77,6 @@ def test_a_model_that_carries_code_is_refused_before_unsloth_sees_it(qlora, tmp_
         qlora.load(settings, None if where == "base" else tmp_path / "adapter")
 
 
-# --- adapters ---------------------------------------------------------------------------------------------------------
-def test_an_adapter_that_moved_passes(qlora, tmp_path):
-    save_adapter(tmp_path)
-    qlora.check_adapter(tmp_path)
-
-
-def test_an_adapter_whose_b_is_all_zero_is_refused(qlora, tmp_path):
-    save_adapter(tmp_path, **{"q.lora_B.weight": [0.0, 0.0]})
-    with pytest.raises(qlora.TrainingError, match="did not change the adapter.*raise learning_rate"):
-        qlora.check_adapter(tmp_path)
-
-
-@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-@pytest.mark.parametrize("name", ["q.lora_A.weight", "v.lora_B.weight"])
-def test_an_adapter_with_numbers_that_are_not_finite_is_refused(qlora, tmp_path, name, bad):
-    save_adapter(tmp_path, **{name: [1.0, bad]})
-    with pytest.raises(qlora.TrainingError, match="not finite: lower learning_rate"):
-        qlora.check_adapter(tmp_path)
-
-
 # --- checkpoints ------------------------------------------------------------------------------------------------------
 def test_the_newest_checkpoint_is_the_one_of_the_highest_step(qlora, tmp_path):
     for step in (20, 100, 80):
@@ -173,28 +153,6 @@ def test_the_whole_text_is_learnt_where_the_settings_say_so(qlora, tokenizer):
         kept, _ = qlora.encode(rows("#### 5"), tokenizer, 100, completion_only)
         assert kept[0]["labels"][0] == first
         assert kept[0]["labels"][-1] == kept[0]["input_ids"][-1] == tokenizer.eos_token_id
-
-
-# --- losses -----------------------------------------------------------------------------------------------------------
-@pytest.fixture
-def guard(qlora):
-    lines = []
-    settings, state = SimpleNamespace(learning_rate=0.5, max_grad_norm=1.0), SimpleNamespace(global_step=7)
-    watcher = qlora.Guard(lambda step, **metrics: lines.append((step, metrics)))
-    return lambda **logs: watcher.on_log(settings, state, None, logs=logs) or lines
-
-
-@pytest.mark.parametrize("name", ["loss", "eval_loss", "grad_norm"])
-@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_a_loss_that_is_no_number_stops_training_with_the_remedy(qlora, guard, name, bad):
-    with pytest.raises(qlora.TrainingError, match=rf"{name} is {bad} at step 7: lower learning_rate \(now 0.5\)"):
-        guard(**{"learning_rate": 0.5} | {name: bad})
-
-
-def test_other_lines_are_passed_on_and_the_closing_one_is_not(guard):
-    assert guard(loss=1.5, learning_rate=0.1, note="text") == [(7, {"loss": 1.5, "learning_rate": 0.1})]
-    assert len(guard(eval_loss=2)) == 2
-    assert len(guard(train_runtime=9.0, train_loss=1.0)) == 2
 
 
 # --- training, each choice --------------------------------------------------------------------------------------------

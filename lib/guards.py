@@ -1,0 +1,185 @@
+"""What a training is watched for: a finding stops it, or warns, and its batch is kept; and how to end it at a step."""
+
+import contextlib
+import json
+import math
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from statistics import median
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file
+from transformers import TrainerCallback
+
+from lib import chat, progress, runs
+
+EXPLODED = 100  # times the median of the gradient norms before
+NORMS = 10  # gradient norms that such a median needs
+STARTS = {"lora_B": 0.0, "ia3_l": 1.0}  # what these start as; all of one value at the end, and nothing was learnt
+RISES = 3  # held-out losses in a row, each above the one before
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on honestly; the message says what to change."""
+
+
+class Stop:
+    """Within it the first Ctrl-C or SIGTERM only sets `asked`, for a loop to end after its step; a second ends it."""
+
+    def __init__(self):
+        self.asked, self.before = False, {}
+
+    def __enter__(self):
+        # torchrun ends its ranks by SIGTERM, and means it
+        numbers = (signal.SIGINT,) if dist.is_initialized() else (signal.SIGINT, signal.SIGTERM)
+        if threading.current_thread() is threading.main_thread():  # signals reach no other
+            self.before = {number: signal.signal(number, self.ask) for number in numbers}
+        return self
+
+    def ask(self, number, frame):
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+
+    def __exit__(self, *error):
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+
+def stopped(step: int) -> KeyboardInterrupt:
+    """What a training raises that was asked to stop, when its checkpoint is written."""
+    return KeyboardInterrupt(f"stopped after step {step}: run all cells again to go on from the newest checkpoint")
+
+
+class Guard(TrainerCallback):
+    """Watches TRL's trainer, says how far it is, and ends it at a step if `stop` was asked.
+
+    `log(step, **metrics)` gets each logged line; `rows` are the tokenised training rows with their ids. A finding
+    raises TrainingError, or is printed and kept in `warnings` where `warn` has its name (presets.GUARDS). The batch
+    that it was found in is written to failed_batch.json in the stage's folder."""
+
+    def __init__(self, log: Callable, rows, warn=()):
+        self.log, self.rows, self.warn, self.stop, self.leaving = log, rows, warn, Stop(), False
+        self.batches = []  # (input_ids, labels, loss) of each forward pass since the last logged line
+        self.norms, self.held_out, self.warnings = [], [], {}
+
+    def watch(self, trainer) -> None:
+        """Keep each batch and its loss, which callbacks are not shown; a GPU need not wait to be asked for them."""
+        step = trainer.training_step
+
+        def training_step(model, inputs, *args, **kwargs):
+            ids, labels = inputs["input_ids"], inputs["labels"]
+            loss = step(model, inputs, *args, **kwargs)
+            self.batches.append((ids, labels, loss))
+            return loss
+
+        trainer.training_step = training_step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        progress.tell(state.global_step, state.max_steps)
+        self.leaving = on_any_rank(self.stop.asked) and state.global_step < state.max_steps
+        if self.leaving:
+            control.should_log = control.should_save = control.should_training_stop = True
+
+    def on_train_end(self, args, state, control, **kwargs):
+        if self.leaving:
+            raise stopped(state.global_step)
+
+    def on_log(self, args, state, control, logs=None, processing_class=None, **kwargs):
+        values = {k: float(v) for k, v in (logs or {}).items() if isinstance(v, int | float)}
+        if "train_runtime" in values:
+            return
+        for name, what, remedy, batches in self.findings(state.global_step, values, args):
+            if name not in self.warnings:
+                place = self.keep(name, batches, args, processing_class) if batches else ""
+                self.act(name, f"{what}{place}: {remedy}")
+        if "loss" in values:
+            self.batches.clear()
+            progress.tell(state.global_step, state.max_steps, loss=values["loss"])
+        self.log(state.global_step, **values)
+
+    def findings(self, step: int, values: dict[str, float], args) -> Iterator[tuple[str, str, str, list]]:
+        """(guard, what was found, what to do, the batches it was found in) for one logged line."""
+        slower = f"lower learning_rate (now {args.learning_rate}) or max_grad_norm (now {args.max_grad_norm})"
+        last_step = self.batches[-args.gradient_accumulation_steps :]
+        for name in ("loss", "eval_loss", "grad_norm"):
+            if not math.isfinite(values.get(name, 0.0)):
+                first = [batch for batch in self.batches if not batch[2].isfinite()][:1]
+                yield "loss", f"{name} is {values[name]} at step {step}", slower, first or last_step
+        bare = [batch for batch in self.batches if not (batch[1] != chat.IGNORED).any(dim=1).all()][:1]
+        if bare:
+            found = f"a row without a supervised token was trained on at step {step}, or shortly before"
+            yield "supervised_tokens", found, "leave the row out, or raise max_length", bare
+        if "grad_norm" in values:
+            usual = median(self.norms) if len(self.norms) >= NORMS else math.inf
+            if values["grad_norm"] > EXPLODED * usual:
+                found = f"the gradient norm is {values['grad_norm']:.3g} at step {step}, usually it is {usual:.3g}"
+                yield "grad_norm", found, slower, last_step
+            self.norms.append(values["grad_norm"])
+        if "eval_loss" in values:
+            self.held_out.append(values["eval_loss"])
+            last = self.held_out[-RISES - 1 :]
+            if len(last) > RISES and all(before < after for before, after in zip(last, last[1:])):
+                found = f"the held-out loss rose {RISES} times in a row by step {step}, {last[0]:.4f} to {last[-1]:.4f}"
+                fewer = f"lower num_train_epochs (now {args.num_train_epochs:g}) or max_steps (now {args.max_steps})"
+                yield "eval_loss", found, f"{fewer}; it learns the rows by heart", []
+
+    def act(self, name: str, message: str) -> None:
+        """Stop, or warn: once, and for the record."""
+        if name not in self.warn:
+            raise TrainingError(message)
+        self.warnings[name] = message
+        print(f"warning: {message}", flush=True)
+
+    def keep(self, name: str, batches: list, args, tokenizer) -> str:
+        """Write the batches' rows as {"id", "text", "supervised_tokens"} into the stage's folder; says where."""
+        known, rows = {tuple(row["input_ids"]): row["id"] for row in self.rows}, []
+        for ids, labels, _ in batches:
+            for row, learnt in zip(ids.tolist(), (labels != chat.IGNORED).sum(dim=1).tolist()):
+                row = tuple(token for token in row if token != tokenizer.pad_token_id)
+                rows.append({"id": known.get(row), "text": tokenizer.decode(row), "supervised_tokens": learnt})
+        rank = f"-rank{args.process_index}" if args.world_size > 1 else ""
+        file = Path(args.output_dir).parent / f"failed_batch{rank}.json"
+        runs.write_atomically(file, [json.dumps({"guard": name, "rows": rows}, indent=2, ensure_ascii=False)])
+        return f" (its batch is in {file.parent.name}/{file.name})"
+
+    def check_adapter(self, folder: Path) -> None:
+        try:
+            check_adapter(folder)
+        except TrainingError as error:
+            self.act("adapter", str(error))
+
+
+def check_adapter(folder: Path) -> None:
+    """The saved weights are finite, and training moved the adapter (LoRA's B starts at zero, IA3's scales at one)."""
+    weights = [pair for file in folder.glob("*.safetensors") for pair in load_file(file).items()]
+    if not weights or not all(tensor.isfinite().all() for _, tensor in weights):
+        raise TrainingError("the adapter holds numbers that are not finite: lower learning_rate")
+    for part, start in STARTS.items():
+        fresh = [tensor for name, tensor in weights if part in name]
+        if fresh and all((tensor == start).all() for tensor in fresh):
+            raise TrainingError(f"training did not change the adapter (every {part} is {start:g}): raise learning_rate")
+
+
+def on_any_rank(asked: bool) -> bool:
+    """Whether any of the processes that train together was asked: they must all end after the same step."""
+    if not dist.is_initialized():
+        return asked
+    flag = torch.tensor(float(asked), device="cuda" if dist.get_backend() == "nccl" else "cpu")
+    dist.all_reduce(flag, dist.ReduceOp.MAX)
+    return bool(flag)
+
+
+@contextlib.contextmanager
+def memory_told(stage: str, settings) -> Iterator[None]:
+    """Where memory runs out, TrainingError says how much was held and which settings to lower."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:  # torch has no class of its own for a CPU's allocator
+        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+            raise
+        advice, held = progress.less_memory(stage, settings), progress.memory_bytes() / 2**30
+        raise TrainingError(f"out of memory ({held:.1f} GiB were held): {advice}") from error

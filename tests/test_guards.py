@@ -1,0 +1,341 @@
+"""What must stop a training or warn of it, and how it ends at a step: TRL's trainer is a transformers one, as here."""
+
+import ast
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from types import SimpleNamespace
+
+import pytest
+import torch
+from datasets import Dataset
+from safetensors.torch import load_file, save_file
+from transformers import (
+    DataCollatorForSeq2Seq,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
+
+from lib import guards, presets, progress
+from lib.presets import ROOT
+
+WITHIN_SECONDS = 120
+
+
+# --- logged lines -----------------------------------------------------------------------------------------------------
+@pytest.fixture
+def told(tmp_path):
+    """`told(warn)` -> (guard, show): a guard, and what shows it a logged line of step 1, 2, 3, ..."""
+
+    def make(warn=()):
+        lines = []
+        guard = guards.Guard(lambda step, **metrics: lines.append((step, metrics)), [], warn)
+        args = SimpleNamespace(learning_rate=0.5, max_grad_norm=1.0, num_train_epochs=4.0, max_steps=-1,
+                               gradient_accumulation_steps=1, output_dir=str(tmp_path / "checkpoints"))
+        state = SimpleNamespace(global_step=0, max_steps=100)
+
+        def show(**logs):
+            state.global_step += 1
+            guard.on_log(args, state, None, logs=logs)
+            return lines
+
+        return guard, show
+
+    return make
+
+
+@pytest.mark.parametrize("name", ["loss", "eval_loss", "grad_norm"])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_loss_that_is_no_number_stops_training_with_the_remedy(told, name, bad):
+    with pytest.raises(guards.TrainingError, match=rf"{name} is {bad} at step 1: lower learning_rate \(now 0.5\)"):
+        told()[1](**{"learning_rate": 0.5} | {name: bad})
+
+
+def test_other_lines_are_passed_on_and_the_closing_one_is_not(told):
+    _, show = told()
+    assert show(loss=1.5, learning_rate=0.1, note="text") == [(1, {"loss": 1.5, "learning_rate": 0.1})]
+    assert len(show(eval_loss=2)) == 2
+    assert len(show(train_runtime=9.0, train_loss=1.0)) == 2
+
+
+def test_a_gradient_that_explodes_is_measured_by_those_before(told):
+    _, show = told()
+    for norm in (300.0, 2.0, 3.0, 250.0, 1.0, 2.0, 3.0, 2.0, 1.0, 2.0, 199.0):  # the median is 2
+        show(grad_norm=norm)
+    with pytest.raises(guards.TrainingError, match="gradient norm is 201 at step 12, usually it is 2: lower learning"):
+        show(grad_norm=201.0)
+
+
+def test_a_held_out_loss_that_keeps_rising_is_told_and_one_that_wavers_is_not(told):
+    _, show = told()
+    for loss in (3.0, 3.1, 3.2, 3.1, 3.2, 3.3, 3.3, 3.2, 3.3, 3.4):
+        show(eval_loss=loss)
+    with pytest.raises(guards.TrainingError, match=r"rose 3 times in a row by step 11, 3.2000 to 3.5000: lower num_tr"):
+        show(eval_loss=3.5)
+
+
+def test_a_guard_that_only_warns_lets_training_go_on_and_says_so_once(told, capsys):
+    guard, show = told(["loss", "adapter"])
+    show(loss=float("nan"))
+    assert len(show(loss=float("nan"))) == 2
+    assert capsys.readouterr().out.count("warning: loss is nan at step 1") == 1
+    assert list(guard.warnings) == ["loss"]
+    with pytest.raises(guards.TrainingError):
+        guard.act("grad_norm", "another guard")
+
+
+def test_every_guard_can_warn_and_no_other(told):
+    all_of_them = {"guard_warnings": ",".join(presets.GUARDS)}
+    assert presets.resolve("demo", all_of_them).settings.guard_warnings == presets.GUARDS
+    with pytest.raises(presets.SettingsError, match="guard_warnings = 'los': must be .*supervised_tokens"):
+        presets.resolve("demo", {"guard_warnings": "los"})
+    source = (ROOT / "lib/guards.py").read_text()
+    used = re.findall(r'(?:yield|self\.act\()\s*"(\w+)"', source)
+    assert sorted(set(used)) == sorted(presets.GUARDS)
+
+
+# --- adapters ---------------------------------------------------------------------------------------------------------
+def save_adapter(folder, **tensors):
+    plain = {"q.lora_A.weight": [0.5, 0.5], "q.lora_B.weight": [0.1, 0.0], "v.lora_B.weight": [0.0, 0.0]}
+    tensors = {name: torch.tensor(values) for name, values in (plain | tensors).items()}
+    save_file(tensors, folder / "adapter_model.safetensors")
+
+
+def test_an_adapter_that_moved_passes(tmp_path):
+    save_adapter(tmp_path)
+    guards.check_adapter(tmp_path)
+
+
+def test_an_adapter_whose_b_is_all_zero_is_refused_or_warned_of(told, tmp_path, capsys):
+    save_adapter(tmp_path, **{"q.lora_B.weight": [0.0, 0.0]})
+    with pytest.raises(guards.TrainingError, match="did not change the adapter.*raise learning_rate"):
+        told()[0].check_adapter(tmp_path)
+    told(["adapter"])[0].check_adapter(tmp_path)
+    assert "warning: training did not change the adapter" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("name", ["q.lora_A.weight", "v.lora_B.weight"])
+def test_an_adapter_with_numbers_that_are_not_finite_is_refused(tmp_path, name, bad):
+    save_adapter(tmp_path, **{name: [1.0, bad]})
+    with pytest.raises(guards.TrainingError, match="not finite: lower learning_rate"):
+        guards.check_adapter(tmp_path)
+
+
+# --- a real trainer ---------------------------------------------------------------------------------------------------
+POISON = 7  # a token that makes the loss of its batch NaN
+
+
+class Model(LlamaForCausalLM):
+    def forward(self, input_ids=None, **inputs):
+        output = super().forward(input_ids=input_ids, **inputs)
+        output.loss = output.loss * float("nan") if (input_ids == POISON).any() else output.loss
+        return output
+
+
+class Interrupt(TrainerCallback):
+    """Sends this process a signal in the middle of step 4."""
+
+    def __init__(self, number):
+        self.number = number
+
+    def on_pre_optimizer_step(self, args, state, control, **kwargs):
+        if state.global_step == 3:
+            os.kill(os.getpid(), self.number)
+
+
+def train(folder, rows, tokenizer, warn=(), callbacks=(), resume=None, **changes):
+    """Twelve rows in batches of two on a tiny Llama; returns its weights and the guard."""
+    torch.manual_seed(0)
+    model = Model(LlamaConfig(vocab_size=len(tokenizer), hidden_size=16, intermediate_size=16, num_hidden_layers=1,
+                              num_attention_heads=2, num_key_value_heads=1))  # fmt: skip
+    arguments = dict(
+        output_dir=str(folder / "checkpoints"), per_device_train_batch_size=2, max_steps=8, logging_steps=3, seed=1,
+        save_strategy="no", logging_nan_inf_filter=False, report_to="none", use_cpu=True, disable_tqdm=True,
+        remove_unused_columns=False,
+    )  # fmt: skip
+    guard = guards.Guard(lambda step, **metrics: None, rows, warn)
+    trainer = Trainer(model, TrainingArguments(**arguments | changes), DataCollatorForSeq2Seq(tokenizer),
+                      rows.remove_columns("id"), processing_class=tokenizer, callbacks=[guard, *callbacks])  # fmt: skip
+    guard.watch(trainer)
+    with guard.stop:
+        trainer.train(resume_from_checkpoint=resume)
+    return model.state_dict(), guard
+
+
+def rows_of(*tokens, learnt=True):
+    """Rows of 3 + i tokens each; `tokens` are put into rows 5, 6, ..."""
+    rows = [{"id": f"row-{i}", "input_ids": list(range(300, 303 + i)), "labels": list(range(300, 303 + i))}
+            for i in range(12)]  # fmt: skip
+    for row, token in zip(rows[5:], tokens):
+        row["input_ids"][1] = token
+        row["labels"] = row["labels"] if learnt else [-100] * len(row["labels"])
+    return Dataset.from_list(rows)
+
+
+def failed(folder):
+    return json.loads((folder / "failed_batch.json").read_text())
+
+
+def test_the_batch_with_the_bad_loss_is_kept_and_not_a_later_one(tokenizer, tmp_path):
+    with pytest.raises(guards.TrainingError, match=r"is nan at step \d \(its batch is in \S+/failed_batch.json\): l"):
+        train(tmp_path, rows_of(POISON), tokenizer)
+    found = failed(tmp_path)
+    assert found["guard"] == "loss" and len(found["rows"]) == 2
+    (bad,) = [row for row in found["rows"] if row["id"] == "row-5"]
+    assert bad["text"] == tokenizer.decode([300, POISON, *range(302, 308)]) and bad["supervised_tokens"] == 8
+
+
+def test_a_row_without_a_supervised_token_stops_training_with_its_batch(tokenizer, tmp_path):
+    with pytest.raises(guards.TrainingError, match="a row without a supervised token was trained on at step"):
+        train(tmp_path, rows_of(400, learnt=False), tokenizer)
+    assert {"id": "row-5", "supervised_tokens": 0}.items() <= min(
+        failed(tmp_path)["rows"], key=lambda row: row["supervised_tokens"]).items()  # fmt: skip
+
+
+def test_training_goes_on_past_a_row_that_is_only_warned_of(tokenizer, tmp_path):
+    _, guard = train(tmp_path, rows_of(400, learnt=False), tokenizer, ["supervised_tokens"])
+    assert list(guard.warnings) == ["supervised_tokens"] and (tmp_path / "failed_batch.json").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_training_after_its_step_and_what_follows_is_the_same(tokenizer, tmp_path, number):
+    whole, _ = train(tmp_path / "whole", rows_of(), tokenizer)
+    before = signal.getsignal(number)
+    with pytest.raises(KeyboardInterrupt, match="stopped after step 4: run all cells again"):
+        train(tmp_path / "cut", rows_of(), tokenizer, callbacks=[Interrupt(number)])
+    assert signal.getsignal(number) is before
+    checkpoint = tmp_path / "cut" / "checkpoints" / "checkpoint-4"
+    resumed, _ = train(tmp_path / "cut", rows_of(), tokenizer, resume=str(checkpoint))
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_a_second_signal_ends_it_at_once():
+    with pytest.raises(KeyboardInterrupt), guards.Stop() as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.asked
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(1)
+        pytest.fail("it went on")
+
+
+# --- memory -----------------------------------------------------------------------------------------------------------
+def too_much():
+    torch.empty(2**52)
+
+
+def gpu_full():
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+
+@pytest.mark.parametrize("work", [too_much, gpu_full])
+def test_out_of_memory_says_what_was_held_and_what_to_lower(work):
+    settings = presets.resolve("demo").settings
+    with pytest.raises(guards.TrainingError) as caught, guards.memory_told("train", settings):
+        work()
+    assert re.fullmatch(
+        r"out of memory \(\d+\.\d GiB were held\): lower per_device_train_batch_size \(now 16; try 8\) and raise "
+        r"gradient_accumulation_steps as much, for the same step, or lower max_length \(now 640 tokens\)",
+        str(caught.value),
+    )
+
+
+def test_another_error_is_left_as_it_is():
+    with pytest.raises(RuntimeError, match="^shapes differ$"), guards.memory_told("train", None):
+        raise RuntimeError("shapes differ")
+
+
+@pytest.mark.parametrize("stage", sorted(presets.STAGE_FIELDS))
+def test_every_stage_has_advice_by_settings_that_it_reads(stage):
+    advice = progress.less_memory(stage, presets.resolve("demo").settings)
+    named = set(re.findall(r"[a-z]+_[a-z_]+", advice))
+    assert named <= set(presets.STAGE_FIELDS[stage]) and (named or "close other programs" in advice)
+
+
+# --- the README's table -----------------------------------------------------------------------------------------------
+def texts() -> list[str]:
+    """Every text in lib's code that is no docstring; a value's place in it is an ellipsis."""
+    found = []
+    for path in (ROOT / "lib").glob("*.py"):
+        nodes = list(ast.walk(ast.parse(path.read_text())))
+        formatted = [node for node in nodes if isinstance(node, ast.JoinedStr)]
+        inner = {id(part) for node in formatted for part in ast.walk(node) if part is not node}
+        bare = {id(node.value) for node in nodes if isinstance(node, ast.Expr)}
+        for node in nodes:
+            if id(node) not in inner | bare and isinstance(node, ast.Constant | ast.JoinedStr):
+                parts = getattr(node, "values", [node])
+                found.append("".join(str(part.value) if isinstance(part, ast.Constant) else "…" for part in parts))
+    return found
+
+
+def test_every_error_in_the_troubleshooting_table_is_one_that_lib_raises():
+    section = (ROOT / "README.md").read_text().partition("## Troubleshooting")[2].partition("\n## ")[0]
+    errors = re.findall(r"^\| `([^`]+)`", section, flags=re.MULTILINE)
+    assert len(errors) >= 12
+    known = texts()
+    patterns = {error: re.compile(re.escape(error).replace("…", ".+")) for error in errors}
+    assert [error for error in errors if not any(map(patterns[error].match, known))] == []
+
+
+# --- the whole notebook -----------------------------------------------------------------------------------------------
+SMALL = {"train_rows": 60, "validation_rows": 0, "test_rows": 12, "r": 2, "per_device_train_batch_size": 2,
+         "max_steps": 40, "logging_steps": 1, "optim": "adamw_torch"}  # fmt: skip
+PROGRAM = f"from lib import pipeline; import sys; pipeline.run('demo', 'trial', {SMALL!r}, outputs=sys.argv[1], " \
+          "stages=['prepare', 'train'])"  # fmt: skip
+
+
+def start(outputs) -> subprocess.Popen:
+    # one thread: the order of sums is then the same
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen([sys.executable, "-c", PROGRAM, outputs], env=environment,
+                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT)  # fmt: skip
+
+
+def told_by(process) -> str:
+    told = process.communicate(timeout=WITHIN_SECONDS)[0].decode()
+    assert "\r" not in told, "this is no terminal"
+    return told
+
+
+@pytest.mark.notebooks
+def test_a_training_notebook_stopped_by_ctrl_c_goes_on_to_the_same_adapter_bytes(tmp_path):
+    whole = start(tmp_path / "whole")
+    told = told_by(whole)
+    assert whole.returncode == 0, told
+
+    cut, metrics = start(tmp_path / "cut"), tmp_path / "cut/trial/adapter/metrics.jsonl"
+    deadline = time.monotonic() + WITHIN_SECONDS
+    while not (metrics.exists() and metrics.read_text().count("\n") >= 5) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert json.loads((tmp_path / "cut/trial/progress.json").read_text())["stage"] == "train"
+    cut.send_signal(signal.SIGINT)
+    told = told_by(cut)
+    assert "this goes on from there:\n  sharpen run demo --run trial" in told and "Traceback" not in told
+    step = int(re.search(r"stopped after step (\d+)", executed(tmp_path / "cut"))[1])
+    assert 5 <= step < 40 and (metrics.parent / "checkpoints" / f"checkpoint-{step}").is_dir()
+    assert not (metrics.parent / "adapter_model.safetensors").exists()
+
+    again = start(tmp_path / "cut")
+    told = told_by(again)
+    assert again.returncode == 0 and "10_prepare_data  skipped" in told, told
+    assert json.loads((metrics.parent / "manifest.json").read_text())["metrics"]["resumed_from"] == f"checkpoint-{step}"
+    files = [tmp_path / name / "trial/adapter" for name in ("whole", "cut")]
+    wanted, got = (load_file(folder / "adapter_model.safetensors") for folder in files)
+    assert all(torch.equal(wanted[name], got[name]) for name in wanted)
+    assert len({(folder / "adapter_model.safetensors").read_bytes() for folder in files}) == 1
+    assert len({tuple(losses(folder)) for folder in files}) == 1
+
+
+def losses(folder) -> list[float]:
+    return [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def executed(outputs) -> str:
+    return (outputs / "trial/notebooks/21_train_qlora.ipynb").read_text()
