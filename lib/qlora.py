@@ -77,11 +77,14 @@ def attach(model, settings):
     if settings.peft_type == "prefix_tuning":
         config = PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=settings.num_virtual_tokens)
         return get_peft_model(model, config)
-    return FastLanguageModel.get_peft_model(
+    model = FastLanguageModel.get_peft_model(
         model, r=settings.r, lora_alpha=settings.lora_alpha, lora_dropout=settings.lora_dropout,
         target_modules=modules, bias="none", random_state=settings.seed, use_rslora=settings.use_rslora,
         use_dora=settings.use_dora, use_gradient_checkpointing=_checkpointing(settings),
     )  # fmt: skip
+    adapter = model.peft_config["default"]
+    adapter.target_modules = sorted(adapter.target_modules)  # a set, which each process would write in its own order
+    return model
 
 
 def _checkpointing(settings) -> str | bool:
