@@ -244,6 +244,7 @@ def damaged(whole: Path, place: Path, number: int) -> Path:
     return place
 
 
+@pytest.mark.slow
 def test_500_damaged_run_folders_are_told_in_words_and_nothing_is_lost(whole, tmp_path, capsys):
     resolved, noticed = presets.resolve("demo"), 0
     stages = {stage: runs.FOLDERS[stage] for stage in ("prepare", "train", "evaluate")}

@@ -10,6 +10,8 @@ import pytest
 
 from lib.presets import ROOT
 
+pytestmark = pytest.mark.slow  # together; each bug has a pytest of its own
+
 
 @dataclass(frozen=True)
 class Bug:
