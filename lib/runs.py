@@ -235,7 +235,8 @@ def start(request: Request) -> Stage:
         if not resumed:
             made_from = {}
             _write_started(folder, plan, made_from)
-        progress.begin(run_folder, request.stage)
+        with writing(run_folder):
+            progress.begin(run_folder, request.stage)
         return Stage(request, resumed, made_from)
     except BaseException:
         unlock(run_folder, "writer")

@@ -121,6 +121,14 @@ def test_an_adapter_whose_b_is_all_zero_is_refused_or_warned_of(told, tmp_path, 
     assert "warning: training did not change the adapter" in capsys.readouterr().out
 
 
+def test_an_ia3_adapter_whose_scales_are_all_one_is_refused(tmp_path):
+    save_file({"k.ia3_l": torch.tensor([1.0, 0.9])}, tmp_path / "adapter_model.safetensors")
+    guards.check_adapter(tmp_path)
+    save_file({"k.ia3_l": torch.tensor([1.0, 1.0])}, tmp_path / "adapter_model.safetensors")
+    with pytest.raises(guards.TrainingError, match="every ia3_l is 1.: raise learning_rate"):
+        guards.check_adapter(tmp_path)
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 @pytest.mark.parametrize("name", ["q.lora_A.weight", "v.lora_B.weight"])
 def test_an_adapter_with_numbers_that_are_not_finite_is_refused(tmp_path, name, bad):
