@@ -285,6 +285,9 @@ def test_there_is_a_preset_for_each_published_set_up_and_for_each_size():
 
 def test_a_preset_of_your_own_files_asks_for_them():
     assert "corpus can only be read from files" in refusal({}, "llama32_3b_news")
+    assert "corpus can only be read from files" in notebook_refusal("prepare", preset="llama32_3b_news")
+    for stage in ("train", "evaluate", "compare", "export"):  # these read what prepare has left
+        assert from_notebook(stage, PLAIN | {"preset": "llama32_3b_news"}).resolved.settings.data_dir is None
     assert "trader_sft, trader_dpo can only be read from files" in refusal({}, "qwen_14b_finance")
 
 
