@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import sys
 import threading
 import time
@@ -112,6 +113,14 @@ def memory_bytes() -> int:
     torch = sys.modules.get("torch")
     if torch and torch.cuda.is_available() and torch.cuda.is_initialized():
         return max(torch.cuda.max_memory_reserved(i) for i in range(torch.cuda.device_count()))
+    return resident_bytes()
+
+
+def resident_bytes() -> int:
+    """The most that this process held resident so far."""
+    status = Path("/proc/self/status")
+    if status.exists():  # Linux: ru_maxrss would count what the parent held before this program was started
+        return 1024 * int(re.search(r"VmHWM:\s+(\d+) kB", status.read_text())[1])
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -229,6 +229,7 @@ def train(model, tokenizer, train_rows: Dataset, validation_rows: Dataset | None
         args=arguments, callbacks=[guard, *callbacks],
     )  # fmt: skip
     guard.watch(trainer)
+    keep_types(trainer)
     check_mask(trainer, train_rows)
     if settings.packing and not trainer.args.packing and device == "cuda":
         raise TrainingError("packing = True: Unsloth cannot keep packed rows of this model apart here (it says why "
@@ -266,6 +267,19 @@ def train(model, tokenizer, train_rows: Dataset, validation_rows: Dataset | None
         "best_step": trainer.state.best_global_step if patience else None,
         "resumed_from": checkpoint.name if checkpoint else None, "warnings": guard.warnings,
     }  # fmt: skip
+
+
+def keep_types(trainer) -> None:
+    """PEFT reads a checkpoint's adapter back in single precision; let it go on in the precision that it had."""
+    load, types = trainer._load_from_checkpoint, {n: p.dtype for n, p in trainer.model.named_parameters()}
+
+    def load_as_it_was(*args, **kwargs):
+        load(*args, **kwargs)
+        for name, parameter in trainer.model.named_parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.to(types[name])
+
+    trainer._load_from_checkpoint = load_as_it_was
 
 
 def check_mask(trainer, train_rows: Dataset) -> None:

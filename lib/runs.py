@@ -492,10 +492,7 @@ def device() -> dict[str, Any]:
 
 def peak_memory_bytes() -> dict[str, int]:
     """The most memory that this process held so far: resident, and on each GPU that torch allocated on."""
-    import resource
-
-    unit = 1 if sys.platform == "darwin" else 1024
-    peak = {"resident": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
+    peak = {"resident": progress.resident_bytes()}
     torch = sys.modules.get("torch")
     if torch and torch.cuda.is_available() and torch.cuda.is_initialized():
         peak |= {f"cuda:{i}": torch.cuda.max_memory_allocated(i) for i in range(torch.cuda.device_count())}
