@@ -1,11 +1,12 @@
 """How much memory was held at once; and freed memory kept, so that a CPU does not fetch it anew at every step."""
 
 import ctypes
-import re
 import sys
 from pathlib import Path
 
 import torch
+
+from lib.progress import system_bytes
 
 # Parameters of glibc's mallopt (malloc.h)
 TRIM_THRESHOLD, MMAP_MAX, ARENA_MAX = -1, -4, -8
@@ -30,7 +31,7 @@ def reset_peak() -> int | None:
         return torch.cuda.memory_allocated()
     try:
         Path("/proc/self/clear_refs").write_text("5")  # Linux: VmHWM starts again from what is held now
-        return _status("VmRSS")
+        return system_bytes("VmRSS")
     except OSError:
         return None
 
@@ -39,8 +40,4 @@ def peak_since(start: int | None) -> int | None:
     """The most bytes held at once since `reset_peak` returned `start`, above what was held then."""
     if start is None:
         return None
-    return (torch.cuda.max_memory_allocated() if torch.cuda.is_available() else _status("VmHWM")) - start
-
-
-def _status(field: str) -> int:
-    return 1024 * int(re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())[1])
+    return (torch.cuda.max_memory_allocated() if torch.cuda.is_available() else system_bytes("VmHWM")) - start

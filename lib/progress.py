@@ -15,6 +15,7 @@ from pydantic import AwareDatetime, BaseModel, ValidationError
 from lib import untrusted
 
 EVERY_SECONDS = 3
+SYSTEM = Path("/proc/self/status")
 LEVERS = {  # what memory hangs on: rows at once, tokens of a row
     "train": ("per_device_train_batch_size", "max_length"), "pretrain": ("pretrain_batch_size", "block_size"),
     "evaluate": ("eval_batch_size", "max_new_tokens"), "export": ("eval_batch_size", "max_new_tokens"),
@@ -116,11 +117,15 @@ def memory_bytes() -> int:
     return resident_bytes()
 
 
+def system_bytes(field: str) -> int:
+    """What Linux says of this process: VmRSS is held now, VmHWM was held at most."""
+    return 1024 * int(re.search(rf"{field}:\s+(\d+) kB", SYSTEM.read_text())[1])
+
+
 def resident_bytes() -> int:
     """The most that this process held resident so far."""
-    status = Path("/proc/self/status")
-    if status.exists():  # Linux: ru_maxrss would count what the parent held before this program was started
-        return 1024 * int(re.search(r"VmHWM:\s+(\d+) kB", status.read_text())[1])
+    if SYSTEM.exists():  # Linux: ru_maxrss would count what the parent held before this program was started
+        return system_bytes("VmHWM")
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
