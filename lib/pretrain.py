@@ -138,19 +138,20 @@ def train(settings, blocks: tokens.Blocks, folder: Path | None = None, recipe: R
             seconds.append(time.perf_counter() - started)
             progress.tell(step, steps, loss=losses[-1])
             leaving = guards.on_any_rank(stop.asked) and step < steps
-            if rank == 0 and (leaving or step % log_every == 0 or step % save_every == 0 or step == steps):
+            saving = step % save_every == 0 or step == steps
+            if rank == 0 and (leaving or saving or step % log_every == 0):
                 entry = {
                     "loss": sum(losses) / len(losses), "learning_rate": next(iter(peaks)).param_groups[0]["lr"],
                     "tokens": step * batch_tokens, "tokens_per_second": batch_tokens / median(seconds),
                 }  # fmt: skip
                 losses = []
-                if step % save_every == 0 or step == steps:
+                if saving:
                     if held_out:
                         entry |= held_out_loss(model, held_out, half)
                     if sample:
                         written = model.generate(torch.tensor([sample], device=device), 48)[0, len(sample) :]
                         entry["sample"] = written.tolist()
-                if folder and (leaving or step % save_every == 0 or step == steps):
+                if folder and (leaving or saving):
                     save_checkpoint(folder / "checkpoint.safetensors", step, model, peaks)
                 log(step, **entry)
             if leaving:
