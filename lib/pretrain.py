@@ -85,8 +85,9 @@ def optimizers(model, recipe: Recipe, settings) -> dict[torch.optim.Optimizer, f
 
 
 def train(settings, blocks: tokens.Blocks, folder: Path | None = None, recipe: Recipe = FASTEST,
-          held_out: tokens.Blocks | None = None, log: Callable = print, log_every: int = 50,
-          save_every: int = 500, sample: list[int] | None = None) -> tuple[torch.nn.Module, dict]:  # fmt: skip
+          held_out: tokens.Blocks | None = None, log: Callable = lambda step, **metrics: print(step, metrics),
+          log_every: int = 50, save_every: int = 500,
+          sample: list[int] | None = None) -> tuple[torch.nn.Module, dict]:  # fmt: skip
     """Train a GPT of settings.model_size on `blocks`; returns it and its last metrics.
 
     `log(step, **metrics)` is called as it goes; held-out loss and the continuation of `sample` come with every

@@ -111,15 +111,20 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         settings, blocks, held_out = streams(Path(folder), 1_000_000 if arguments.muon else 200_000)
         result = {"training": compared(settings, blocks), "generation": ablation.generation("tiny", 256, RUNS)}
+        show(result)
         if arguments.muon:
             result["muon"] = muon_against_adamw(settings, blocks, held_out)
+    print(json.dumps(result))
+
+
+def show(result: dict) -> None:
     speed = {name: values["tokens_per_second"] for name, values in result["training"].items()}
     written = [row["tokens_per_second"] for row in result["generation"]]
     for name, values in result["training"].items():
         peak = "" if values["peak_bytes"] is None else f", peak {values['peak_bytes'] / 2**20:,.0f} MiB"
         print(f"{name:<14}{values['tokens_per_second']:>9,.0f} tokens/s ({speed[name] / speed['plain']:.1f} x){peak}")
-    print(f"generation    {written[0]:,.0f} -> {written[1]:,.0f} tokens/s ({written[1] / written[0]:.1f} x)")
-    print(json.dumps(result))
+    gain = written[1] / written[0]
+    print(f"generation    {written[0]:,.0f} -> {written[1]:,.0f} tokens/s ({gain:.1f} x)", flush=True)
 
 
 if __name__ == "__main__":
