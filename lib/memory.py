@@ -1,6 +1,7 @@
 """How much memory was held at once; and freed memory kept, so that a CPU does not fetch it anew at every step."""
 
 import ctypes
+import gc
 import sys
 from pathlib import Path
 
@@ -12,15 +13,17 @@ from lib.progress import system_bytes
 TRIM_THRESHOLD, MMAP_MAX, ARENA_MAX = -1, -4, -8
 
 
+GLIBC = ctypes.CDLL(None) if sys.platform.startswith("linux") else None
+
+
 def keep_freed() -> bool:
     """Let this process keep what it frees. False where the system's allocator cannot be told (no Linux, no glibc).
 
     glibc maps each large tensor anew and gives it back when it is freed; the system then zeroes every page at the next
     step. For small models that is a good part of a training step."""
-    library = ctypes.CDLL(None) if sys.platform.startswith("linux") else None
-    if library is None or not hasattr(library, "mallopt"):
+    if not hasattr(GLIBC, "mallopt"):
         return False
-    return all([library.mallopt(name, value) for name, value in
+    return all([GLIBC.mallopt(name, value) for name, value in
                 ((MMAP_MAX, 0), (TRIM_THRESHOLD, 2**31 - 1), (ARENA_MAX, 1))])  # fmt: skip
 
 
@@ -29,6 +32,9 @@ def reset_peak() -> int | None:
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
         return torch.cuda.memory_allocated()
+    gc.collect()
+    if hasattr(GLIBC, "malloc_trim"):
+        GLIBC.malloc_trim(0)  # what `keep_freed` kept would hide what is taken next
     try:
         Path("/proc/self/clear_refs").write_text("5")  # Linux: VmHWM starts again from what is held now
         return system_bytes("VmRSS")
