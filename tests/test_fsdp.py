@@ -20,7 +20,7 @@ from lib import fsdp, pipeline, presets, runs, scale, tasks
 pytestmark = pytest.mark.slow
 WITHIN_SECONDS = 90
 # 50 rows are 12.5 steps of 4: the order passes the end of an epoch
-SMALL = {"max_steps": 20, "lora_dropout": 0.0, "eval_steps": 20, "per_device_train_batch_size": 1,
+SMALL = {"max_steps": 20, "lora_dropout": 0.0, "eval_steps": 20, "save_steps": 5, "per_device_train_batch_size": 1,
          "learning_rate": 5e-4}
 PROBE = {"role": "user", "content": "How much is 2 + 3?"}, {"role": "assistant", "content": "<<2+3=5>>5\n#### 5"}
 
@@ -287,7 +287,7 @@ def test_the_preset_rehearses_on_two_ranks_through_papermill(tmp_path):
     manifest, summary = rehearse(tmp_path)
     metrics, folder = manifest["metrics"], summary.run_folder
     assert summary.stages[1][2] <= WITHIN_SECONDS
-    assert (metrics["ranks"], metrics["steps"], manifest["device"]["count"]) == (2, 10, 2)
+    assert (metrics["ranks"], metrics["steps"], manifest["device"]["count"]) == (2, 6, 2)
     report = summary.report.read_text()
     assert 'id="22_train_fsdp"' in report and 'id="21_train_qlora"' not in report
     assert "lib/fsdp_worker.py" in manifest["external"] and "lib/qlora.py" in manifest["external"]

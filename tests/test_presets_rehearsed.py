@@ -72,7 +72,7 @@ def test_a_preset_runs_from_its_files_to_its_report(preset, files, graded, tmp_p
     done = pipeline.run(preset, overrides=overrides, rehearse=True, outputs=tmp_path)
     assert [state for _, state, _ in done.stages] == ["done"] * 4
     train = runs.read(done.run_folder, "train")
-    assert train["metrics"]["steps"] == 10 and train["settings"]["base_model"] == "data/base"
+    assert train["metrics"]["steps"] == 6 and train["settings"]["base_model"] == "data/base"
     summary = json.loads((done.run_folder / "eval/summary.json").read_text())
     for found in (summary["perplexity"], summary["with_prompt"]):
         assert {found[model]["rows"] for model in ("base", "tuned")} == {24}
