@@ -686,6 +686,7 @@ def test_solve_refuses_text_that_it_does_not_know(text):
 
 @pytest.mark.parametrize("question, value", [
     ("Given the index levels 100, 120, 90, 150, 60, compute the maximum drawdown in percent.", 60.0),
+    ("Given the index levels 100, 120, 60, 150, 120, compute the maximum drawdown in percent.", 50.0),
     ("Annualise a monthly volatility of 5% (one year has 12 months).", 17.32),  # 5 * 3.4641
     ("Treasury bills pay 3%. Iris earned 12% at 15% volatility, Maple earned 9% at 15% volatility. "
      "Compute the higher Sharpe ratio.", 0.6),
