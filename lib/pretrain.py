@@ -50,7 +50,8 @@ def tokenizer_for(settings, folder: Path):
     if settings.tokenizer == "embedded":
         shutil.copy(in_project("data/base/tokenizer.model"), folder)
     elif settings.corpus == "generated":
-        tokens.train_tokenizer(folder, tokens.generated_texts(settings.pretrain_seed))
+        count = min(60_000, 4_000 + settings.pretrain_tokens // 10)  # documents; a rehearsal needs no more
+        tokens.train_tokenizer(folder, tokens.generated_texts(settings.pretrain_seed, count))
     else:
         tokens.train_tokenizer(folder, tokens.documents(settings.corpus))
     return tokens.load_processor(folder)

@@ -102,8 +102,8 @@ def train_tokenizer(folder: Path, texts: Iterable[str]) -> None:
     (folder / "tokenizer.vocab").unlink()
 
 
-def generated_texts(seed: int, count: int = 60_000) -> Iterator[str]:
-    """What the embedded base's tokenizer is trained on."""
+def generated_texts(seed: int, count: int) -> Iterator[str]:
+    """What a tokenizer is trained on, `count` documents (the embedded base's: 60,000)."""
     for document in itertools.islice(corpus.documents(seed, "tokenizer"), count):
         yield from [document] if isinstance(document, str) else document
 
