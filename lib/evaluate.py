@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from transformers import LogitsProcessor, LogitsProcessorList
 
-from lib import chat, progress, runs, scoring
+from lib import chat, guards, progress, runs, scoring
 from lib.calculator import CalculatorError, calculate, show
 
 OPEN_MARK = re.compile(r"<<([^<>=]{1,200})=$")
@@ -128,7 +128,8 @@ def ask(model, tokenizer, rows: list[dict], settings, calculator: bool, labels: 
     size = (settings.max_new_tokens, settings.eval_batch_size)
     journal = folder / f".{name.replace(', ', '-').replace(' ', '-')}.jsonl" if folder else None
     kinds = [row["kind"] for row in rows]
-    answers = generate(model, tokenizer, prompts, *size, calculator, answered, kinds, journal)
+    with guards.memory_told("evaluate", settings):
+        answers = generate(model, tokenizer, prompts, *size, calculator, answered, kinds, journal)
     results = []
     for row, answer in zip(rows, answers):
         results.append({
@@ -150,10 +151,10 @@ def _verdict(answer: dict, gold: dict) -> dict:
 
 
 @torch.inference_mode()
-def losses(model, tokenizer, rows: list[dict], batch_size: int) -> list[dict]:
+def losses(model, tokenizer, rows: list[dict], settings) -> list[dict]:
     """Each row's summed negative log-likelihood in nats, in the rows' order: {"loss", "tokens"} of its answer (end
     token included), and {"loss_with_prompt", "tokens_with_prompt"} of all that follows the row's first token."""
-    device, found = next(model.parameters()).device, [None] * len(rows)
+    device, found, batch_size = next(model.parameters()).device, [None] * len(rows), settings.eval_batch_size
     encoded = [chat.encode(row, tokenizer) for row in rows]
     order = sorted(range(len(rows)), key=lambda i: len(encoded[i]["input_ids"]))
     for start in range(0, len(order), batch_size):
@@ -164,10 +165,11 @@ def losses(model, tokenizer, rows: list[dict], batch_size: int) -> list[dict]:
         for row, (i, length) in enumerate(zip(batch, lengths)):
             ids[row, :length], labels[row, :length] = (torch.tensor(encoded[i][key]) for key in ("input_ids", "labels"))
             mask[row, :length] = 1
-        logits = model(input_ids=ids.to(device), attention_mask=mask.to(device)).logits.float()  # (B, T, V)
-        every = torch.nn.functional.cross_entropy(
-            logits[:, :-1].transpose(1, 2), ids[:, 1:].to(device), reduction="none"
-        ).cpu()  # (B, T - 1)
+        with guards.memory_told("evaluate", settings):
+            logits = model(input_ids=ids.to(device), attention_mask=mask.to(device)).logits.float()  # (B, T, V)
+            every = torch.nn.functional.cross_entropy(
+                logits[:, :-1].transpose(1, 2), ids[:, 1:].to(device), reduction="none"
+            ).cpu()  # (B, T - 1)
         learnt, real = labels[:, 1:] != chat.IGNORED, mask[:, 1:] == 1
         for row, i in enumerate(batch):
             found[i] = {

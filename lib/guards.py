@@ -179,7 +179,8 @@ def memory_told(stage: str, settings) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:  # torch has no class of its own for a CPU's allocator
-        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+        cause = error.__cause__ or error  # of one within another, the outer knows whose settings they are
+        if not isinstance(cause, MemoryError | torch.OutOfMemoryError) and "can't allocate memory" not in str(cause):
             raise
         advice, held = progress.less_memory(stage, settings), progress.memory_bytes() / 2**30
-        raise TrainingError(f"out of memory ({held:.1f} GiB were held): {advice}") from error
+        raise TrainingError(f"out of memory ({held:.1f} GiB were held): {advice}") from cause

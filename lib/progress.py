@@ -132,7 +132,10 @@ def resident_bytes() -> int:
 
 
 def less_memory(stage: str, settings: Any) -> str:
-    """Which settings to lower where a stage ran out of memory, with what they are now."""
+    """Which settings to lower where a stage (or "load", of a model) ran out of memory, with what they are now."""
+    if stage == "load":
+        in_4_bit = "" if settings.load_in_4bit else ", or set load_in_4bit = true (now false): a quarter of its weights"
+        return f"choose a smaller base_model (now {settings.base_model}){in_4_bit}"
     if stage not in LEVERS:
         return "close other programs, or take a machine with more memory"
     rows, length = LEVERS[stage]

@@ -47,14 +47,15 @@ def load(settings, adapter: Path | None = None, dtype: torch.dtype | None = None
         presets.locate(str(config.get("base_model_name_or_path")))
         if prefix := config.get("peft_type") == "PREFIX_TUNING":
             start = settings.base_model  # as Unsloth would load it to be trained, which PEFT refuses for a prefix
-    model, _ = FastLanguageModel.from_pretrained(
-        presets.locate(str(start)), max_seq_length=settings.max_length,
-        load_in_4bit=settings.load_in_4bit, load_in_8bit=settings.load_in_8bit, dtype=dtype, trust_remote_code=False,
-        use_safetensors=True, use_gradient_checkpointing=_checkpointing(settings),
-        full_finetuning=getattr(settings, "full_finetuning", False),  # a setting of training, which others do not have
-    )  # fmt: skip
-    if prefix:
-        model = PeftModel.from_pretrained(model, presets.locate(str(adapter)))
+    with guards.memory_told("load", settings):
+        model, _ = FastLanguageModel.from_pretrained(
+            presets.locate(str(start)), max_seq_length=settings.max_length, load_in_4bit=settings.load_in_4bit,
+            load_in_8bit=settings.load_in_8bit, dtype=dtype, trust_remote_code=False, use_safetensors=True,
+            use_gradient_checkpointing=_checkpointing(settings),
+            full_finetuning=getattr(settings, "full_finetuning", False),  # of training: others do not have it
+        )  # fmt: skip
+        if prefix:
+            model = PeftModel.from_pretrained(model, presets.locate(str(adapter)))
     tokenizer = chat.load_tokenizer(settings)
     fix_pad_token(tokenizer, model)  # some bases have none, or pad with their end token
     if tokenizer.pad_token_id in (None, tokenizer.eos_token_id):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from lib import chat, evaluate, presets, tasks
+from lib import chat, evaluate, guards, presets, tasks
 from lib.calculator import MARK, calculate, show
 
 KEPT = ("id", "kind", "level", "group", "gold")
@@ -165,6 +165,22 @@ def test_while_generating_every_mark_gets_its_value(model, tokenizer):
     assert on[2] == off[2] and not off[0]["completion"].startswith("3>>")
 
 
+# --- memory -----------------------------------------------------------------------------------------------------------
+def test_where_memory_runs_out_it_says_what_to_lower(rows, tokenizer):
+    def full(*args, **kwargs):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    class Full(torch.nn.Linear):
+        generate = forward = full
+
+    settings = presets.resolve("demo", {"eval_batch_size": 64, "max_new_tokens": 96}).settings
+    advice = r"\(\d+\.\d GiB were held\): lower eval_batch_size \(now 64; try 32\), or lower max_new_tokens"
+    for work in (lambda: evaluate.ask(Full(1, 1), tokenizer, rows, settings, False, {"model": "tuned"}),
+                 lambda: evaluate.losses(Full(1, 1), tokenizer, rows, settings)):  # fmt: skip
+        with pytest.raises(guards.TrainingError, match=advice):
+            work()
+
+
 # --- perplexity -------------------------------------------------------------------------------------------------------
 def own_losses(model, tokenizer, row, with_prompt=False):
     """Negative log-likelihoods of the answer's tokens and the end token, one forward pass a row."""
@@ -178,12 +194,16 @@ def own_losses(model, tokenizer, row, with_prompt=False):
     return [-float(logs[i, token]) for i, token in told]
 
 
+def batches_of(rows):
+    return SimpleNamespace(eval_batch_size=rows)
+
+
 def test_perplexity_is_that_of_a_plain_loop_over_the_answers_tokens(model, tokenizer, rows):
     losses = [own_losses(model, tokenizer, row) for row in rows]
     tokens = sum(map(len, losses))
     expected = math.exp(sum(map(sum, losses)) / tokens)
     for batch_size in (1, 5, 12):
-        found = evaluate.perplexity(evaluate.losses(model, tokenizer, rows, batch_size))
+        found = evaluate.perplexity(evaluate.losses(model, tokenizer, rows, batches_of(batch_size)))
         assert found["perplexity"] == pytest.approx(expected, rel=1e-4)
         assert (found["rows"], found["tokens"]) == (12, tokens)
 
@@ -193,14 +213,14 @@ def test_perplexitys_interval_is_that_of_a_ratio_estimator(model, tokenizer, row
     ratio = sums[:, 0].sum() / sums[:, 1].sum()
     residuals = sums[:, 0] - ratio * sums[:, 1]
     error = residuals.std(ddof=1) / math.sqrt(len(rows)) / sums[:, 1].mean()  # Cochran 1977, equation 6.9
-    found = evaluate.perplexity(evaluate.losses(model, tokenizer, rows, 12))
+    found = evaluate.perplexity(evaluate.losses(model, tokenizer, rows, batches_of(12)))
     assert math.log(found["high"] / found["perplexity"]) == pytest.approx(2.201 * error, rel=1e-3)  # t, 11 degrees
     assert found["low"] * found["high"] == pytest.approx(found["perplexity"] ** 2, rel=1e-6)
 
 
 def test_perplexity_with_the_prompt_counts_every_token_but_the_first(model, tokenizer, rows):
     losses = [own_losses(model, tokenizer, row, with_prompt=True) for row in rows]
-    found = evaluate.perplexity(evaluate.losses(model, tokenizer, rows, 5), "_with_prompt")
+    found = evaluate.perplexity(evaluate.losses(model, tokenizer, rows, batches_of(5)), "_with_prompt")
     assert found["tokens"] == sum(map(len, losses))
     assert math.log(found["perplexity"]) == pytest.approx(sum(map(sum, losses)) / found["tokens"], rel=1e-4)
 

@@ -274,6 +274,13 @@ def texts() -> list[str]:
     for path in (ROOT / "lib").glob("*.py"):
         nodes = list(ast.walk(ast.parse(path.read_text())))
         formatted = [node for node in nodes if isinstance(node, ast.JoinedStr)]
+def test_of_two_that_tell_the_outer_one_speaks_as_it_knows_whose_settings_they_are():
+    settings = presets.resolve("demo").settings
+    with pytest.raises(guards.TrainingError, match="lower per_device_train_batch_size"):
+        with guards.memory_told("train", settings), guards.memory_told("evaluate", settings):
+            gpu_full()
+
+
         inner = {id(part) for node in formatted for part in ast.walk(node) if part is not node}
         bare = {id(node.value) for node in nodes if isinstance(node, ast.Expr)}
         for node in nodes:

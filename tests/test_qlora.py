@@ -67,6 +67,20 @@ def test_a_model_that_carries_code_is_refused_before_unsloth_sees_it(qlora, tmp_
 # --- checkpoints ------------------------------------------------------------------------------------------------------
 def test_the_newest_checkpoint_is_the_one_of_the_highest_step(qlora, tmp_path):
     for step in (20, 100, 80):
+def test_a_model_that_memory_does_not_hold_is_named_with_what_would_be_smaller(qlora, monkeypatch):
+    import torch
+
+    def full(*args, **kwargs):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(qlora.FastLanguageModel, "from_pretrained", full)
+    for four_bit, more in ((True, "$"), (False, r", or set load_in_4bit = true \(now false\)")):
+        settings = presets.resolve("demo", {"load_in_4bit": four_bit}).settings
+        advice = rf"out of memory \(\d+\.\d GiB were held\): choose a smaller base_model \(now data/base\){more}"
+        with pytest.raises(qlora.TrainingError, match=advice):
+            qlora.load(settings)
+
+
         save_checkpoint(tmp_path, step)
     assert qlora.newest_checkpoint(tmp_path) == tmp_path / "checkpoint-100"
 
@@ -181,7 +195,8 @@ def loss_of(model, tokenizer, rows):
     """Each row's loss, nats a token."""
     from lib import evaluate
 
-    return [row["loss"] / row["tokens"] for row in evaluate.losses(model, tokenizer, rows, 4)]
+    found = evaluate.losses(model, tokenizer, rows, SimpleNamespace(eval_batch_size=4))
+    return [row["loss"] / row["tokens"] for row in found]
 
 
 @pytest.mark.parametrize("choice", [
