@@ -138,9 +138,11 @@ class Guard(TrainerCallback):
         """Write the batches' rows as {"id", "text", "supervised_tokens"} into the stage's folder; says where."""
         known, rows = {tuple(row["input_ids"]): row["id"] for row in self.rows}, []
         for ids, labels, _ in batches:
-            for row, learnt in zip(ids.tolist(), (labels != chat.IGNORED).sum(dim=1).tolist()):
-                row = tuple(token for token in row if token != tokenizer.pad_token_id)
-                rows.append({"id": known.get(row), "text": tokenizer.decode(row), "supervised_tokens": learnt})
+            for row, learnt in zip(ids.tolist(), (labels != chat.IGNORED).tolist()):
+                row, learnt = zip(*(pair for pair in zip(row, learnt) if pair[0] != tokenizer.pad_token_id))
+                for part in parts(row, known):
+                    found = {"id": known.get(row[part]), "text": tokenizer.decode(row[part])}
+                    rows.append(found | {"supervised_tokens": sum(learnt[part])})
         rank = f"-rank{args.process_index}" if args.world_size > 1 else ""
         file = Path(args.output_dir).parent / f"failed_batch{rank}.json"
         runs.write_atomically(file, [json.dumps({"guard": name, "rows": rows}, indent=2, ensure_ascii=False)])
@@ -179,6 +181,16 @@ def memory_told(stage: str, settings) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:  # torch has no class of its own for a CPU's allocator
+def parts(row: tuple[int, ...], known) -> list[slice]:
+    """Where the `known` rows lie that were packed into one; what begins none of them is one part."""
+    found, begin, lengths = [], 0, sorted({len(ids) for ids in known}, reverse=True)
+    while begin < len(row):
+        ends = (begin + length for length in lengths if row[begin : begin + length] in known)
+        found.append(slice(begin, next(ends, len(row))))
+        begin = found[-1].stop
+    return found
+
+
         cause = error.__cause__ or error  # of one within another, the outer knows whose settings they are
         if not isinstance(cause, MemoryError | torch.OutOfMemoryError) and "can't allocate memory" not in str(cause):
             raise

@@ -200,6 +200,15 @@ def test_the_batch_with_the_bad_loss_is_kept_and_not_a_later_one(tokenizer, tmp_
     (bad,) = [row for row in found["rows"] if row["id"] == "row-5"]
     assert bad["text"] == tokenizer.decode([300, POISON, *range(302, 308)]) and bad["supervised_tokens"] == 8
 
+def test_packed_rows_are_kept_apart_each_with_its_id(tokenizer, tmp_path):
+    rows = rows_of(400, learnt=False)
+    guard, args = guards.Guard(None, rows), SimpleNamespace(output_dir=str(tmp_path / "checkpoints"), world_size=1)
+    ids, labels = (torch.tensor([rows[5][name] + rows[2][name] + [9, 9]]) for name in ("input_ids", "labels"))
+    guard.keep("loss", [(ids, labels, None)], args, tokenizer)
+    assert [(row["id"], row["supervised_tokens"]) for row in failed(tmp_path)["rows"]] == [
+        ("row-5", 0), ("row-2", 5), (None, 2)]  # fmt: skip
+
+
 
 def test_a_row_without_a_supervised_token_stops_training_with_its_batch(tokenizer, tmp_path):
     with pytest.raises(guards.TrainingError, match="a row without a supervised token was trained on at step"):
