@@ -167,7 +167,8 @@ class Stage:
         } | (workers or {"device": device(), "peak_memory_bytes": peak_memory_bytes()})
         write_atomically(self.folder / "manifest.json", [_json(manifest, indent=2) + "\n"])
         self.finished = True
-        for done_with in (self.folder / "started.json", *self.folder.glob(".*.jsonl")):  # an evaluation's journals
+        # an evaluation's journals, and what an attempt that was killed had begun to write
+        for done_with in (self.folder / "started.json", *self.folder.glob(".*.jsonl"), *self.folder.glob(".*.part")):
             done_with.unlink(missing_ok=True)
         for aside in ("former", "abandoned"):
             shutil.rmtree(self.folder.with_name(f"{self.folder.name}.{aside}"), ignore_errors=True)
@@ -230,7 +231,7 @@ def start(request: Request) -> Stage:
             resumed = attempt["plan"] == plan and not _code_changes(attempt["code"])
             if not resumed:
                 _put_aside(folder, "abandoned")
-        elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        elif folder.exists() and not (folder.is_dir() and all(file.name.startswith(".") for file in folder.iterdir())):
             raise RunError(f"{folder} holds files that no stage of Sharpen wrote: name another run, or move them away")
         if not resumed:
             made_from = {}

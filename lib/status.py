@@ -70,7 +70,8 @@ def _runs(outputs: Path) -> Iterator[Path]:
 
 def _row(folder: Path, now: datetime) -> dict[str, str]:
     complete = [stage for stage, name in runs.FOLDERS.items() if (folder / name / "manifest.json").exists()]
-    begun = {stage: folder / name for stage, name in runs.FOLDERS.items() if (folder / name / "started.json").exists()}
+    begun = {stage: folder / name for stage, name in runs.FOLDERS.items()
+             if stage not in complete and (folder / name / "started.json").exists()}  # fmt: skip
     row = {"run": folder.name, "complete": ", ".join(complete) or "-"}
     if not begun:
         return row

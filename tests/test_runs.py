@@ -11,7 +11,7 @@ import nbformat
 import numpy as np
 import pytest
 
-from lib import runs
+from lib import runs, status
 from lib.presets import NOTEBOOKS, ROOT, from_notebook, resolve
 
 
@@ -236,6 +236,22 @@ def test_files_that_no_stage_wrote_are_left_alone(outputs):
     with pytest.raises(runs.RunError, match="no stage of Sharpen wrote"):
         start(outputs)
     assert precious.read_text() == "years of work"
+
+
+def test_what_a_killed_process_left_half_written_stops_nobody(outputs):
+    """Killed as the stage began, and again between its manifest and the tidying up."""
+    folder = outputs / "trial" / "data"
+    folder.mkdir(parents=True)
+    (folder / ".started.json.99.part").write_text('{"pl')
+    stage = start(outputs)
+    (folder / ".manifest.json.99.part").write_text('{"st')
+    begun = (folder / "started.json").read_text()
+    stage.finish()
+    assert [path.name for path in folder.iterdir()] == ["manifest.json"]
+    (folder / "started.json").write_text(begun)
+    (row,) = status.table(outputs)
+    assert row == {"run": "trial", "complete": "prepare"}
+    assert runs.changes(outputs / "trial", "prepare") == []
 
 
 def test_unwritable_outputs_are_named(outputs):
