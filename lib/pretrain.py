@@ -1,5 +1,6 @@
 """Pretraining from nothing: one loop for the plain and the fast GPT, exact to resume, and what becomes the base."""
 
+import json
 import math
 import os
 import re
@@ -112,7 +113,9 @@ def train(settings, blocks: tokens.Blocks, folder: Path | None = None, recipe: R
     steps = steps_of(settings, blocks)
     begin, seconds, losses, entry = 0, [], [], {}
     if folder and (folder / "checkpoint.safetensors").exists():
-        begin = load_checkpoint(folder / "checkpoint.safetensors", model, peaks)
+        begin, entry, losses = load_checkpoint(folder / "checkpoint.safetensors", model, peaks)
+        if rank == 0 and entry:  # again: the process may have been killed before it was logged
+            log(begin, **entry)
     with guards.Stop() as stop, guards.memory_told("pretrain", settings):
         for step in range(begin + 1, steps + 1):
             started = time.perf_counter()
@@ -141,7 +144,8 @@ def train(settings, blocks: tokens.Blocks, folder: Path | None = None, recipe: R
             progress.tell(step, steps, loss=losses[-1])
             leaving = guards.on_any_rank(stop.asked) and step < steps
             saving = step % save_every == 0 or step == steps
-            if rank == 0 and (leaving or saving or step % log_every == 0):
+            logging = saving or step % log_every == 0
+            if rank == 0 and logging:
                 entry = {
                     "loss": sum(losses) / len(losses), "learning_rate": next(iter(peaks)).param_groups[0]["lr"],
                     "tokens": step * batch_tokens, "tokens_per_second": batch_tokens / median(seconds),
@@ -153,8 +157,10 @@ def train(settings, blocks: tokens.Blocks, folder: Path | None = None, recipe: R
                     if sample:
                         written = model.generate(torch.tensor([sample], device=device), 48)[0, len(sample) :]
                         entry["sample"] = written.tolist()
-                if folder and (leaving or saving):
-                    save_checkpoint(folder / "checkpoint.safetensors", step, model, peaks)
+            if rank == 0 and folder and (leaving or saving):
+                told = entry if logging else {}
+                save_checkpoint(folder / "checkpoint.safetensors", step, model, peaks, told, losses)
+            if rank == 0 and logging:
                 log(step, **entry)
             if leaving:
                 raise guards.stopped(step)
@@ -202,20 +208,21 @@ def _keep_batch(folder: Path | None, *batch: torch.Tensor) -> str:
     return f" (its batch is in {folder.name}/failed_batch.safetensors)"
 
 
-def save_checkpoint(path: Path, step: int, model, peaks: dict) -> None:
-    """Weights and the optimisers' state after `step`, written whole or not at all."""
+def save_checkpoint(path: Path, step: int, model, peaks: dict, entry: dict, losses: list[float]) -> None:
+    """Weights and the optimisers' state after `step`, with its line of the log (if any) and the losses that are not
+    logged yet; written whole or not at all."""
     state = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     for number, optimizer in enumerate(peaks):
         for index, values in optimizer.state_dict()["state"].items():
             state |= {f"optimizer.{number}.{index}.{name}": tensor for name, tensor in values.items()}
-    save_file(state, f"{path}.part", {"step": str(step)})
+    save_file(state, f"{path}.part", {"told": json.dumps([step, entry, losses])})
     os.replace(f"{path}.part", path)
 
 
-def load_checkpoint(path: Path, model, peaks: dict) -> int:
-    """The step after which it was written; model and optimisers are put back to it."""
+def load_checkpoint(path: Path, model, peaks: dict) -> tuple[int, dict, list[float]]:
+    """(step, entry, losses) as `save_checkpoint` got them; model and optimisers are put back to that step."""
     with safe_open(path, "pt") as file:
-        state, step = {name: file.get_tensor(name) for name in file.keys()}, int(file.metadata()["step"])
+        state, told = {name: file.get_tensor(name) for name in file.keys()}, json.loads(file.metadata()["told"])
     model.load_state_dict({n.removeprefix("model."): t for n, t in state.items() if n.startswith("model.")})
     for number, optimizer in enumerate(peaks):
         values: dict[int, dict] = {}
@@ -224,7 +231,7 @@ def load_checkpoint(path: Path, model, peaks: dict) -> int:
                 index, key = name.split(".")[2:]
                 values.setdefault(int(index), {})[key] = tensor
         optimizer.load_state_dict({"state": values, "param_groups": optimizer.state_dict()["param_groups"]})
-    return step
+    return tuple(told)
 
 
 def trained(settings, folder: Path) -> torch.nn.Module:

@@ -11,7 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, LlamaForCausalLM
 
-from lib import ablation, chat, corpus, evaluate, gpt, guards, memory, presets, pretrain, tokens
+from lib import ablation, chat, corpus, evaluate, gpt, guards, memory, presets, pretrain, runs, tokens
 
 BASE = presets.ROOT / "data/base"
 SMALL = gpt.Config(tokens.VOCABULARY, 64, 128, 2, 2, 1, 128)
@@ -83,11 +83,33 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(streams, settings, t
         if name == "killed":
             with pytest.raises(Killed):
                 go()
-            curves[name] = curves[name][:5]  # the newest checkpoint is that of step 5
+            curves[name] = curves[name][:4]  # the newest checkpoint is that of step 5, which is logged again
         models[name] = go()
     assert curves["whole"] == curves["killed"] and len(curves["whole"]) == 12
     for (key, a), b in zip(models["whole"].state_dict().items(), models["killed"].state_dict().values()):
         assert torch.equal(a, b), key
+
+
+def test_a_stopped_run_goes_on_with_the_same_curve_and_not_beyond_its_end(streams, settings, tmp_path, monkeypatch):
+    own, curves = settings(), {}
+
+    def go(name):
+        (tmp_path / name).mkdir(exist_ok=True)
+        lines, blocks = tmp_path / name / "metrics.jsonl", blocks_of(streams[0] / "train", own)
+        _, metrics = pretrain.train(own, blocks, lines.parent, RECIPE, log=runs.Log(lines), log_every=4, save_every=6)
+        told = map(json.loads, lines.read_text().splitlines())
+        curves[name] = [(line["step"], line["loss"], line["learning_rate"]) for line in told]
+        return metrics["steps"], metrics["loss"]
+
+    end = go("whole")
+    with monkeypatch.context() as patch:
+        steps = iter(range(1, 13))
+        patch.setattr(guards, "on_any_rank", lambda asked: next(steps) == 7)  # Ctrl-C after a step that has no line
+        with pytest.raises(KeyboardInterrupt, match="stopped after step 7"):
+            go("stopped")
+    for _ in range(2):  # the second time as after a kill between the training's end and the stage's
+        assert go("stopped") == end and curves["stopped"] == curves["whole"]
+    assert [step for step, *_ in curves["whole"]] == [4, 6, 8, 12]
 
 
 def test_accumulated_parts_train_as_one_batch_does(streams, settings):
