@@ -69,7 +69,7 @@ def test_a_gradient_that_explodes_is_measured_by_those_before(told):
     _, show = told()
     for norm in (300.0, 2.0, 3.0, 250.0, 1.0, 2.0, 3.0, 2.0, 1.0, 2.0, 199.0):  # the median is 2
         show(grad_norm=norm)
-    with pytest.raises(guards.TrainingError, match="gradient norm is 201 at step 12, usually it is 2: lower learning"):
+    with pytest.raises(guards.TrainingError, match="the gradient norm is 201 at step 12, usually it is 2: lower"):
         show(grad_norm=201.0)
 
 
@@ -115,7 +115,7 @@ def test_an_adapter_that_moved_passes(tmp_path):
 
 def test_an_adapter_whose_b_is_all_zero_is_refused_or_warned_of(told, tmp_path, capsys):
     save_adapter(tmp_path, **{"q.lora_B.weight": [0.0, 0.0]})
-    with pytest.raises(guards.TrainingError, match="did not change the adapter.*raise learning_rate"):
+    with pytest.raises(guards.TrainingError, match=r"training did not change the adapter \(every .*raise lear"):
         told()[0].check_adapter(tmp_path)
     told(["adapter"])[0].check_adapter(tmp_path)
     assert "warning: training did not change the adapter" in capsys.readouterr().out
@@ -133,7 +133,7 @@ def test_an_ia3_adapter_whose_scales_are_all_one_is_refused(tmp_path):
 @pytest.mark.parametrize("name", ["q.lora_A.weight", "v.lora_B.weight"])
 def test_an_adapter_with_numbers_that_are_not_finite_is_refused(tmp_path, name, bad):
     save_adapter(tmp_path, **{name: [1.0, bad]})
-    with pytest.raises(guards.TrainingError, match="not finite: lower learning_rate"):
+    with pytest.raises(guards.TrainingError, match="the adapter holds numbers that are not finite: lower"):
         guards.check_adapter(tmp_path)
 
 
@@ -306,60 +306,6 @@ def test_every_error_in_the_troubleshooting_table_is_one_that_lib_raises():
     known = texts()
     patterns = {error: re.compile(re.escape(error).replace("…", ".+")) for error in errors}
     assert [error for error in errors if not any(map(patterns[error].match, known))] == []
-
-
-# --- the whole notebook -----------------------------------------------------------------------------------------------
-SMALL = {"train_rows": 60, "validation_rows": 0, "test_rows": 12, "r": 2, "per_device_train_batch_size": 2,
-         "max_steps": 40, "logging_steps": 1, "optim": "adamw_torch"}  # fmt: skip
-PROGRAM = f"from lib import pipeline; import sys; pipeline.run('demo', 'trial', {SMALL!r}, outputs=sys.argv[1], " \
-          "stages=['prepare', 'train'])"  # fmt: skip
-
-
-def start(outputs) -> subprocess.Popen:
-    # one thread: the order of sums is then the same
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen([sys.executable, "-c", PROGRAM, outputs], env=environment,
-                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT)  # fmt: skip
-
-
-def told_by(process) -> str:
-    told = process.communicate(timeout=WITHIN_SECONDS)[0].decode()
-    assert "\r" not in told, "this is no terminal"
-    return told
-
-
-@pytest.mark.notebooks
-def test_a_training_notebook_stopped_by_ctrl_c_goes_on_to_the_same_adapter_bytes(tmp_path):
-    whole = start(tmp_path / "whole")
-    told = told_by(whole)
-    assert whole.returncode == 0, told
-
-    cut, metrics = start(tmp_path / "cut"), tmp_path / "cut/trial/adapter/metrics.jsonl"
-    deadline = time.monotonic() + WITHIN_SECONDS
-    while not (metrics.exists() and metrics.read_text().count("\n") >= 5) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert json.loads((tmp_path / "cut/trial/progress.json").read_text())["stage"] == "train"
-    cut.send_signal(signal.SIGINT)
-    told = told_by(cut)
-    assert "this goes on from there:\n  sharpen run demo --run trial" in told
-    step = int(re.search(r"stopped after step (\d+)", executed(tmp_path / "cut"))[1])
-    assert 5 <= step < 40 and (metrics.parent / "checkpoints" / f"checkpoint-{step}").is_dir()
-    assert not (metrics.parent / "adapter_model.safetensors").exists()
-
-    again = start(tmp_path / "cut")
-    told = told_by(again)
-    assert again.returncode == 0 and "10_prepare_data  skipped" in told, told
-    assert json.loads((metrics.parent / "manifest.json").read_text())["metrics"]["resumed_from"] == f"checkpoint-{step}"
-    files = [tmp_path / name / "trial/adapter" for name in ("whole", "cut")]
-    wanted, got = (load_file(folder / "adapter_model.safetensors") for folder in files)
-    assert all(torch.equal(wanted[name], got[name]) for name in wanted)
-    assert len({(folder / "adapter_model.safetensors").read_bytes() for folder in files}) == 1
-    assert len({tuple(losses(folder)) for folder in files}) == 1
-
-
-def losses(folder) -> list[float]:
-    return [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
-def executed(outputs) -> str:
-    return (outputs / "trial/notebooks/21_train_qlora.ipynb").read_text()
+    tested = "".join(path.read_text() for path in (ROOT / "tests").glob("test_*.py")).replace("\\", "")
+    fixed = {error: max(error.split("…"), key=len).strip() for error in errors}
+    assert [error for error in errors if fixed[error] not in tested] == [], "each is expected by some test"

@@ -141,7 +141,7 @@ def test_a_loss_that_is_no_number_stops_and_leaves_its_batch(streams, settings, 
     monkeypatch.setattr(pretrain.FastGPT, "loss", lambda self, ids, *rest: self.norm.weight.sum() * math.nan)
     own = settings()
     blocks = blocks_of(streams[0] / "train", own)
-    with pytest.raises(guards.TrainingError, match="nan at step 1.*failed_batch.*lower muon_learning_rate"):
+    with pytest.raises(guards.TrainingError, match="the loss is nan at step 1.*failed_batch.*lower muon_learning_rate"):
         pretrain.train(own, blocks, tmp_path, RECIPE)
     assert torch.equal(load_file(tmp_path / "failed_batch.safetensors")["ids"], blocks.at(0)[0])
 

@@ -1,5 +1,6 @@
 """QLoRA's guards: adapters, checkpoints, rows and losses that must not pass. Importing Unsloth takes seconds."""
 
+import copy
 import importlib
 import json
 import os
@@ -137,7 +138,8 @@ def test_a_mask_that_the_trainer_does_not_keep_is_refused(qlora, tokenizer):
     whole = SimpleNamespace(train_dataset=kept, args=plain, data_collator=lambda batch: {
         "labels": torch.nn.utils.rnn.pad_sequence([torch.tensor(row["input_ids"]) for row in batch], True, -100)
     })  # fmt: skip
-    with pytest.raises(qlora.TrainingError, match="the trainer supervises"):
+    told = "the trainer supervises .* tokens of the first rows, but their answers have "
+    with pytest.raises(qlora.TrainingError, match=told):
         qlora.check_mask(whole, kept)
     packed = [{"labels": sum(kept["labels"], [])}]
     for dataset, passes in ((packed, True), ([{"labels": packed[0]["labels"][:-1]}], False)):
@@ -367,8 +369,6 @@ def test_a_gpu_that_only_emulates_bf16_trains_in_fp16(qlora, monkeypatch, emulat
 
 @pytest.mark.parametrize("pad", [None, "</s>"])
 def test_a_base_that_pads_with_its_end_or_not_at_all_gets_a_padding_token(qlora, monkeypatch, tokenizer, pad):
-    import copy
-
     odd = copy.deepcopy(tokenizer)
     odd.pad_token = pad
     monkeypatch.setattr(qlora.chat, "load_tokenizer", lambda settings: odd)
@@ -383,6 +383,16 @@ def test_every_presets_chat_template_opens_the_answer_that_it_closes(qlora):
     asked, answer = {"role": "user", "content": "How much?"}, {"role": "assistant", "content": "#### 5"}
     for name in {row.settings.chat_template for row in presets.PRESETS.values()} - {None}:
         text, end, *_ = CHAT_TEMPLATES[name]
+def test_a_base_whose_end_pads_too_is_refused(qlora, monkeypatch, tokenizer):
+    odd = copy.deepcopy(tokenizer)
+    odd.pad_token = odd.eos_token
+    monkeypatch.setattr(qlora.chat, "load_tokenizer", lambda settings: odd)
+    monkeypatch.setattr(qlora.FastLanguageModel, "from_pretrained", lambda *args, **kwargs: (None, None))
+    monkeypatch.setattr(qlora, "fix_pad_token", lambda tokenizer, model: None)  # it found no other token
+    with pytest.raises(qlora.TrainingError, match="data/base: padding and end token are the same, so an end would not"):
+        qlora.load(presets.resolve("demo").settings)
+
+
         template = Environment(trim_blocks=True, lstrip_blocks=True).from_string(text)
         tokens = {"bos_token": "<s>", "eos_token": "</s>"}
         prompt = template.render(messages=[asked], add_generation_prompt=True, **tokens)
