@@ -82,7 +82,7 @@ class Guard(TrainerCallback):
         progress.tell(state.global_step, state.max_steps)
         self.leaving = on_any_rank(self.stop.asked) and state.global_step < state.max_steps
         if self.leaving:
-            control.should_log = control.should_save = control.should_training_stop = True
+            control.should_save = True
 
     def on_train_end(self, args, state, control, **kwargs):
         if self.leaving:

@@ -198,7 +198,7 @@ def train(model, tokenizer, train_rows: Dataset, validation_rows: Dataset | None
     """Train, save the adapter as plain PEFT safetensors to `folder` (a model of which every weight was trained, whole
     and with its tokenizer), and return the metrics.
 
-    Checkpoints lie in `folder/checkpoints` while it trains; with `resume` training goes on from the newest whole one.
+    Checkpoints lie in `folder/checkpoints` until the stage is complete; `resume` goes on from the newest whole one.
     `changes` are further arguments of SFTConfig. With several processes all call this, and the first one writes.
     Returns steps, epochs, train_loss, train_seconds, tokens_per_second (padding left out), and what was asked for and
     what ran (on a CPU Unsloth replaces 8-bit optimisers and 8-bit weights, and does not pack)."""
@@ -254,7 +254,6 @@ def train(model, tokenizer, train_rows: Dataset, validation_rows: Dataset | None
         guard.check_adapter(folder / "checkpoints" / "adapter")
         for file in (folder / "checkpoints" / "adapter").iterdir():  # whole or not at all, also if we are killed here
             os.replace(file, folder / file.name)
-        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     steps_here = trainer.state.global_step - (int(checkpoint.name.split("-")[1]) if checkpoint else 0)
     tokens = sum(lengths) * trainer.state.epoch * steps_here / trainer.state.global_step  # last batches are short
     loaded = next((bits for bits in (4, 8) if getattr(model, f"is_loaded_in_{bits}bit", False)), 16)
@@ -299,15 +298,18 @@ def check_mask(trainer, train_rows: Dataset) -> None:
 
 
 def newest_checkpoint(folder: Path, state: Iterable[str] = STATE) -> Path | None:
-    """The newest checkpoint whose files load (a killed process can leave a torn one); `state` names the optimiser's."""
+    """The newest checkpoint whose files load (a killed process can leave a torn one); `state` names the optimiser's.
+
+    Not one that was written when training ended: transformers would go one step beyond it."""
     for path in sorted(folder.glob("checkpoint-*"), key=lambda p: -int(p.name.split("-")[1])):
         try:
             for file in [*path.glob("model*.safetensors")] or [path / "adapter_model.safetensors"]:
                 load_file(file)
-            json.loads((path / "trainer_state.json").read_text())
+            told = json.loads((path / "trainer_state.json").read_text())
             for name in state:
                 load_file(path / name) if name.endswith("safetensors") else torch.load(path / name, weights_only=True)
-            return path
+            if not told["stateful_callbacks"]["TrainerControl"]["args"]["should_training_stop"]:
+                return path
         except Exception as error:  # whatever is torn about it, an older one will do; say so
             print(f"{path.name} does not load ({type(error).__name__}): trying an older one")
     return None

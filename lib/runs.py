@@ -170,8 +170,8 @@ class Stage:
         # an evaluation's journals, and what an attempt that was killed had begun to write
         for done_with in (self.folder / "started.json", *self.folder.glob(".*.jsonl"), *self.folder.glob(".*.part")):
             done_with.unlink(missing_ok=True)
-        for aside in ("former", "abandoned"):
-            shutil.rmtree(self.folder.with_name(f"{self.folder.name}.{aside}"), ignore_errors=True)
+        for aside in (f"{self.folder.name}.former", f"{self.folder.name}.abandoned", f"{self.folder.name}/checkpoints"):
+            shutil.rmtree(self.run_folder / aside, ignore_errors=True)
         progress.end()
         unlock(self.run_folder, "writer")
         return json.loads(_json(manifest))

@@ -35,12 +35,14 @@ def save_adapter(folder, **tensors):
     save_file(tensors, folder / "adapter_model.safetensors")
 
 
-def save_checkpoint(folder, step):
+def save_checkpoint(folder, step, ended=False):
     import torch
 
     path = folder / f"checkpoint-{step}"
     save_adapter(path)
-    (path / "trainer_state.json").write_text(json.dumps({"global_step": step}))
+    (path / "trainer_state.json").write_text(json.dumps(
+        {"global_step": step, "stateful_callbacks": {"TrainerControl": {"args": {"should_training_stop": ended}}}}
+    ))  # fmt: skip
     for name in ("optimizer.pt", "scheduler.pt"):
         torch.save({"state": torch.zeros(100)}, path / name)
     return path
@@ -65,9 +67,6 @@ def test_a_model_that_carries_code_is_refused_before_unsloth_sees_it(qlora, tmp_
         qlora.load(settings, None if where == "base" else tmp_path / "adapter")
 
 
-# --- checkpoints ------------------------------------------------------------------------------------------------------
-def test_the_newest_checkpoint_is_the_one_of_the_highest_step(qlora, tmp_path):
-    for step in (20, 100, 80):
 def test_a_model_that_memory_does_not_hold_is_named_with_what_would_be_smaller(qlora, monkeypatch):
     import torch
 
@@ -82,6 +81,9 @@ def test_a_model_that_memory_does_not_hold_is_named_with_what_would_be_smaller(q
             qlora.load(settings)
 
 
+# --- checkpoints ------------------------------------------------------------------------------------------------------
+def test_the_newest_checkpoint_is_the_one_of_the_highest_step(qlora, tmp_path):
+    for step in (20, 100, 80):
         save_checkpoint(tmp_path, step)
     assert qlora.newest_checkpoint(tmp_path) == tmp_path / "checkpoint-100"
 
@@ -94,6 +96,11 @@ def test_a_torn_newest_checkpoint_is_skipped_and_named(qlora, tmp_path, capsys, 
     damage(tmp_path / "checkpoint-100" / file)
     assert qlora.newest_checkpoint(tmp_path) == tmp_path / "checkpoint-20"
     assert "checkpoint-100 does not load" in capsys.readouterr().out
+
+
+def test_the_checkpoint_of_an_ended_training_is_not_gone_beyond(qlora, tmp_path):
+    save_checkpoint(tmp_path, 20), save_checkpoint(tmp_path, 100, ended=True)
+    assert qlora.newest_checkpoint(tmp_path) == tmp_path / "checkpoint-20"
 
 
 def test_without_a_whole_checkpoint_there_is_none(qlora, tmp_path):
@@ -237,7 +244,7 @@ def test_full_finetuning_moves_every_weight_and_saves_a_plain_model(learn, tmp_p
     assert before.keys() == after.keys()
     still = [name for name in after if (before[name].to(after[name].dtype) == after[name]).all()]
     assert not [name for name in still if "norm" not in name], still  # a norm's 1 is too coarse in bf16 to move at once
-    assert (tmp_path / "tokenizer_config.json").exists() and not (tmp_path / "checkpoints").exists()
+    assert (tmp_path / "tokenizer_config.json").exists()
 
 
 def test_lora_plus_gives_b_a_faster_rate_and_a_the_plain_one(qlora, learn):
