@@ -80,7 +80,8 @@ class ShardedTrainer(SFTTrainer):
         tensors = {f"{i}.{name}": local(t).contiguous() for i, values in state.items() for name, t in values.items()}
         scheduler = self.lr_scheduler.state_dict()
         numbers = {name: scheduler[name] for name in ("last_epoch", "_step_count", "_last_lr")}
-        save_file(tensors, Path(output_dir) / state_name(), {"scheduler": json.dumps(numbers)})
+        numbers = {"scheduler": json.dumps(numbers), "loss": json.dumps(float(self._tr_loss))}  # not logged yet
+        save_file(tensors, Path(output_dir) / state_name(), numbers)
 
     def _load_optimizer_and_scheduler(self, checkpoint):
         if not checkpoint:
@@ -91,7 +92,7 @@ class ShardedTrainer(SFTTrainer):
             for key in file.keys():
                 index, name = key.split(".")
                 state.setdefault(int(index), {})[name] = like(file.get_tensor(key), parameters[int(index)])
-            scheduler = json.loads(file.metadata()["scheduler"])
+            scheduler, self.own_loss = (json.loads(file.metadata()[name]) for name in ("scheduler", "loss"))
         self.lr_scheduler.load_state_dict(self.lr_scheduler.state_dict() | scheduler)
         for group, rate in zip(optimizer.param_groups, scheduler["_last_lr"], strict=True):
             group["lr"] = rate

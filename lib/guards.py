@@ -13,9 +13,11 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
 from transformers import TrainerCallback
+from transformers.trainer_callback import ExportableState
 
 from lib import chat, progress, runs
 
+SUMS = ("_total_loss_scalar", "_globalstep_last_logged", "_total_train_tokens")  # of transformers and TRL
 EXPLODED = 100  # times the median of the gradient norms before
 NORMS = 10  # gradient norms that such a median needs
 STARTS = {"lora_B": 0.0, "ia3_l": 1.0}  # what these start as; all of one value at the end, and nothing was learnt
@@ -54,15 +56,19 @@ def stopped(step: int) -> KeyboardInterrupt:
     return KeyboardInterrupt(f"stopped after step {step}: run all cells again to go on from the newest checkpoint")
 
 
-class Guard(TrainerCallback):
+class Guard(TrainerCallback, ExportableState):
     """Watches TRL's trainer, says how far it is, and ends it at a step if `stop` was asked.
 
     `log(step, **metrics)` gets each logged line; `rows` are the tokenised training rows with their ids. A finding
     raises TrainingError, or is printed and kept in `warnings` where `warn` has its name (presets.GUARDS). The batch
-    that it was found in is written to failed_batch.json in the stage's folder."""
+    that it was found in is written to failed_batch.json in the stage's folder.
+
+    The last of the callbacks: what others do at a step, they have done when it stops. What a checkpoint leaves out goes
+    into it as this callback's state, so that what follows a resumption is logged and found as without it."""
 
     def __init__(self, log: Callable, rows, warn=()):
         self.log, self.rows, self.warn, self.stop, self.leaving = log, rows, warn, Stop(), False
+        self.trainer = None
         self.batches = []  # (input_ids, labels, loss) of each forward pass since the last logged line
         self.norms, self.held_out, self.warnings = [], [], {}
 
@@ -77,6 +83,26 @@ class Guard(TrainerCallback):
             return loss
 
         trainer.training_step = training_step
+        self.trainer = trainer
+
+    def state(self):
+        """For a checkpoint: what was found so far, and sums of what is not logged yet (none before training begins)."""
+        of, kept = vars(self.trainer or self), {name: getattr(self, name) for name in ("norms", "held_out", "warnings")}
+        kept |= {"sums": {name: of[name] for name in SUMS if name in of}, "loss": float(of.get("_tr_loss", 0))}
+        return {"args": {}, "attributes": kept | {"metrics": dict(of.get("_metrics", {}).get("train", {}))}}
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        """After a resumption each callback goes on with its state (transformers would make them anew instead)."""
+        if state.global_step == 0:
+            return
+        for callback in self.trainer.callback_handler.callbacks:
+            if isinstance(callback, ExportableState):
+                vars(callback).update(state.stateful_callbacks[type(callback).__name__]["attributes"])
+        trainer = self.trainer
+        vars(trainer).update(self.sums)
+        trainer._tr_loss += getattr(trainer, "own_loss", self.loss)  # of several processes each has its own
+        if self.metrics:
+            trainer._metrics["train"].update(self.metrics)
 
     def on_step_end(self, args, state, control, **kwargs):
         progress.tell(state.global_step, state.max_steps)
@@ -84,7 +110,7 @@ class Guard(TrainerCallback):
         if self.leaving:
             control.should_save = True
 
-    def on_train_end(self, args, state, control, **kwargs):
+    def on_save(self, args, state, control, **kwargs):
         if self.leaving:
             raise stopped(state.global_step)
 
@@ -155,6 +181,16 @@ class Guard(TrainerCallback):
             self.act("adapter", str(error))
 
 
+def parts(row: tuple[int, ...], known) -> list[slice]:
+    """Where the `known` rows lie that were packed into one; what begins none of them is one part."""
+    found, begin, lengths = [], 0, sorted({len(ids) for ids in known}, reverse=True)
+    while begin < len(row):
+        ends = (begin + length for length in lengths if row[begin : begin + length] in known)
+        found.append(slice(begin, next(ends, len(row))))
+        begin = found[-1].stop
+    return found
+
+
 def check_adapter(folder: Path) -> None:
     """The saved weights are finite, and training moved the adapter (LoRA's B starts at zero, IA3's scales at one)."""
     weights = [pair for file in folder.glob("*.safetensors") for pair in load_file(file).items()]
@@ -181,16 +217,6 @@ def memory_told(stage: str, settings) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:  # torch has no class of its own for a CPU's allocator
-def parts(row: tuple[int, ...], known) -> list[slice]:
-    """Where the `known` rows lie that were packed into one; what begins none of them is one part."""
-    found, begin, lengths = [], 0, sorted({len(ids) for ids in known}, reverse=True)
-    while begin < len(row):
-        ends = (begin + length for length in lengths if row[begin : begin + length] in known)
-        found.append(slice(begin, next(ends, len(row))))
-        begin = found[-1].stop
-    return found
-
-
         cause = error.__cause__ or error  # of one within another, the outer knows whose settings they are
         if not isinstance(cause, MemoryError | torch.OutOfMemoryError) and "can't allocate memory" not in str(cause):
             raise

@@ -158,7 +158,8 @@ class LiveCurves(TrainerCallback):
 class Accuracy(TrainerCallback):
     """Asks the same held-out questions before training and at each checkpoint: lines of `accuracy` for `log`.
 
-    Greedy and with the calculator, as 30_evaluate asks first; an answer may be as long as the longest row."""
+    Greedy and with the calculator, as 30_evaluate asks first; an answer may be as long as the longest row. It asks
+    before the checkpoint is written: what goes on from there has all lines of its step."""
 
     def __init__(self, tokenizer, rows: list[dict], settings, log):
         self.tokenizer, self.rows, self.log = tokenizer, [row for row in rows if row["gold"]], log
@@ -175,8 +176,9 @@ class Accuracy(TrainerCallback):
         if state.global_step == 0:
             self.ask(model, state)
 
-    def on_save(self, args, state, control, model=None, **kwargs):
-        self.ask(model, state)
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        if control.should_save:
+            self.ask(model, state)
 
     def ask(self, model, state):
         FastLanguageModel.for_inference(model)
@@ -227,7 +229,7 @@ def train(model, tokenizer, train_rows: Dataset, validation_rows: Dataset | None
     trainer = trainer_class(
         model=model, processing_class=tokenizer, train_dataset=train_rows.remove_columns("id"),
         eval_dataset=validation_rows.remove_columns("id") if validation_rows else None,
-        args=arguments, callbacks=[guard, *callbacks],
+        args=arguments, callbacks=[*callbacks, guard],
     )  # fmt: skip
     guard.watch(trainer)
     keep_types(trainer)

@@ -5,15 +5,13 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from types import SimpleNamespace
 
 import pytest
 import torch
 from datasets import Dataset
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from transformers import (
     DataCollatorForSeq2Seq,
     LlamaConfig,
@@ -160,7 +158,7 @@ class Interrupt(TrainerCallback):
 
 
 def train(folder, rows, tokenizer, warn=(), callbacks=(), resume=None, **changes):
-    """Twelve rows in batches of two on a tiny Llama; returns its weights and the guard."""
+    """Twelve rows in batches of two on a tiny Llama; returns its weights, the guard and the logged lines."""
     torch.manual_seed(0)
     model = Model(LlamaConfig(vocab_size=len(tokenizer), hidden_size=16, intermediate_size=16, num_hidden_layers=1,
                               num_attention_heads=2, num_key_value_heads=1))  # fmt: skip
@@ -169,13 +167,14 @@ def train(folder, rows, tokenizer, warn=(), callbacks=(), resume=None, **changes
         save_strategy="no", logging_nan_inf_filter=False, report_to="none", use_cpu=True, disable_tqdm=True,
         remove_unused_columns=False,
     )  # fmt: skip
-    guard = guards.Guard(lambda step, **metrics: None, rows, warn)
+    lines = []
+    guard = guards.Guard(lambda step, **metrics: lines.append({"step": step} | metrics), rows, warn)
     trainer = Trainer(model, TrainingArguments(**arguments | changes), DataCollatorForSeq2Seq(tokenizer),
-                      rows.remove_columns("id"), processing_class=tokenizer, callbacks=[guard, *callbacks])  # fmt: skip
+                      rows.remove_columns("id"), processing_class=tokenizer, callbacks=[*callbacks, guard])  # fmt: skip
     guard.watch(trainer)
     with guard.stop:
-        trainer.train(resume_from_checkpoint=resume)
-    return model.state_dict(), guard
+        lines.append(trainer.train(resume_from_checkpoint=resume).training_loss)
+    return model.state_dict(), guard, lines
 
 
 def rows_of(*tokens, learnt=True):
@@ -200,6 +199,7 @@ def test_the_batch_with_the_bad_loss_is_kept_and_not_a_later_one(tokenizer, tmp_
     (bad,) = [row for row in found["rows"] if row["id"] == "row-5"]
     assert bad["text"] == tokenizer.decode([300, POISON, *range(302, 308)]) and bad["supervised_tokens"] == 8
 
+
 def test_packed_rows_are_kept_apart_each_with_its_id(tokenizer, tmp_path):
     rows = rows_of(400, learnt=False)
     guard, args = guards.Guard(None, rows), SimpleNamespace(output_dir=str(tmp_path / "checkpoints"), world_size=1)
@@ -207,7 +207,6 @@ def test_packed_rows_are_kept_apart_each_with_its_id(tokenizer, tmp_path):
     guard.keep("loss", [(ids, labels, None)], args, tokenizer)
     assert [(row["id"], row["supervised_tokens"]) for row in failed(tmp_path)["rows"]] == [
         ("row-5", 0), ("row-2", 5), (None, 2)]  # fmt: skip
-
 
 
 def test_a_row_without_a_supervised_token_stops_training_with_its_batch(tokenizer, tmp_path):
@@ -218,20 +217,31 @@ def test_a_row_without_a_supervised_token_stops_training_with_its_batch(tokenize
 
 
 def test_training_goes_on_past_a_row_that_is_only_warned_of(tokenizer, tmp_path):
-    _, guard = train(tmp_path, rows_of(400, learnt=False), tokenizer, ["supervised_tokens"])
+    _, guard, _ = train(tmp_path, rows_of(400, learnt=False), tokenizer, ["supervised_tokens"])
     assert list(guard.warnings) == ["supervised_tokens"] and (tmp_path / "failed_batch.json").exists()
+
+
+def test_what_was_found_before_a_checkpoint_is_known_after_it(tokenizer, tmp_path):
+    rows, every = rows_of(400, learnt=False), {"save_strategy": "steps", "save_steps": 2, "logging_steps": 1}
+    _, whole, _ = train(tmp_path, rows, tokenizer, ["supervised_tokens"], **every)
+    found = re.search(r"at step (\d), or shortly before", whole.warnings["supervised_tokens"])
+    assert int(found[1]) <= 6, "the row comes in the first epoch"
+    checkpoint = str(tmp_path / "checkpoints" / "checkpoint-6")
+    _, resumed, _ = train(tmp_path, rows, tokenizer, ["supervised_tokens"], resume=checkpoint)
+    assert (resumed.warnings, resumed.norms) == (whole.warnings, whole.norms)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_training_after_its_step_and_what_follows_is_the_same(tokenizer, tmp_path, number):
-    whole, _ = train(tmp_path / "whole", rows_of(), tokenizer)
+    whole, _, lines = train(tmp_path / "whole", rows_of(), tokenizer)
     before = signal.getsignal(number)
     with pytest.raises(KeyboardInterrupt, match="stopped after step 4: run all cells again"):
         train(tmp_path / "cut", rows_of(), tokenizer, callbacks=[Interrupt(number)])
     assert signal.getsignal(number) is before
     checkpoint = tmp_path / "cut" / "checkpoints" / "checkpoint-4"
-    resumed, _ = train(tmp_path / "cut", rows_of(), tokenizer, resume=str(checkpoint))
+    resumed, _, others = train(tmp_path / "cut", rows_of(), tokenizer, resume=str(checkpoint))
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    assert others == lines[1:], "the losses since step 3, and the mean over all steps"
 
 
 def test_a_second_signal_ends_it_at_once():
@@ -264,6 +274,13 @@ def test_out_of_memory_says_what_was_held_and_what_to_lower(work):
     )
 
 
+def test_of_two_that_tell_the_outer_one_speaks_as_it_knows_whose_settings_they_are():
+    settings = presets.resolve("demo").settings
+    with pytest.raises(guards.TrainingError, match="lower per_device_train_batch_size"):
+        with guards.memory_told("train", settings), guards.memory_told("evaluate", settings):
+            gpu_full()
+
+
 def test_another_error_is_left_as_it_is():
     with pytest.raises(RuntimeError, match="^shapes differ$"), guards.memory_told("train", None):
         raise RuntimeError("shapes differ")
@@ -283,13 +300,6 @@ def texts() -> list[str]:
     for path in (ROOT / "lib").glob("*.py"):
         nodes = list(ast.walk(ast.parse(path.read_text())))
         formatted = [node for node in nodes if isinstance(node, ast.JoinedStr)]
-def test_of_two_that_tell_the_outer_one_speaks_as_it_knows_whose_settings_they_are():
-    settings = presets.resolve("demo").settings
-    with pytest.raises(guards.TrainingError, match="lower per_device_train_batch_size"):
-        with guards.memory_told("train", settings), guards.memory_told("evaluate", settings):
-            gpu_full()
-
-
         inner = {id(part) for node in formatted for part in ast.walk(node) if part is not node}
         bare = {id(node.value) for node in nodes if isinstance(node, ast.Expr)}
         for node in nodes:
