@@ -208,6 +208,27 @@ def test_a_killed_launcher_leaves_no_rank_and_is_gone_on_from_the_newest_whole_c
     assert losses(stage) == losses(uninterrupted)
 
 
+def test_ranks_stopped_by_ctrl_c_keep_their_step_and_go_on_bit_for_bit(trained, data, tmp_path):
+    uninterrupted, _ = trained(2)
+    launcher = subprocess.Popen([sys.executable, "-c", LAUNCH, tmp_path, data], cwd=presets.ROOT,
+                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)  # fmt: skip
+    metrics, deadline = tmp_path / "killed/adapter/metrics.jsonl", time.monotonic() + WITHIN_SECONDS
+    while not (metrics.exists() and metrics.read_text().count("\n") >= 6) and time.monotonic() < deadline:
+        assert launcher.poll() is None
+        time.sleep(0.02)
+    launcher.send_signal(signal.SIGINT)
+    told = launcher.communicate(timeout=WITHIN_SECONDS)[0]
+    stage = start(tmp_path, "killed", 2)
+    assert "KeyboardInterrupt" in told and workers(stage) == [] and stage.resumed
+    step = max(int(path.name.split("-")[1]) for path in (stage.folder / "checkpoints").glob("checkpoint-*"))
+    assert 6 <= step < 20 and not (stage.folder / "adapter_model.safetensors").exists()
+
+    assert fsdp.launch(stage, data, lambda line: None, bf16=False)["resumed_from"] == f"checkpoint-{step}"
+    assert losses(stage) == losses(uninterrupted)
+    wanted, got = adapter(uninterrupted), adapter(stage)
+    assert all(torch.equal(wanted[name], got[name]) for name in wanted)
+
+
 def refusal(stage, data, **arguments) -> str:
     with pytest.raises(fsdp.LaunchError) as caught:
         fsdp.launch(stage, data, lambda line: None, **arguments)
