@@ -383,13 +383,6 @@ def test_a_base_that_pads_with_its_end_or_not_at_all_gets_a_padding_token(qlora,
     assert odd.pad_token_id not in (None, odd.eos_token_id)
 
 
-def test_every_presets_chat_template_opens_the_answer_that_it_closes(qlora):
-    from jinja2 import Environment
-    from unsloth.chat_templates import CHAT_TEMPLATES
-
-    asked, answer = {"role": "user", "content": "How much?"}, {"role": "assistant", "content": "#### 5"}
-    for name in {row.settings.chat_template for row in presets.PRESETS.values()} - {None}:
-        text, end, *_ = CHAT_TEMPLATES[name]
 def test_a_base_whose_end_pads_too_is_refused(qlora, monkeypatch, tokenizer):
     odd = copy.deepcopy(tokenizer)
     odd.pad_token = odd.eos_token
@@ -400,6 +393,13 @@ def test_a_base_whose_end_pads_too_is_refused(qlora, monkeypatch, tokenizer):
         qlora.load(presets.resolve("demo").settings)
 
 
+def test_every_presets_chat_template_opens_the_answer_that_it_closes(qlora):
+    from jinja2 import Environment
+    from unsloth.chat_templates import CHAT_TEMPLATES
+
+    asked, answer = {"role": "user", "content": "How much?"}, {"role": "assistant", "content": "#### 5"}
+    for name in {row.settings.chat_template for row in presets.PRESETS.values()} - {None}:
+        text, end, *_ = CHAT_TEMPLATES[name]
         template = Environment(trim_blocks=True, lstrip_blocks=True).from_string(text)
         tokens = {"bos_token": "<s>", "eos_token": "</s>"}
         prompt = template.render(messages=[asked], add_generation_prompt=True, **tokens)
