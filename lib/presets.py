@@ -102,6 +102,9 @@ class Settings(BaseModel):
     accuracy_steps: Annotated[int, Field(ge=0)] = Field(
         0, description="held-out questions asked before training and at each checkpoint; 0: none"
     )
+    report_to: Literal["none", "tensorboard", "wandb", "trackio"] = Field(
+        "none", description="a tracker beside metrics.jsonl, in the run's folder; wandb is offline without its key"
+    )
     seed: int = Field(3407, ge=0, lt=2**31, description="seed of LoRA's start and of the rows' order")
     devices: int = Field(1, ge=1, le=1024, description="GPUs (or CPU processes) in all; above 1: 22_train_fsdp")
     nodes: int = Field(1, ge=1, le=128, description="machines that the devices are on, as many on each")
@@ -176,8 +179,8 @@ STAGE_FIELDS: dict[str, tuple[str, ...]] = {
         "completion_only_loss", "packing", "neftune_noise_alpha", "early_stopping_patience", "accuracy_steps",
         "learning_rate", "lr_scheduler_type", "warmup_steps", "num_train_epochs", "max_steps",
         "per_device_train_batch_size", "gradient_accumulation_steps", "optim", "weight_decay", "max_grad_norm",
-        "gradient_checkpointing", "save_steps", "logging_steps", "eval_steps", "guard_warnings", "seed", "devices",
-        "nodes", "rdzv_endpoint",
+        "gradient_checkpointing", "save_steps", "logging_steps", "eval_steps", "guard_warnings", "report_to", "seed",
+        "devices", "nodes", "rdzv_endpoint",
     ),
     "evaluate": (
         *_SHARED, "load_in_4bit", "load_in_8bit", "eval_rows", "calculator", "max_new_tokens", "eval_batch_size",
@@ -481,6 +484,7 @@ def _contradictions(s: Settings, suspect: set[str]) -> list[str]:
     kinds, unknown = ((), []) if "kinds" in suspect else _unknown_kinds(s.kinds)
     absent = [] if "benchmarks" in suspect else [path for path in s.benchmarks if not os.path.isfile(in_project(path))]
     unsafe = [] if "base_model" in suspect else _unsafe(s.base_model)
+    no_tracker = None if "report_to" in suspect or s.report_to == "none" else _no_tracker(s.report_to)
     rules = [  # (settings it is about, is it broken, what to say); tests that compare numbers guard against suspects
         (("max_steps",), lambda: s.max_steps == 0, "max_steps = 0: must be -1 (by num_train_epochs) or at least 1"),
         (("warmup_steps",), lambda: s.warmup_steps >= 1 and not math.isclose(s.warmup_steps, round(s.warmup_steps)),
@@ -560,10 +564,18 @@ def _contradictions(s: Settings, suspect: set[str]) -> list[str]:
         (("rdzv_endpoint",), lambda: s.rdzv_endpoint and not re.fullmatch(r"[\w.-]+:\d{1,5}", s.rdzv_endpoint),
          f"rdzv_endpoint = {_short(s.rdzv_endpoint)}: must be host:port"),
         (("base_model",), lambda: unsafe, "\n".join(unsafe)),
+        (("report_to",), lambda: no_tracker, f"report_to = {s.report_to!r}: its package is not here: {no_tracker}"),
         (("data_dir",), lambda: s.data_dir is not None and not os.path.exists(in_project(s.data_dir)),
          f"data_dir = {_short(s.data_dir)}: no such folder or file; give the one that holds {s.source}/train.jsonl"),
     ]
     return [message for fields, broken, message in rules if not suspect & set(fields) and broken()]
+
+
+def _no_tracker(name: str) -> str | None:
+    """The command that installs a tracker, where it is absent."""
+    from lib import tracking
+
+    return tracking.missing(name)
 
 
 def _unknown_kinds(named: tuple[str, ...] | None) -> tuple[tuple[str, ...], list[str]]:

@@ -28,7 +28,7 @@ from transformers import EarlyStoppingCallback, TrainerCallback, set_seed
 from trl import SFTConfig, SFTTrainer
 from unsloth_zoo.pad_token import fix_pad_token
 
-from lib import chat, evaluate, guards, memory, presets, runs, untrusted
+from lib import chat, evaluate, guards, memory, presets, runs, tracking, untrusted
 from lib.guards import TrainingError
 
 STATE = ("optimizer.pt", "scheduler.pt")  # a checkpoint's files beside the weights and trainer_state.json
@@ -219,8 +219,8 @@ def train(model, tokenizer, train_rows: Dataset, validation_rows: Dataset | None
         logging_nan_inf_filter=False, train_sampling_strategy="group_by_length",  # little padding in a batch
         eval_strategy="steps" if settings.eval_steps and validation_rows else "no", eval_steps=settings.eval_steps,
         load_best_model_at_end=bool(patience), metric_for_best_model="eval_loss" if patience else None,
-        packing=settings.packing, neftune_noise_alpha=settings.neftune_noise_alpha, report_to="none",
-        **precision(device),
+        packing=settings.packing, neftune_noise_alpha=settings.neftune_noise_alpha,
+        **tracking.start(settings.report_to, folder), **precision(device),
     ) | changes)  # fmt: skip
     if patience:
         callbacks = [*callbacks, EarlyStoppingCallback(patience)]
@@ -249,6 +249,7 @@ def train(model, tokenizer, train_rows: Dataset, validation_rows: Dataset | None
     with guard.stop, guards.memory_told("train", settings):
         result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     elapsed = time.perf_counter() - started
+    tracking.finish(settings.report_to, folder)
     model.save_pretrained(folder / "checkpoints" / "adapter")
     if settings.full_finetuning:
         tokenizer.save_pretrained(folder / "checkpoints" / "adapter")

@@ -297,9 +297,12 @@ def test_several_machines_are_started_by_the_same_command():
     assert words[-3:] == ["-m", "lib.fsdp_worker", "run/plan.json"]
 
 
+TRACKED = {"report_to": "tensorboard"}
+
+
 def rehearse(outputs: Path) -> tuple[dict, pipeline.Summary]:
     """Notebook 22 on the preset's rehearsal, two ranks, by papermill: its manifest, and the pipeline's summary."""
-    summary = pipeline.run("quant_7b_fsdp", rehearse=True, outputs=outputs, stages=["prepare", "train"])
+    summary = pipeline.run("quant_7b_fsdp", None, TRACKED, rehearse=True, outputs=outputs, stages=["prepare", "train"])
     return runs.read(summary.run_folder, "train"), summary
 
 
@@ -311,9 +314,10 @@ def test_the_preset_rehearses_on_two_ranks_through_papermill(tmp_path):
     assert (metrics["ranks"], metrics["steps"], manifest["device"]["count"]) == (2, 6, 2)
     report = summary.report.read_text()
     assert 'id="22_train_fsdp"' in report and 'id="21_train_qlora"' not in report
+    assert len(list((folder / "adapter/.tracking").glob("events*"))) == 1, "the first rank alone reports"
     assert "lib/fsdp_worker.py" in manifest["external"] and "lib/qlora.py" in manifest["external"]
     assert {"adapter_model.safetensors", "adapter_config.json", "metrics.jsonl"} <= manifest["outputs"].keys()
-    assert runs.is_current(tmp_path, folder.name, "train", presets.resolve("quant_7b_fsdp", rehearse=True),
+    assert runs.is_current(tmp_path, folder.name, "train", presets.resolve("quant_7b_fsdp", TRACKED, True),
                            pipeline.notebook_path("22_train_fsdp"))[0]  # fmt: skip
 
 
