@@ -206,6 +206,13 @@ def html_table(rows: Sequence[dict[str, str]], upright: bool = False) -> Any:
     return HTML("<table>" + "".join(f"<tr>{line}</tr>" for line in lines) + "</table>")
 
 
+def markdown_table(rows: Sequence[dict[str, Any]]) -> str:
+    """The same in Markdown, for a model's card."""
+    lines = [list(rows[0]), ["---"] * len(rows[0]), *(row.values() for row in rows)] if rows else []
+    cells = ([re.sub(r"\s+", " ", str(cell)).replace("|", "\\|") for cell in line] for line in lines)
+    return "\n".join(f"| {' | '.join(line)} |" for line in cells)
+
+
 def headline(table: list[dict], pairs: list[dict], perplexity: dict, loss: dict, rehearse: bool) -> dict[str, str]:
     """The figures that a reader wants first, each with n, interval and setting."""
     note, lines = " (rehearsal, no result)" if rehearse else "", {}

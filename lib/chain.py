@@ -155,9 +155,6 @@ def printable(row: dict) -> dict:
 
 def card(name: str, settings: Any, rows: list[dict], gates: dict[str, dict], rehearse: bool, rounded: bool) -> str:
     """README.md of the exported files: what they are, and what every artefact scored."""
-    columns = list(printable(rows[0]))
-    table = ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
-    table += ["| " + " | ".join(str(value) for value in printable(row).values()) + " |" for row in rows]
     verdicts = [f"- {file}: {found['reason']}" for file, found in gates.items()] or ["- no quantised file was asked"]
     note = "**A rehearsal: its figures are no result.**\n\n" if rehearse else ""
     calculator = "off" if settings.calculator == "off" else "on (values of `<<expression=value>>` are filled in)"
@@ -169,7 +166,7 @@ def card(name: str, settings: Any, rows: list[dict], gates: dict[str, dict], reh
         f"token ids, greedy, at most {settings.max_new_tokens} tokens, calculator {calculator}. Differences are "
         f"paired, with 95 % intervals. Memory is the process's peak; base, adapter and merged run in a Python process, "
         f"GGUF files in llama-server.\n\n"
-        + "\n".join(table) + "\n\n## Gate\n\n" + "\n".join(verdicts)
+        + answers.markdown_table([printable(row) for row in rows]) + "\n\n## Gate\n\n" + "\n".join(verdicts)
         + "\n\n## Use\n\n`ollama create " + name.lower() + " -f Modelfile`, or `llama-server -m FILE.gguf`. "
         "Ask as it was trained: the chat template is in the file.\n"
     )  # fmt: skip

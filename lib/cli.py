@@ -189,6 +189,22 @@ def sweep(
 
 
 @app.command()
+def push(
+    run: Annotated[str, typer.Argument(help="A finished run's name.")],
+    to: Annotated[str, typer.Option("--to", metavar="USER/NAME", help="The repository; made if it is not there.")],
+    public: Annotated[bool, typer.Option("--public", help="Make a new repository for all to see.")] = False,
+    outputs: Outputs = None,
+) -> None:
+    """Upload a finished run's adapter and its card (scores, data, licences) to the hub; needs a token."""
+    from lib import share
+    from lib.presets import ROOT
+    from lib.runs import run_folder_of
+
+    folder = run_folder_of(_absolute(outputs) or ROOT / "outputs", run)
+    typer.echo(f"uploaded: {share.push(folder, to, not public, typer.echo)}")
+
+
+@app.command()
 def reproduce(
     run: Annotated[str, typer.Argument(help="A finished run's name.")],
     outputs: Outputs = None,

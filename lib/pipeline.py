@@ -61,10 +61,12 @@ def run(
 ) -> Summary:
     """Execute a preset's stages (all, or those named) into outputs/<run_name>, skipping what is unchanged.
 
-    With `export` the tuned model is merged, converted and quantised after the others.
+    With `export` the tuned model is merged, converted and quantised after the others; with the setting push_to_hub
+    adapter and card are uploaded in the end.
 
-    SettingsError before any kernel starts; RunError if another process runs the same run; StageFailed when a cell
-    fails; KeyboardInterrupt after Ctrl-C, with the kernel and its children ended.
+    SettingsError before any kernel starts, as SharingError where the hub does not know our token; RunError if another
+    process runs the same run; StageFailed when a cell fails; KeyboardInterrupt after Ctrl-C, with the kernel and its
+    children ended; SharingError where the upload fails, when all else is complete.
     """
     overrides = overrides or {}
     chosen = [row[0] for row in STAGES] if stages is None else list(stages)
@@ -74,10 +76,16 @@ def run(
     problems += [f"unknown stage {s!r}; choose from {', '.join(NOTEBOOKS)}" for s in chosen if s not in NOTEBOOKS]
     try:
         resolved = resolve(preset, overrides, rehearse)
+        if rehearse and resolved.settings.push_to_hub:
+            problems.append("push_to_hub: a rehearsal is no result, and is not uploaded: leave one of them out")
     except SettingsError as error:
         problems += error.problems
     if problems:
         raise SettingsError(problems)
+    if repo_id := resolved.settings.push_to_hub:
+        from lib import share  # what is heavy only where it is asked for
+
+        share.check(repo_id)
     run_folder = Path(in_project(outputs or "outputs")).resolve() / run_name
     again = command(preset, run_name, overrides, rehearse, outputs, "export" in chosen)
     prefix = "REHEARSAL of " if rehearse else ""
@@ -110,6 +118,8 @@ def run(
     finally:
         runs.unlock(run_folder, "pipeline")
     _print_summary(summary, rehearse, echo)
+    if repo_id:
+        echo(f"uploaded: {share.push(run_folder, repo_id, resolved.settings.hub_private_repo, echo)}")
     return summary
 
 

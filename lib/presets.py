@@ -151,6 +151,10 @@ class Settings(BaseModel):
     # comparison
     others: tuple[str, ...] = Field((), description="further runs in the same outputs folder to compare with")
 
+    # sharing
+    push_to_hub: str | None = Field(None, description="USER/NAME on the hub that gets adapter and card in the end")
+    hub_private_repo: bool = Field(True, description="a repository that push_to_hub makes is seen by you alone")
+
     @field_validator("*")
     @classmethod
     def _plain(cls, value: Any) -> Any:
@@ -193,6 +197,7 @@ STAGE_FIELDS: dict[str, tuple[str, ...]] = {
         "quantizations", "margin", "merge_onto", "skip_merge", "skip_gguf", "skip_quantize",
     ),
 }
+RUN_FIELDS = ("push_to_hub", "hub_private_repo")  # what `sharpen run` does after the stages, and no notebook reads
 _ONE_DEVICE = (  # what 21_train_qlora can do and 22_train_fsdp cannot
     "load_in_8bit", "full_finetuning", "use_dora", "loraplus_lr_ratio", "continue_from", "packing",
     "neftune_noise_alpha", "early_stopping_patience", "accuracy_steps",
@@ -336,8 +341,8 @@ def from_notebook(stage: str, namespace: dict[str, Any]) -> Request:
         if name in own and value is not None:
             overrides[name] = value
         elif name in Settings.model_fields and name not in own:
-            owners = " and ".join(NOTEBOOKS[other] for other, fields in STAGE_FIELDS.items() if name in fields)
-            problems.append(f"{name!r} belongs to {owners}, not to {NOTEBOOKS[stage]}")
+            owners = [NOTEBOOKS[other] for other, fields in STAGE_FIELDS.items() if name in fields] or ["sharpen run"]
+            problems.append(f"{name!r} belongs to {' and '.join(owners)}, not to {NOTEBOOKS[stage]}")
         elif name not in own and name not in run_parameters:
             nearest = _nearest(name, [*own, *run_parameters])
             problems.append(f"unknown setting {_short(name)} = {_short(value)}{nearest}")
@@ -384,6 +389,27 @@ def locate(name: str) -> str:
 def _unsafe(name: str) -> list[str]:
     found = untrusted.model_problems(Path(in_project(name))) if is_local(name) else []
     return [f"base_model = {_short(name)}: {problem}" for problem in found]
+
+
+def hub_problems(name: str) -> list[str]:
+    """Why nothing could be uploaded to the hub as `name`, as far as this machine knows."""
+    from huggingface_hub import get_token, is_offline_mode
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+    problems = []
+    try:
+        validate_repo_id(name)
+        known = name.count("/") == 1
+    except HFValidationError:
+        known = False
+    if not known:
+        allowed = "must be USER/NAME, of letters, digits, '-', '_' and '.', without '--' and '..'"
+        problems.append(f"push_to_hub = {_short(name)}: {allowed}")
+    if is_offline_mode():
+        problems.append("push_to_hub: HF_HUB_OFFLINE is set: unset it, or leave push_to_hub out")
+    if not get_token():
+        problems.append("push_to_hub needs a token that may write: `hf auth login`, or set HF_TOKEN in the environment")
+    return problems
 
 
 def is_local(name: str) -> bool:
@@ -485,6 +511,7 @@ def _contradictions(s: Settings, suspect: set[str]) -> list[str]:
     absent = [] if "benchmarks" in suspect else [path for path in s.benchmarks if not os.path.isfile(in_project(path))]
     unsafe = [] if "base_model" in suspect else _unsafe(s.base_model)
     no_tracker = None if "report_to" in suspect or s.report_to == "none" else _no_tracker(s.report_to)
+    no_upload = [] if "push_to_hub" in suspect or s.push_to_hub is None else hub_problems(s.push_to_hub)
     rules = [  # (settings it is about, is it broken, what to say); tests that compare numbers guard against suspects
         (("max_steps",), lambda: s.max_steps == 0, "max_steps = 0: must be -1 (by num_train_epochs) or at least 1"),
         (("warmup_steps",), lambda: s.warmup_steps >= 1 and not math.isclose(s.warmup_steps, round(s.warmup_steps)),
@@ -565,6 +592,7 @@ def _contradictions(s: Settings, suspect: set[str]) -> list[str]:
          f"rdzv_endpoint = {_short(s.rdzv_endpoint)}: must be host:port"),
         (("base_model",), lambda: unsafe, "\n".join(unsafe)),
         (("report_to",), lambda: no_tracker, f"report_to = {s.report_to!r}: its package is not here: {no_tracker}"),
+        (("push_to_hub",), lambda: no_upload, "\n".join(no_upload)),
         (("data_dir",), lambda: s.data_dir is not None and not os.path.exists(in_project(s.data_dir)),
          f"data_dir = {_short(s.data_dir)}: no such folder or file; give the one that holds {s.source}/train.jsonl"),
     ]

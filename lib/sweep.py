@@ -39,6 +39,8 @@ def plan(
     problems = run_name_problems(name)
     problems += [f"{field} is in --set and in --grid: leave it out of one" for field in grid if field in overrides]
     problems += ["seed cannot be in --grid: --seeds says how many, --set seed=... the first"] * ("seed" in grid)
+    problems += ["push_to_hub: all runs would go to one repository; `sharpen push` uploads one"] * (
+        "push_to_hub" in {*grid, *overrides})
     grid = {field: values for field, values in grid.items() if field != "seed"}
     rows: dict[str, dict[str, Any]] = {}
     for values in itertools.product(*grid.values()):

@@ -45,6 +45,7 @@ def asked(monkeypatch):
         (["run", "llama32_3b_gsm8k", "--data-dir", "no/such"], "no such folder"),
         (["compare", "no_such_run"], "run 30_evaluate first"),
         (["compare", "../up"], "must be a name"),
+        (["push", "demo", "--to", "demo"], "push_to_hub = 'demo': must be USER/NAME"),
         (["rnu"], "No such command"),
     ],
 )
