@@ -33,7 +33,7 @@ def run(
 
 @app.command()
 def presets() -> None:
-    """List the presets: base model, data, method, memory, and the published result that each is set beside."""
+    """List the presets: base model, data, method, memory, time, and the published result that each is set beside."""
     from rich.console import Console
     from rich.table import Table
 
@@ -42,7 +42,7 @@ def presets() -> None:
 
     table = Table(show_lines=True)
     table.add_column("preset", no_wrap=True)  # a name must be whole to be typed
-    for column in ("base", "data", "method", "GPU memory"):
+    for column in ("base", "data", "method", "GPU memory", "time"):
         table.add_column(column, overflow="fold")
     for preset in PRESETS.values():
         s = preset.settings
@@ -51,9 +51,12 @@ def presets() -> None:
         adapter = f"{'QLoRA' if s.load_in_4bit else 'LoRA'} r {s.r}, alpha {s.lora_alpha}"
         method = f"{adapter}, lr {s.learning_rate:g}, {length}"
         memory = f"{scale.gib(scale.needed(s))}{f' on each of {s.devices}' * (s.devices > 1)}"
-        table.add_row(preset.name, s.base_model, data, method, memory)
+        table.add_row(preset.name, s.base_model, data, method, memory, scale.time_text(preset.name, s))
     console = Console()
     console.print(table)
+    told = f"{scale.PEAK / 1e12:.0f} TFLOP/s, of which {scale.UTILISATION:.0%} are assumed to be reached"
+    console.print(f"Memory and time are estimates; time: training alone, on A100s, tokens x 6 x parameters / ({told}).",
+                  highlight=False, soft_wrap=True)  # fmt: skip
     for preset in PRESETS.values():
         told = f"{preset.name}: {preset.description}\n  published: {preset.reference}"
         console.print(told, highlight=False, soft_wrap=True)

@@ -82,6 +82,7 @@ def test_presets_lists_every_preset_with_its_published_result():
     out = subprocess.check_output([sys.executable, "-m", "lib.cli", "presets"], text=True, cwd=ROOT)
     assert all(name in out for name in PRESETS) and "32.90 %" in out and "QLoRA" in out
     assert out.count("GiB") == len(PRESETS)
+    assert "estimates; time: training alone, on A100s, tokens x 6 x parameters / (312 TFLOP/s, of which 20%" in out
 
 
 def test_the_command_starts_without_any_library_that_takes_long():

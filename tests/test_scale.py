@@ -116,3 +116,23 @@ def test_a_base_that_nobody_can_ask_about_does_not_stop_training(monkeypatch):
     odd = settings(base_model="someone/some-model")
     assert scale.needed(odd) is None and scale.gib(None) == "unknown"
     scale.check(odd, 1)
+
+
+# --- time -------------------------------------------------------------------------------------------------------------
+def test_the_time_is_six_flop_a_parameter_and_token_at_the_assumed_speed():
+    news = settings("llama32_1b_news", data_dir="data")
+    by_hand = 6 * 1_235_814_400 * 1e6 / (312e12 * 0.2)  # 119 s
+    assert scale.seconds(news, 1e6) == pytest.approx(by_hand, rel=2e-3)
+    assert scale.time_text("llama32_1b_news", news) == f"about {10 * by_hand / 60:.0f} min a million tokens of yours"
+    four = settings("quant_7b_fsdp")
+    assert scale.seconds(four, 1e6) == pytest.approx(6 * 7_248_023_552 * 1e6 / (4 * 312e12 * 0.2), rel=2e-3)
+
+
+def test_each_preset_has_a_time_and_says_what_it_is():
+    told = {name: scale.time_text(name, preset.settings) for name, preset in PRESETS.items()}
+    assert told["demo"].endswith("on two CPU cores (measured)")
+    assert told["llama32_3b_gsm8k"] == "about 7 min"  # 7,473 rows of 174 tokens: 400 s by hand
+    assert told["qwen_14b_finance"].startswith("at most 109 h")  # 22,500 rows of at most 4,096 tokens, 3 epochs
+    assert not [name for name, text in told.items() if not text.startswith(("about", "at most", "2 to 3"))]
+    odd = settings(base_model="data/base", train_rows=10_000_000)
+    assert scale.time_text("best_8b", odd) == "about 20 min"
