@@ -32,37 +32,18 @@ if not torch.cuda.is_available():  # the package's other modules need Triton; it
 from unsloth.models import fsdp2_native, fsdp2_save
 
 # isort: on
-import numpy as np
 import torch.distributed as dist
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
-from transformers.trainer_pt_utils import get_length_grouped_indices
 from trl import SFTTrainer
 
 from lib import chat, fsdp, presets, runs
+from lib.order import Order
 from lib.sources import read_rows
 
 TOLERANCE = 0.1  # of 1/N, for the parameter bytes that a rank holds
-
-
-class Order(torch.utils.data.Sampler):
-    """Rows of like length together, in an order that hangs on seed and epoch alone: the same on every rank, for any
-    number of ranks, and after a resumption. An epoch's last step is filled up with rows of its first."""
-
-    def __init__(self, trainer, rows: int):
-        self.trainer, self.rows = trainer, rows
-        self.lengths = [len(ids) for ids in trainer.train_dataset["input_ids"]]
-
-    def __len__(self) -> int:
-        return -(-len(self.lengths) // self.rows) * self.rows
-
-    def __iter__(self):
-        key = np.random.default_rng([self.trainer.args.seed, int(self.trainer.state.epoch or 0)]).integers(2**62)
-        generator = torch.Generator().manual_seed(int(key))
-        order = get_length_grouped_indices(self.lengths, self.rows, generator=generator)
-        return iter((order * self.rows)[: len(self)])
 
 
 class ShardedTrainer(SFTTrainer):
