@@ -58,7 +58,8 @@ def loss_curves(
         lower.plot(*_series(lines, "learning_rate"), color=colour, linewidth=1.4)
     for axis in (upper, lower):
         axis.grid(color="#e5e5e5", linewidth=0.7)
-    upper.set_ylabel("loss (nats a token)")
+    pairs = any("rewards/margins" in line for lines in metrics_by_run.values() for line in lines)
+    upper.set_ylabel("loss (dpo: of a pair)" if pairs else "loss (nats a token)")
     lower.set_ylabel("learning rate")
     lower.set_xlabel("optimiser step")
     lower.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3))
@@ -88,6 +89,35 @@ def accuracy_curve(
     axis.set_ylabel("right answers")
     axis.set_xlabel("optimiser step")
     axis.legend(frameon=False, fontsize=9)
+    return figure
+
+
+def preference_curves(
+    metrics_by_run: Mapping[str, Sequence[dict]], title: str = "Chosen against rejected answers", rehearse: bool = False
+) -> Picture:
+    """By how much the chosen answer's reward is the higher, and in which share of pairs it is, by optimiser step: of
+    training batches (lines) and of held-out pairs (points).
+
+    `metrics_by_run`: as for `loss_curves`; "rewards/margins", "rewards/accuracies" and their "eval_" forms count.
+    """
+    figure = _picture(8, 5.5, title, rehearse)
+    upper, lower = figure.subplots(2, 1, sharex=True)
+    for axis, name in ((upper, "rewards/margins"), (lower, "rewards/accuracies")):
+        for index, (run, lines) in enumerate(metrics_by_run.items()):
+            colour = COLOURS[index % len(COLOURS)]
+            axis.plot(*_series(lines, name), color=colour, linewidth=1.4, label=f"{run}: training")
+            steps, values = _series(lines, f"eval_{name}")
+            if steps:
+                axis.plot(steps, values, color=colour, marker="o", linestyle=":", markeredgecolor="white",
+                          markersize=7, label=f"{run}: held-out (last {values[-1]:.3g})")  # fmt: skip
+        axis.grid(color="#e5e5e5", linewidth=0.7)
+        axis.legend(frameon=False, fontsize=9)
+    upper.axhline(0, color="#444444", linewidth=1)
+    upper.set_ylabel("reward margin (nats x beta)")
+    lower.axhline(0.5, color=GREY, linestyle=":", linewidth=1)
+    lower.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
+    lower.set_ylabel("chosen answer ahead")
+    lower.set_xlabel("optimiser step")
     return figure
 
 

@@ -47,6 +47,18 @@ def test_the_curve_while_training_has_an_interval_at_each_checkpoint():
     assert list(axis.lines[0].get_xdata()) == [0, 100] and axis.get_ylabel() == "right answers"
 
 
+def test_preference_curves_draw_margin_and_accuracy_of_training_and_of_held_out_pairs():
+    lines = [{"step": 1, "loss": 0.69, "rewards/margins": 0.0, "rewards/accuracies": 0.4},
+             {"step": 2, "eval_rewards/margins": 0.21, "eval_rewards/accuracies": 0.75},
+             {"step": 2, "loss": 0.5, "rewards/margins": 0.3, "rewards/accuracies": 0.8}]  # fmt: skip
+    figure = plots.preference_curves({"trial": lines})
+    drawn = [[list(map(float, line.get_ydata())) for line in axis.lines[:2]] for axis in figure.axes]
+    assert drawn == [[[0.0, 0.3], [0.21]], [[0.4, 0.8], [0.75]]]
+    assert "trial: held-out (last 0.75)" in texts(figure) and figure.axes[1].get_ylabel() == "chosen answer ahead"
+    assert [plots.loss_curves({"trial": found}).axes[0].get_ylabel() for found in (lines, [{"step": 1, "loss": 2.0}])
+            ] == ["loss (dpo: of a pair)", "loss (nats a token)"]  # fmt: skip
+
+
 def test_each_split_and_calculator_setting_has_its_own_panel():
     table = [row(model, "grade school", 3, 9, split, calculator)
              for model in ("base", "tuned") for split in ("test", "test_seen", "other") for calculator in (True, False)]
