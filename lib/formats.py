@@ -145,6 +145,11 @@ def trader_dpo(fields: dict, place: str) -> dict:
     return row | {"messages": [*messages, row["messages"][-1]], "rejected": rejected}
 
 
+def with_rejected(row: dict) -> dict:
+    """A pair's row with its rejected answer in the place of the chosen one."""
+    return row | {"messages": [*row["messages"][:-1], {"role": "assistant", "content": row["rejected"]}]}
+
+
 def _messages(fields: dict, name: str) -> list[dict]:
     found, messages = fields.get(name), []
     if not isinstance(found, list) or not found:
@@ -162,7 +167,12 @@ def _messages(fields: dict, name: str) -> list[dict]:
 
 def _reply(fields: dict, name: str) -> str:
     """An answer as text, or as the last of a list of messages."""
-    return _messages(fields, name)[-1]["content"] if isinstance(fields.get(name), list) else text_of(fields, name)
+    if not isinstance(fields.get(name), list):
+        return text_of(fields, name)
+    last = _messages(fields, name)[-1]
+    if last["role"] != "assistant":
+        raise BadRow(f"field {name!r} does not end with an answer")
+    return last["content"]
 
 
 def own(fields: dict, place: str, columns: dict[str, str]) -> dict:

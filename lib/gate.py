@@ -22,7 +22,7 @@ from pathlib import Path
 
 from datasketch import MinHash, MinHashLSH
 
-from lib import chat, scoring
+from lib import chat, formats, scoring
 from lib.calculator import wrong_marks, wrong_sums
 
 Splits = dict[str, list[dict]]  # rows by split: train, validation, test_seen, test
@@ -32,6 +32,7 @@ CHECKS = {
     "exact duplicate": "asks what another row asks, but for case, spaces and punctuation",
     "near duplicate": "asks what another row asks, in other words",
     "shared group": "comes from a template, page or conversation of a held-out row",
+    "rejected answer": "has a rejected answer that is empty, or is the chosen one",
     "too long": "would be cut at max_length, before its end token",
     "prompt tokens": "has a prompt whose tokens are no prefix of the row's tokens",
     "nothing learnt": "has no supervised token",
@@ -82,19 +83,30 @@ class Audit:
         return lines
 
 
-def audit(splits: Splits, tokenizer, max_length: int, benchmarks: Splits | None = None) -> Audit:
-    """Every check on every row. Training rows are compared with the benchmarks' rows too (see `read_benchmark`)."""
+def audit(
+    splits: Splits, tokenizer, max_length: int, benchmarks: Splits | None = None, pairs: bool = False
+) -> Audit:  # fmt: skip
+    """Every check on every row. Training rows are compared with the benchmarks' rows too (see `read_benchmark`).
+
+    With `pairs` the rejected answers are trained on too: a row is as long as the longer of its two answers makes it."""
     lengths, learnt, findings = {}, {}, [*duplicates(splits, benchmarks), *shared_groups(splits)]
     for split, rows in splits.items():
         for row in rows:
             findings += [Finding(check, split, row["id"], why, matters=matters) for check, why, matters in _answer(row)]
+            if pairs and not (rejected := normal(row.get("rejected") or "")):
+                findings.append(Finding("rejected answer", split, row["id"], "it has no rejected answer"))
+                continue
+            if pairs and rejected == normal(row["messages"][-1]["content"]):
+                same = "the rejected answer is the chosen one, but for case, spaces and punctuation"
+                findings.append(Finding("rejected answer", split, row["id"], same))
             try:
-                encoded = chat.encode(row, tokenizer)
+                both = [row, formats.with_rejected(row)] if pairs else [row]
+                encoded = [chat.encode(one, tokenizer) for one in both]
             except chat.EncodingError as error:
                 findings.append(Finding(error.check, split, row["id"], str(error)))
                 continue
-            lengths[row["id"]] = length = len(encoded["input_ids"])
-            learnt[row["id"]] = sum(label != chat.IGNORED for label in encoded["labels"])
+            lengths[row["id"]] = length = max(len(one["input_ids"]) for one in encoded)
+            learnt[row["id"]] = sum(label != chat.IGNORED for one in encoded for label in one["labels"])
             if length > max_length and split in DROPPED_FROM:
                 reason = f"{length} tokens, {length - max_length} more than max_length = {max_length}"
                 findings.append(Finding("too long", split, row["id"], reason))
@@ -104,6 +116,7 @@ def audit(splits: Splits, tokenizer, max_length: int, benchmarks: Splits | None 
         findings.append(Finding("pad token", *first, reason))
     counts = {split: len(rows) for split, rows in splits.items()}
     checked = dict.fromkeys(CHECKS, sum(counts.values()))
+    checked["rejected answer"] *= pairs
     checked["too long"] = sum(counts.get(split, 0) for split in DROPPED_FROM)
     return Audit(tuple(findings), checked, lengths, learnt)
 

@@ -77,9 +77,9 @@ class Guard(TrainerCallback, ExportableState):
         step = trainer.training_step
 
         def training_step(model, inputs, *args, **kwargs):
-            ids, labels = inputs["input_ids"], inputs["labels"]
+            batch = seen(inputs)
             loss = step(model, inputs, *args, **kwargs)
-            self.batches.append((ids, labels, loss))
+            self.batches.append((*batch, loss))
             return loss
 
         trainer.training_step = training_step
@@ -189,6 +189,16 @@ def parts(row: tuple[int, ...], known) -> list[slice]:
         found.append(slice(begin, next(ends, len(row))))
         begin = found[-1].stop
     return found
+
+
+def seen(inputs: dict) -> tuple[torch.Tensor, torch.Tensor]:
+    """(input_ids, labels) of a batch; of preference pairs, which come as all chosen rows and then all rejected ones, a
+    row is both, one after the other."""
+    ids = inputs["input_ids"]
+    if "labels" in inputs:
+        return ids, inputs["labels"]  # (B, T)
+    labels = ids.masked_fill(inputs["completion_mask"] == 0, chat.IGNORED)  # (2 B, T)
+    return torch.cat(ids.chunk(2), dim=1), torch.cat(labels.chunk(2), dim=1)  # (B, 2 T)
 
 
 def check_adapter(folder: Path) -> None:

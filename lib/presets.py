@@ -73,6 +73,11 @@ class Settings(BaseModel):
         None, description="LoRA+: how much faster B learns than A; none: alike"
     )
     num_virtual_tokens: Count = Field(20, description="trained tokens that prefix_tuning puts before each row")
+    trainer: Literal["sft", "dpo"] = Field(
+        "sft", description="learn answers, or from pairs which of two answers is better: SFTTrainer, or DPOTrainer"
+    )
+    beta: float = Field(0.1, gt=0, le=10, description="of dpo: the higher, the nearer to the reference it stays")
+    loss_type: Literal["sigmoid", "hinge", "ipo"] = Field("sigmoid", description="of dpo: its loss on a pair")
     continue_from: str | None = Field(None, description="a finished run in the same outputs whose adapter goes on")
     completion_only_loss: bool = Field(True, description="learn the answers only, else the questions too")
     packing: bool = Field(False, description="several rows in one of max_length; a CPU does not, and says so")
@@ -169,7 +174,7 @@ _SHARED = ("base_model", "chat_template", "max_length")
 STAGE_FIELDS: dict[str, tuple[str, ...]] = {
     "prepare": (
         "source", "mixture", "columns", "data_dir", "train_rows", "validation_rows", "test_rows", "held_out_percent",
-        "kinds", "data_seed", "dataset_revision", "gate", "benchmarks", *_SHARED,
+        "kinds", "data_seed", "dataset_revision", "gate", "benchmarks", "trainer", *_SHARED,
     ),
     "pretrain": (
         "model_size", "corpus", "tokenizer", "held_out_percent", "pretrain_tokens", "pretrain_batch_size",
@@ -178,6 +183,7 @@ STAGE_FIELDS: dict[str, tuple[str, ...]] = {
         "nodes", "rdzv_endpoint",
     ),
     "train": (
+        "trainer", "beta", "loss_type",
         *_SHARED, "load_in_4bit", "load_in_8bit", "full_finetuning", "peft_type", "r", "lora_alpha", "lora_dropout",
         "target_modules", "use_rslora", "use_dora", "loraplus_lr_ratio", "num_virtual_tokens", "continue_from",
         "completion_only_loss", "packing", "neftune_noise_alpha", "early_stopping_patience", "accuracy_steps",
@@ -202,6 +208,7 @@ _ONE_DEVICE = (  # what 21_train_qlora can do and 22_train_fsdp cannot
     "load_in_8bit", "full_finetuning", "use_dora", "loraplus_lr_ratio", "continue_from", "packing",
     "neftune_noise_alpha", "early_stopping_patience", "accuracy_steps",
 )  # fmt: skip
+_OF_SFT = ("full_finetuning", "packing", "neftune_noise_alpha", "accuracy_steps", "lora_dropout")  # DPO has none
 NOTEBOOKS = {
     "prepare": "10_prepare_data", "pretrain": "20_pretrain_gpt", "train": "21_train_qlora",
     "evaluate": "30_evaluate", "compare": "31_compare", "export": "40_export",
@@ -507,6 +514,9 @@ def _contradictions(s: Settings, suspect: set[str]) -> list[str]:
     batch = ("per_device_train_batch_size", "gradient_accumulation_steps")
     of_lora = [f for f in ("use_rslora", "use_dora", "loraplus_lr_ratio", "continue_from") if getattr(s, f)]
     alone = [f for f in _ONE_DEVICE if getattr(s, f)] + ["peft_type"] * (s.peft_type != "lora")
+    alone += ["trainer"] * (s.trainer != "sft")
+    of_sft = [f for f in _OF_SFT if getattr(s, f)] + ["completion_only_loss"] * (not s.completion_only_loss)
+    of_sft += ["peft_type"] * (s.peft_type != "lora")
     kinds, unknown = ((), []) if "kinds" in suspect else _unknown_kinds(s.kinds)
     absent = [] if "benchmarks" in suspect else [path for path in s.benchmarks if not os.path.isfile(in_project(path))]
     unsafe = [] if "base_model" in suspect else _unsafe(s.base_model)
@@ -565,6 +575,11 @@ def _contradictions(s: Settings, suspect: set[str]) -> list[str]:
          lambda: s.peft_type == "prefix_tuning" and (
              s.gradient_checkpointing or s.packing or s.early_stopping_patience),
          "peft_type = 'prefix_tuning': needs gradient_checkpointing = packing = False, early_stopping_patience = None"),
+        (("trainer", "source"), lambda: s.trainer == "dpo" and s.source != "trader_dpo",
+         f"trainer = 'dpo': source = {s.source!r} has no pairs (prompt, chosen, rejected); set 'trader_dpo'"),
+        (("trainer", *of_sft), lambda: s.trainer == "dpo" and of_sft,
+         f"trainer = 'dpo': {', '.join(of_sft)} only with trainer = 'sft'; leave it out (two answers are compared with "
+         f"the model without its LoRA: no dropout or noise, no second copy, no gold to grade by)"),
         (("continue_from",), lambda: s.continue_from is not None and run_name_problems(s.continue_from),
          f"continue_from = {_short(s.continue_from)}: must be the name of a run in the same outputs folder"),
         (("early_stopping_patience", "eval_steps", "validation_rows"),

@@ -1,4 +1,4 @@
-"""One device: Unsloth loads the base, LoRA (or what the settings choose) goes on it, TRL's SFTTrainer trains it."""
+"""One device: Unsloth loads the base, LoRA (or what the settings choose) goes on it, TRL's SFT or DPOTrainer trains."""
 
 # ruff: noqa: E402  (Unsloth must be imported before what it patches)
 
@@ -25,10 +25,10 @@ from peft import IA3Config, PeftModel, PrefixTuningConfig, get_peft_model
 from peft.optimizers import create_loraplus_optimizer
 from safetensors.torch import load_file
 from transformers import EarlyStoppingCallback, TrainerCallback, set_seed
-from trl import SFTConfig, SFTTrainer
+from trl import DPOConfig, SFTConfig, SFTTrainer
 from unsloth_zoo.pad_token import fix_pad_token
 
-from lib import chat, evaluate, guards, memory, presets, runs, tracking, untrusted
+from lib import chat, evaluate, guards, memory, preference, presets, runs, tracking, untrusted
 from lib.guards import TrainingError
 
 STATE = ("optimizer.pt", "scheduler.pt")  # a checkpoint's files beside the weights and trainer_state.json
@@ -100,6 +100,8 @@ def earlier(stage: runs.Stage) -> Path | None:
     folder = stage.input("train", run=name)
     then = runs.read(stage.run_folder.with_name(name), "train")["settings"]
     now = stage.request.resolved.of_stage("train")
+    if now["trainer"] == "dpo":  # which trains without dropout, whatever the adapter was made with
+        then = then | {"lora_dropout": now["lora_dropout"]}
     if other := [f"{f} = {then.get(f)!r}, not {now[f]!r}" for f in SHAPE if then.get(f) != now[f]]:
         raise runs.RunError(f"continue_from = {name!r}: that run has {', '.join(other)}; use its values, or start anew")
     return folder
@@ -201,12 +203,18 @@ def train(model, tokenizer, train_rows: Dataset, validation_rows: Dataset | None
     and with its tokenizer), and return the metrics.
 
     Checkpoints lie in `folder/checkpoints` until the stage is complete; `resume` goes on from the newest whole one.
-    `changes` are further arguments of SFTConfig. With several processes all call this, and the first one writes.
-    Returns steps, epochs, train_loss, train_seconds, tokens_per_second (padding left out), and what was asked for and
-    what ran (on a CPU Unsloth replaces 8-bit optimisers and 8-bit weights, and does not pack)."""
+    `changes` are further arguments of SFTConfig (of DPOConfig, where `preference.encode` made the rows). With several
+    processes all call this, and the first one writes. Returns steps, epochs, train_loss, train_seconds,
+    tokens_per_second (padding left out), and what was asked for and what ran (on a CPU Unsloth replaces 8-bit
+    optimisers and 8-bit weights, and does not pack)."""
     set_seed(settings.seed)
     device, patience = next(model.parameters()).device.type, settings.early_stopping_patience
-    arguments = SFTConfig(**dict(
+    if settings.trainer == "dpo":
+        config, trainer_class = DPOConfig, preference.PairTrainer
+        own = {"beta": settings.beta, "loss_type": settings.loss_type, "remove_unused_columns": False}
+    else:
+        config, own = SFTConfig, {"packing": settings.packing}
+    arguments = config(**dict(
         output_dir=str(folder / "checkpoints"), max_length=settings.max_length,
         learning_rate=settings.learning_rate, lr_scheduler_type=settings.lr_scheduler_type,
         warmup_steps=settings.warmup_steps, num_train_epochs=settings.num_train_epochs, max_steps=settings.max_steps,
@@ -219,9 +227,9 @@ def train(model, tokenizer, train_rows: Dataset, validation_rows: Dataset | None
         logging_nan_inf_filter=False, train_sampling_strategy="group_by_length",  # little padding in a batch
         eval_strategy="steps" if settings.eval_steps and validation_rows else "no", eval_steps=settings.eval_steps,
         load_best_model_at_end=bool(patience), metric_for_best_model="eval_loss" if patience else None,
-        packing=settings.packing, neftune_noise_alpha=settings.neftune_noise_alpha,
-        **tracking.start(settings.report_to, folder), **precision(device),
-    ) | changes)  # fmt: skip
+        neftune_noise_alpha=settings.neftune_noise_alpha, **tracking.start(settings.report_to, folder),
+        **precision(device),
+    ) | own | changes)  # fmt: skip
     if patience:
         callbacks = [*callbacks, EarlyStoppingCallback(patience)]
     lengths = [len(ids) for ids in train_rows["input_ids"]]
@@ -265,7 +273,7 @@ def train(model, tokenizer, train_rows: Dataset, validation_rows: Dataset | None
         "train_seconds": elapsed, "tokens_per_second": tokens / elapsed, "rows": len(train_rows),
         "bf16": arguments.bf16, "optim_asked": settings.optim, "optim_ran": type(trainer.optimizer.optimizer).__name__,
         "bits_asked": 4 if settings.load_in_4bit else 8 if settings.load_in_8bit else 16, "bits_ran": loaded,
-        "packing_asked": settings.packing, "packing_ran": trainer.args.packing,
+        "packing_asked": settings.packing, "packing_ran": settings.packing and trainer.args.packing,
         "ended_early": trainer.state.global_step < trainer.state.max_steps,
         "best_step": trainer.state.best_global_step if patience else None,
         "resumed_from": checkpoint.name if checkpoint else None, "warnings": guard.warnings,
@@ -288,12 +296,13 @@ def keep_types(trainer) -> None:
 def check_mask(trainer, train_rows: Dataset) -> None:
     """The batches that the trainer will really see supervise what the rows say, no token more: the first rows as the
     collator gives them or, where rows are packed, all of them."""
-    if trainer.args.packing:
+    if getattr(trainer.args, "packing", False):
         found = [label for labels in trainer.train_dataset["labels"] for label in labels]
         rows = range(len(train_rows))
     else:
         rows = range(min(4, len(train_rows)))
-        found = trainer.data_collator([trainer.train_dataset[i] for i in rows])["labels"].flatten().tolist()
+        batch = trainer.data_collator([trainer.train_dataset[i] for i in rows])
+        found = guards.seen(batch)[1].flatten().tolist()
     seen = sum(label != chat.IGNORED for label in found)
     meant = sum(sum(label != chat.IGNORED for label in train_rows[i]["labels"]) for i in rows)
     if seen != meant or not seen:

@@ -224,8 +224,8 @@ def gib(size: float | None) -> str:
 
 
 def _tokens(settings) -> int:
-    """Tokens of one forward pass on one device."""
-    return settings.per_device_train_batch_size * settings.max_length
+    """Tokens of one forward pass on one device; a preference pair is two rows."""
+    return settings.per_device_train_batch_size * settings.max_length * (2 if settings.trainer == "dpo" else 1)
 
 def memory(config, ranks: int, four_bit: bool, r: int = 16, tokens: int = 2048) -> Memory:
     """Memory a GPU, with all linear layers adapted and blocks computed again in the backward pass; `tokens` are those

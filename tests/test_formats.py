@@ -99,6 +99,7 @@ def test_a_preference_pair_is_learnt_as_its_chosen_answer_and_keeps_the_rejected
     assert again | {"id": row["id"]} == row, "the same prompt is one group, in either form"
     for bad, reason in (({"rejected": "No."}, "are the same"), ({"rejected": " "}, "'rejected' is missing"),
                         ({"chosen": None}, "'chosen' is missing"), ({"prompt": ""}, "'prompt' is missing"),
+                        ({"chosen": [{"role": "user", "content": "No."}]}, "does not end with an answer"),
                         ({"prompt": [{"role": "assistant", "content": "Hi"}]}, "user's message")):  # fmt: skip
         with pytest.raises(BadRow, match=reason):
             formats.trader_dpo({"prompt": "Buy?", "chosen": "No.", "rejected": "Yes!"} | bad, "x")

@@ -139,11 +139,13 @@ def test_a_mask_that_the_trainer_does_not_keep_is_refused(qlora, tokenizer):
     kept, _ = qlora.encode(rows("#### 5", "#### 6"), tokenizer, 100)
     plain = SimpleNamespace(packing=False)
     honest = SimpleNamespace(train_dataset=kept, args=plain, data_collator=lambda batch: {
-        "labels": torch.nn.utils.rnn.pad_sequence([torch.tensor(row["labels"]) for row in batch], True, -100)
+        "input_ids": None,
+        "labels": torch.nn.utils.rnn.pad_sequence([torch.tensor(row["labels"]) for row in batch], True, -100),
     })  # fmt: skip
     qlora.check_mask(honest, kept)
     whole = SimpleNamespace(train_dataset=kept, args=plain, data_collator=lambda batch: {
-        "labels": torch.nn.utils.rnn.pad_sequence([torch.tensor(row["input_ids"]) for row in batch], True, -100)
+        "input_ids": None,
+        "labels": torch.nn.utils.rnn.pad_sequence([torch.tensor(row["input_ids"]) for row in batch], True, -100),
     })  # fmt: skip
     told = "the trainer supervises .* tokens of the first rows, but their answers have "
     with pytest.raises(qlora.TrainingError, match=told):
