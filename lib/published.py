@@ -114,6 +114,21 @@ PUBLISHED: dict[str, dict] = {
             quantizations=("Q4_K_M",),
         ),
     ),
+    "trader_dpo": dict(
+        description="a trader's preference pairs (data_dir holds trader_dpo/) by DPO on one GPU, with the base and "
+        "adapter of qwen_14b_finance, which may go first (continue_from=qwen_14b_finance); beta, rate, schedule and "
+        "epochs are those of zephyr-7b-dpo-qlora (huggingface/alignment-handbook)",
+        reference="no published run of this set-up",
+        settings=dict(
+            source="trader_dpo", train_rows=None, validation_rows=300, test_rows=300,
+            base_model="deepseek-ai/DeepSeek-R1-Distill-Qwen-14B", chat_template="alpaca",  # its own cuts <think> out
+            max_length=4096, load_in_4bit=True, r=32, lora_alpha=64, lora_dropout=0.0, target_modules=LINEAR_MODULES,
+            trainer="dpo", beta=0.01, learning_rate=5e-6, lr_scheduler_type="cosine", warmup_steps=0.1,
+            num_train_epochs=1.0, per_device_train_batch_size=1, gradient_accumulation_steps=8, optim="adamw_8bit",
+            gradient_checkpointing=True, calculator="off", max_new_tokens=512, eval_batch_size=8,
+            quantizations=("Q4_K_M",),
+        ),
+    ),
     # Qwen3's bases: Apache-2.0 without terms to agree to, each size in the same plain form (no mixture of experts, no
     # linear attention, no vision), which Unsloth, bitsandbytes and llama.cpp all read; r and rates after "LoRA Without
     # Regret" (Schulman 2025): all linear layers, ten times the rate of full fine-tuning, small batches.

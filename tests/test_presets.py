@@ -263,7 +263,7 @@ TABLE = {  # preset: (what its published result says, every setting that its sou
 
 def resolved(name, **named):
     """A preset's settings, with a folder of data where its sources can only be read from files."""
-    from_files = PRESETS[name].settings.source in ("corpus", "mixture")
+    from_files = PRESETS[name].settings.source in ("corpus", "mixture", "trader_dpo")
     return resolve(name, ({"data_dir": str(ROOT)} if from_files else {}), **named).settings
 
 
@@ -276,12 +276,20 @@ def test_every_setting_that_a_source_states_is_the_presets(name):
 
 
 def test_there_is_a_preset_for_each_published_set_up_and_for_each_size():
-    assert set(PRESETS) == {"demo", *TABLE, "best_1b", "best_4b", "best_8b"}
+    assert set(PRESETS) == {"demo", *TABLE, "trader_dpo", "best_1b", "best_4b", "best_8b"}
     for name in ("best_1b", "best_4b", "best_8b"):
         settings = resolved(name)
         assert (settings.source, settings.test_rows, settings.devices) == ("gsm8k", 1319, 1)
         assert settings.base_model.startswith("unsloth/") and "43.67 %" in PRESETS[name].reference
     assert "DSR1/DSR1-Distill-Qwen-14B" in PRESETS["qwen_14b_finance"].description
+
+
+def test_preference_pairs_may_go_on_from_the_answers_of_the_same_trader():
+    first, then = resolved("qwen_14b_finance"), resolved("trader_dpo")
+    same = ("base_model", "chat_template", "max_length", "load_in_4bit", "r", "lora_alpha", "target_modules")
+    assert [getattr(first, field) for field in same] == [getattr(then, field) for field in same]
+    assert (then.trainer, then.beta, then.learning_rate, then.num_train_epochs) == ("dpo", 0.01, 5e-6, 1.0)
+    assert "zephyr-7b-dpo-qlora" in PRESETS["trader_dpo"].description
 
 
 def test_a_preset_of_your_own_files_asks_for_them():

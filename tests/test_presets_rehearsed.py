@@ -62,8 +62,16 @@ def grade_school(folder, random) -> None:
         write(folder / f"gsm8k/{split}.jsonl", records)
 
 
+def pairs(folder, random) -> None:
+    write(folder / "trader_dpo/train.jsonl", [
+        {"prompt": f"Buy or sell? {sentence(random)}", "chosen": f"Sell. {text(random, 1)}", "rejected": "Buy."}
+        for _ in range(160)
+    ])  # fmt: skip
+
+
 @pytest.mark.parametrize(("preset", "files", "graded"), [
     ("llama32_1b_news", news, False), ("qwen_14b_finance", finance, False), ("tinyllama_gsm8k", grade_school, True),
+    ("trader_dpo", pairs, False),
 ])  # fmt: skip
 def test_a_preset_runs_from_its_files_to_its_report(preset, files, graded, tmp_path):
     (tmp_path / "data").mkdir()
@@ -80,6 +88,10 @@ def test_a_preset_runs_from_its_files_to_its_report(preset, files, graded, tmp_p
     answers = [json.loads(line) for line in (done.run_folder / "eval/generations.jsonl").open()]
     assert all(bool(answer["gold"]) == graded for answer in answers) and bool(summary["table"]) == graded
     assert len(answers) == (2 * 2 * 24 if graded else 2 * 10)
+    if preset == "trader_dpo":
+        assert 0 <= train["metrics"]["preference_low"] <= train["metrics"]["preference_accuracy"] <= 1
+        assert train["metrics"]["preference_pairs"] == 24 and "held-out pairs (rehearsal)" in done.headline
+        assert (done.run_folder / "figures/preference_curves.png").stat().st_size > 1000
     report = done.report.read_text(encoding="utf-8")
     assert "REHEARSAL" in report and "this notebook was not run" not in report and "stopped at an error" not in report
     assert ("not graded" in report) == (not graded)
