@@ -1,17 +1,20 @@
-"""Every artefact of an export asked the same questions: accuracy, paired changes, cost, and a gate."""
+"""Every artefact of an export asked the same questions: accuracy, paired changes, cost, and a gate.
+
+Where no row has a gold to grade by, every artefact reads the rows' own answers instead: perplexity for accuracy."""
 
 import contextlib
+import math
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from lib import answers, chat, evaluate, presets, stats
-from lib.export import size_text
+from lib import answers, chat, evaluate, presets, progress, stats
+from lib.export import ALL_WEIGHTS, size_text
 from lib.llamacpp import LlamaCpp, LlamaCppError, Server
 
 
@@ -33,17 +36,11 @@ class Served:
         The calculator is `evaluate`'s own: the server stops at each `=`, and the calculator says what follows."""
         calculator = logits_processor[0] if logits_processor else None
         prompts = [ids[mask.bool()].tolist() for ids, mask in zip(input_ids, attention_mask)]
-        slots, found = list(range(self.server.slots)), [None] * len(prompts)
 
-        def answer(row: int) -> None:
-            slot = slots.pop()  # there are as many threads as slots
-            try:
-                found[row] = self._answer(prompts[row], max_new_tokens, set(eos_token_id), calculator, slot)
-            finally:
-                slots.append(slot)
+        def answer(prompt: list[int], slot: int) -> list[int]:
+            return self._answer(prompt, max_new_tokens, set(eos_token_id), calculator, slot)
 
-        with ThreadPoolExecutor(self.server.slots) as pool:
-            list(pool.map(answer, range(len(prompts))))
+        found = in_slots(self.server, answer, prompts)
         longest = max(map(len, found))
         padded = [new + [pad_token_id] * (longest - len(new)) for new in found]
         return torch.cat([input_ids, torch.tensor(padded, dtype=input_ids.dtype)], dim=1)
@@ -61,6 +58,39 @@ class Served:
             if calculator and new[-1] in calculator.equals:
                 new += calculator.value((prompt + new)[-220:])[: most - len(new)]
         return new
+
+
+def in_slots(server: Server, work: Callable[[Any, int], Any], items: Sequence[Any]) -> list:
+    """work(item, slot) of each item in their order, as many at once as the server has slots."""
+    slots = list(range(server.slots))
+
+    def one(item: Any) -> Any:
+        slot = slots.pop()  # there are as many threads as slots
+        try:
+            return work(item, slot)
+        finally:
+            slots.append(slot)
+
+    with ThreadPoolExecutor(server.slots) as pool:
+        return list(pool.map(one, items))
+
+
+def losses(server: Server, tokenizer: Any, rows: list[dict]) -> list[dict]:
+    """`evaluate.losses` of a served file: {"loss", "tokens"} of each row's own answer, in nats.
+
+    A request a token, as llama-server tells no probabilities of a prompt: as slow as writing the answers."""
+    done = []
+
+    def read(row: dict, slot: int) -> dict:
+        encoded = chat.encode(row, tokenizer)
+        ids, labels = encoded["input_ids"], encoded["labels"]
+        learnt = [place for place, label in enumerate(labels) if label != chat.IGNORED]
+        loss = -sum(server.logprob(ids[:place], ids[place], slot) for place in learnt)
+        done.append(row["id"])
+        progress.tell(len(done), len(rows), f"answers read by {server.model.name}")
+        return {"loss": loss, "tokens": len(learnt)}
+
+    return in_slots(server, read, rows)
 
 
 @contextlib.contextmanager
@@ -91,52 +121,96 @@ def watched(pid: int | None = None) -> Iterator[dict]:
 
 
 def ask(name: str, model: Any, tokenizer: Any, rows: list[dict], settings: Any, pid: int | None = None) -> tuple:
-    """(graded answers, {"seconds", "memory_bytes", "tokens_per_second"}) of one artefact of the chain."""
+    """(graded answers, {"seconds", "memory_bytes", "tokens_per_second"}) of one artefact of the chain.
+
+    Of rows without a gold: how well it foretells their own answers, {"loss", "tokens"} each."""
     with watched(pid) as cost:
-        results = evaluate.ask(model, tokenizer, rows, settings, settings.calculator != "off",
-                               {"model": name, "split": "test"})  # fmt: skip
+        if rows[0]["gold"]:
+            results = evaluate.ask(model, tokenizer, rows, settings, settings.calculator != "off",
+                                   {"model": name, "split": "test"})  # fmt: skip
+        else:
+            found = (losses(model.server, tokenizer, rows) if isinstance(model, Served) else
+                     evaluate.losses(model, tokenizer, rows, settings.eval_batch_size))  # fmt: skip
+            results = [{"id": row["id"], "model": name, "question": row["messages"][-2]["content"], "gold": None,
+                        "reference": row["messages"][-1]["content"], "loss": one["loss"], "tokens": one["tokens"]}
+                       for row, one in zip(rows, found)]  # fmt: skip
     return results, cost | {"tokens_per_second": sum(result["tokens"] for result in results) / cost["seconds"]}
 
 
 def ask_file(llama: LlamaCpp, path: Path, tokenizer: Any, rows: list[dict], settings: Any, name: str) -> tuple:
     """`ask` of a GGUF file, through a server that lives only for it."""
-    longest = max(len(chat.prompt_ids(row["messages"], tokenizer)) for row in rows)
-    context = -(-(longest + settings.max_new_tokens + 8) // 64) * 64
+    if rows[0]["gold"]:
+        longest = max(len(chat.prompt_ids(row["messages"], tokenizer)) for row in rows) + settings.max_new_tokens
+    else:
+        longest = max(len(chat.encode(row, tokenizer)["input_ids"]) for row in rows)
+    context = -(-(longest + 8) // 64) * 64
     with Server(llama, path, context, slots=min(settings.eval_batch_size, 16)) as server:
         return ask(name, Served(server), tokenizer, rows, settings, server.process.pid)
 
 
 def row(name: str, results: list[dict], tuned: list[dict], size: int, cost: dict) -> dict:
-    """One artefact in the chain: accuracy with its interval, the paired difference to the tuned model, and its cost."""
-    share = stats.wilson(sum(bool(r["correct"]) for r in results), len(results))
-    change = answers.pair(tuned, results)
-    return {
-        "artefact": name, "n": change["n"], "accuracy": share.estimate, "low": share.low, "high": share.high,
-        "difference": change["difference"], "difference_low": change["low"], "difference_high": change["high"],
-        **{key: change[key] for key in ("right_to_wrong", "wrong_to_right", "p_value")}, "bytes": size, **cost,
-    }  # fmt: skip
+    """One artefact in the chain: accuracy with its interval, the paired difference to the tuned model, and its cost.
+
+    Without golds: perplexity, and its change as a share."""
+    if results[0]["gold"]:
+        share = stats.wilson(sum(bool(r["correct"]) for r in results), len(results))
+        change = answers.pair(tuned, results)
+        score = {"n": change["n"], "accuracy": share.estimate, "low": share.low, "high": share.high}
+        score |= {key: change[key] for key in ("right_to_wrong", "wrong_to_right", "p_value")}
+    else:
+        score, change = evaluate.perplexity(results), perplexity_change(tuned, results)
+        score["n"] = score.pop("rows")
+    differences = {"difference": change["difference"], **{f"difference_{end}": change[end] for end in ("low", "high")}}
+    return {"artefact": name, **score, **differences, "bytes": size, **cost}
+
+
+def perplexity_change(before: list[dict], after: list[dict]) -> dict:
+    """How much higher the perplexity of the same answers is by the second artefact, as a share, with paired limits."""
+    found = evaluate.loss_change(before, after)
+    return {name: math.expm1(found[name]) for name in ("difference", "low", "high")} | {"n": found["rows"]}
 
 
 def gate(merged: list[dict], quantized: list[dict], margin: float) -> dict:
-    """Whether a quantised file may be shipped: the lower 95 % bound of (quantised - merged) is above -margin points."""
+    """Whether a quantised file may be shipped: the lower 95 % bound of (quantised - merged) is above -margin points.
+
+    Without golds: the upper 95 % bound of what the perplexity rose by is below margin percent."""
     assert [r["id"] for r in merged] == [r["id"] for r in quantized], "both must be asked the same questions"
-    verdicts = ([r["correct"] for r in results] for results in (merged, quantized))
-    verdict = stats.non_inferior(*verdicts, margin / 100, alpha=0.025)
-    found = verdict.interval
-    text = f"{100 * found.estimate:+.1f} points [{100 * found.low:+.1f}, {100 * found.high:+.1f}] against merged"
-    if verdict.holds:
-        reason = f"passes: {text}, above -{margin:g}"
-    elif found.estimate > -margin / 100:
-        reason = f"fails: {text}; it may be within {margin:g} points, but {found.n} questions do not show it"
+    graded = bool(merged[0]["gold"])
+    if graded:
+        verdicts = ([r["correct"] for r in results] for results in (merged, quantized))
+        change = stats.non_inferior(*verdicts, margin / 100, alpha=0.025).interval
+        found = {"difference": change.estimate, "low": change.low, "high": change.high, "n": change.n}
+        lost, most_lost = -change.estimate, -change.low
     else:
-        reason = f"fails: {text}, where at most -{margin:g} is allowed"
-    return {"passes": verdict.holds, "difference": found.estimate, "low": found.low, "high": found.high, "n": found.n,
-            "margin_points": margin, "reason": reason}  # fmt: skip
+        found = perplexity_change(merged, quantized)
+        lost, most_lost = found["difference"], found["high"]
+    unit, asked, bound = ("points", "questions", f"-{margin:g}") if graded else ("%", "answers", f"+{margin:g}")
+    limits = f"[{100 * found['low']:+.1f}, {100 * found['high']:+.1f}]"
+    text = f"{'' if graded else 'perplexity '}{100 * found['difference']:+.1f} {unit} {limits} against merged"
+    if most_lost < margin / 100:
+        reason = f"passes: {text}, within {bound}"
+    elif lost < margin / 100:
+        reason = f"fails: {text}; it may be within {margin:g} {unit}, but {found['n']} {asked} do not show it"
+    else:
+        reason = f"fails: {text}, where at most {bound} is allowed"
+    return {"passes": most_lost < margin / 100, **found, "margin": margin, "reason": reason}
+
+
+def changed_most(before: list[dict], after: list[dict], count: int = 5) -> list[dict]:
+    """The answers without a gold that the second artefact foretells worse than the first by most, nats a token."""
+    both = [(b["loss"] / b["tokens"] - a["loss"] / a["tokens"], a, b) for a, b in zip(before, after)]
+    return [{"question": b["question"][:200], "its row's answer": b["reference"][:200], "tokens": b["tokens"],
+             f"loss by {a['model']}": a["loss"] / a["tokens"], f"by {b['model']}": b["loss"] / b["tokens"]}
+            for _, a, b in sorted(both, key=lambda one: -one[0])[:count]]  # fmt: skip
+
+
+def score_text(row: dict) -> str:
+    return f"{100 * row['accuracy']:.1f} %" if "accuracy" in row else f"perplexity {row['perplexity']:.3f}"
 
 
 def headline(rows: list[dict], gates: dict[str, dict], best: str) -> str:
     """`demo-Q4_K_M.gguf to ship; adapter 64.0 %, merged 64.0 %, f16 64.0 %, Q4_K_M 63.1 %, n = 300`."""
-    scores = ", ".join(f"{row['artefact']} {100 * row['accuracy']:.1f} %" for row in rows)
+    scores = ", ".join(f"{row['artefact']} {score_text(row)}" for row in rows)
     failed = [label for label, found in gates.items() if not found["passes"]]
     return f"{best} to ship; {scores}, n = {rows[0]['n']}" + f"; {', '.join(failed)} failed the gate" * bool(failed)
 
@@ -144,26 +218,36 @@ def headline(rows: list[dict], gates: dict[str, dict], best: str) -> str:
 def printable(row: dict) -> dict:
     """A row of the chain for a table that people read."""
     change = f"{100 * row['difference']:+.1f} [{100 * row['difference_low']:+.1f}, {100 * row['difference_high']:+.1f}]"
+    if "accuracy" in row:
+        score = {"accuracy [95 %]": answers.percent(row), "against tuned, points": change,
+                 "right to wrong": row["right_to_wrong"], "wrong to right": row["wrong_to_right"],
+                 "p": round(row["p_value"], 3)}  # fmt: skip
+    else:
+        score = {"perplexity [95 %]": f"{row['perplexity']:.3f} [{row['low']:.3f}, {row['high']:.3f}]",
+                 "against tuned, %": change}  # fmt: skip
     return {
-        "artefact": row["artefact"], "n": row["n"],
-        "accuracy [95 %]": answers.percent(row),
-        "against tuned, points": change, "right to wrong": row["right_to_wrong"],
-        "wrong to right": row["wrong_to_right"], "p": round(row["p_value"], 3), "size": size_text(row["bytes"]),
+        "artefact": row["artefact"], "n": row["n"], **score, "size": size_text(row["bytes"]),
         "tokens/s": round(row["tokens_per_second"]), "peak memory": size_text(row["memory_bytes"]),
     }  # fmt: skip
 
 
-def card(name: str, settings: Any, rows: list[dict], gates: dict[str, dict], rehearse: bool, rounded: bool) -> str:
+def card(name: str, settings: Any, rows: list[dict], gates: dict[str, dict], rehearse: bool, rounded: bool,
+         method: str = "LoRA") -> str:  # fmt: skip
     """README.md of the exported files: what they are, and what every artefact scored."""
     verdicts = [f"- {file}: {found['reason']}" for file, found in gates.items()] or ["- no quantised file was asked"]
     note = "**A rehearsal: its figures are no result.**\n\n" if rehearse else ""
     calculator = "off" if settings.calculator == "off" else "on (values of `<<expression=value>>` are filled in)"
+    asked = (f"The same {rows[0]['n']} test questions, from token ids, greedy, at most {settings.max_new_tokens} "
+             f"tokens, calculator {calculator}." if "accuracy" in rows[0] else
+             f"No test row has a gold to grade by, so every artefact read the same {rows[0]['n']} rows' own answers, "
+             f"{rows[0]['tokens']:,} tokens: perplexity a token, lower is better.")  # fmt: skip
     base = Path(settings.base_model).name if presets.is_local(settings.base_model) else settings.base_model
     onto = " onto the base as rounded to 4 bit in training" * rounded
+    made = ("all of its weights fine-tuned with Sharpen, saved in fp16, converted" if method == ALL_WEIGHTS else
+            f"fine-tuned by {method} with Sharpen, merged in fp32{onto} and saved in fp16, converted")  # fmt: skip
     return (
-        f"# {name}\n\n{note}{base}, fine-tuned by LoRA with Sharpen, merged in fp32{onto} and saved in fp16, converted "
-        f"and quantised by llama.cpp.\n\n## What every artefact scored\n\nThe same {rows[0]['n']} test questions, from "
-        f"token ids, greedy, at most {settings.max_new_tokens} tokens, calculator {calculator}. Differences are "
+        f"# {name}\n\n{note}{base}, {made} and quantised by llama.cpp.\n\n"
+        f"## What every artefact scored\n\n{asked} Differences are "
         f"paired, with 95 % intervals. Memory is the process's peak; base, adapter and merged run in a Python process, "
         f"GGUF files in llama-server.\n\n"
         + answers.markdown_table([printable(row) for row in rows]) + "\n\n## Gate\n\n" + "\n".join(verdicts)

@@ -32,10 +32,12 @@ EXACT_TOLERANCE = 1e-3  # of a log-probability between the f32 file and transfor
 EXACT_BYTES = 8 * 2**30  # larger f32 files are not made for the check alone
 FP16_MOST = 65504.0
 PROMPT = "{{ .Prompt }}"  # Ollama's placeholder
-PLAIN = {  # what an adapter's config must say so that B A (alpha / r) is all that it adds
-    "peft_type": "LORA", "use_dora": False, "bias": "none", "fan_in_fan_out": False, "modules_to_save": None,
-    "layer_replication": None, "lora_bias": False, "alpha_pattern": {},
+ALL_WEIGHTS = "all weights"
+PLAIN = {  # what an adapter's config must say so that its matrices or scales are all that it changes
+    "bias": "none", "fan_in_fan_out": False, "modules_to_save": None, "layer_replication": None, "lora_bias": False,
+    "alpha_pattern": {},
 }  # fmt: skip
+PART = r"base_model\.model\.(.+)\.(lora_A|lora_B|lora_magnitude_vector|ia3_l)(?:\.default)?(?:\.weight)?"
 
 
 class ExportError(RuntimeError):
@@ -125,6 +127,27 @@ def size_of(path: Path) -> int:
 
 
 # --- merge ------------------------------------------------------------------------------------------------------------
+def method(tuned: Path) -> str:
+    """How the model in a training's folder was tuned: "LoRA", "DoRA", "IA3" or "all weights".
+
+    ExportError for an adapter that is no change of the base's weights, and so cannot be merged."""
+    if (tuned / "config.json").exists():  # a whole model; an adapter has none
+        return ALL_WEIGHTS
+    config = _json(tuned / "adapter_config.json")
+    match config.get("peft_type"):
+        case "LORA":
+            return "DoRA" if config.get("use_dora") else "LoRA"
+        case "IA3":
+            return "IA3"
+        case "PREFIX_TUNING":
+            raise ExportError("peft_type = 'prefix_tuning': a prefix is keys and values before each row, no change of "
+                              "the weights, so it cannot be merged, and no GGUF file can hold it: to export, train "
+                              "with peft_type = 'lora' or 'ia3'")  # fmt: skip
+        case other:
+            raise ExportError(f"{tuned}: {other} adapters are not merged here, only LoRA, DoRA and IA3: merge it by "
+                              f"PEFT's merge_and_unload, and name that folder as base_model")  # fmt: skip
+
+
 def base_folder(name: str) -> Path:
     """The folder of the base's 16- or 32-bit weights; a 4-bit repository's 16-bit origin is taken instead.
 
@@ -137,7 +160,11 @@ def base_folder(name: str) -> Path:
         whole = re.sub(r"(-unsloth)?-bnb-4bit$", "", name)
         if whole != name:
             print(f"{name} holds 4-bit weights; the adapter is merged into {whole}")
-        folder = Path(snapshot_download(whole, allow_patterns=["*.safetensors*", "*.json", "*.model", "*.jinja"]))
+        try:
+            folder = Path(snapshot_download(whole, allow_patterns=["*.safetensors*", "*.json", "*.model", "*.jinja"]))
+        except (OSError, ValueError) as error:  # all that the hub's client raises
+            raise ExportError(f"base_model = {name!r} is no folder here, and the hub did not give it "
+                              f"({type(error).__name__}): correct the path, or check the network") from error
     if problems := untrusted.model_problems(folder):
         raise ExportError(f"base_model = {name!r}: {problems[0]}")
     if quantized := _json(folder / "config.json").get("quantization_config"):
@@ -148,35 +175,37 @@ def base_folder(name: str) -> Path:
 
 
 def merge(base: Path, adapter: Path, folder: Path, tokenizer: Any, rounded: bool = False) -> dict:
-    """Write base + (alpha / r) B A to `folder`, computed in fp32 and saved in fp16, one shard of the base at a time.
+    """Write the tuned model to `folder`, computed in fp32 and saved in fp16, one shard at a time.
 
-    So a large model takes the memory of its largest shard. `rounded`: onto the base as QLoRA saw it (`as_trained`).
-    Returns the tensors and parameters counted."""
-    config, changes = _json(base / "config.json"), _lora(adapter)
-    shards = _shards(base)
+    So a large model takes the memory of its largest shard. Where all weights were trained, they are in `adapter`, and
+    only saved anew. `rounded`: onto the base as QLoRA saw it (`as_trained`). Returns what was counted."""
+    how = method(adapter)
+    source = adapter if how == ALL_WEIGHTS else base
+    config, layers = _json(source / "config.json"), {} if how == ALL_WEIGHTS else _layers(adapter)
+    shards = _shards(source)
     check_space(folder.parent, 2 * sum(size for _, size in shards.values()), "the merged model")
     folder.mkdir()
     index, merged, parameters = {}, set(), 0
     tied = config.get("tie_word_embeddings", False)
     for file in shards:
         tensors = {}
-        with _reading(base / file) as weights:
+        with _reading(source / file) as weights:
             for name in weights.keys():  # noqa: SIM118  (no dictionary)
-                tensor = weights.get_tensor(name)
+                tensor, layer = weights.get_tensor(name), name.rpartition(".")[0]
                 if tensor.dtype not in (torch.float16, torch.bfloat16, torch.float32):
-                    raise ExportError(f"{base / file}: {name} is {tensor.dtype}: merging needs 16- or 32-bit weights")
+                    raise ExportError(f"{source / file}: {name} is {tensor.dtype}: merging needs 16- or 32-bit weights")
                 if rounded:
                     tensor = as_trained(name, tensor)
-                if name in changes:
-                    if tied and name in ("model.embed_tokens.weight", "lm_head.weight"):
+                if layer in layers:
+                    if tied and layer in ("model.embed_tokens", "lm_head"):
                         raise ExportError(f"the adapter changes {name}, which input and output share: untie them first")
-                    tensor = _merged(tensor, *changes[name], name)
-                    merged.add(name)
+                    tensor = _merged(tensor.float(), layers[layer], name)
+                    merged.add(layer)
                 tensors[name] = _half(tensor, name)
                 index[name], parameters = file, parameters + tensor.numel()
         save_file(tensors, folder / file, metadata={"format": "pt"})
         _sync(folder / file)
-    if left := sorted(changes.keys() - merged):
+    if left := sorted(layers.keys() - merged):
         raise ExportError(f"the adapter changes {left[0]} (and {len(left) - 1} more), which {base} does not have: "
                           f"was it trained on another base?")  # fmt: skip
     if len(shards) > 1:
@@ -186,7 +215,8 @@ def merge(base: Path, adapter: Path, folder: Path, tokenizer: Any, rounded: bool
         config.pop(key, None)
     (folder / "config.json").write_text(json.dumps(config | {"dtype": "float16"}, indent=2))
     save_tokenizer(tokenizer, base, folder)
-    return {"merged_matrices": len(merged), "parameters": parameters, "shards": len(shards), "rounded": rounded}
+    return {"method": how, "merged_matrices": len(merged), "parameters": parameters, "shards": len(shards),
+            "rounded": rounded}  # fmt: skip
 
 
 def as_trained(name: str, weight: torch.Tensor) -> torch.Tensor:
@@ -218,39 +248,50 @@ def save_tokenizer(tokenizer: Any, base: Path, folder: Path) -> None:
             shutil.copyfile(base / name, folder / name)
 
 
-def _lora(adapter: Path) -> dict[str, tuple[torch.Tensor, torch.Tensor, float]]:
-    """The adapter by the name of the weight that each pair changes: (A (r, in), B (out, r), scale)."""
+def _layers(adapter: Path) -> dict[str, dict[str, torch.Tensor]]:
+    """What the adapter holds for each layer that it changes, in fp32; (alpha / r) is in `lora_B` already."""
     config = _json(adapter / "adapter_config.json")
     for key, plain in PLAIN.items():
         if config.get(key, plain) != plain and config.get(key):
-            raise ExportError(f"{adapter}: {key} = {config[key]!r}, and only plain LoRA is merged here: "
+            raise ExportError(f"{adapter}: {key} = {config[key]!r}, and only plain adapters are merged here: "
                               f"merge this one by PEFT's merge_and_unload")  # fmt: skip
+    layers = {}
     with _reading(adapter / "adapter_model.safetensors") as weights:
-        tensors = {name: weights.get_tensor(name).float() for name in weights.keys()}  # noqa: SIM118
-    pairs = {}
-    for name, tensor in tensors.items():
-        match = re.fullmatch(r"base_model\.model\.(.+)\.lora_(A|B)(\.default)?\.weight", name)
-        if not match:
-            raise ExportError(f"{adapter}: {name} is no LoRA matrix of a linear layer")
-        if not tensor.isfinite().all():
-            raise ExportError(f"{adapter}: {name} holds numbers that are not finite: train again")
-        pairs.setdefault(f"{match[1]}.weight", {})[match[2]] = tensor
-    scaled = {}
-    for name, pair in pairs.items():
-        if pair.keys() != {"A", "B"} or pair["A"].shape[0] != pair["B"].shape[1]:
+        for name in weights.keys():  # noqa: SIM118
+            tensor, match = weights.get_tensor(name).float(), re.fullmatch(PART, name)
+            if not match:
+                raise ExportError(f"{adapter}: {name} is no LoRA, DoRA or IA3 part of a linear layer")
+            if not tensor.isfinite().all():
+                raise ExportError(f"{adapter}: {name} holds numbers that are not finite: train again")
+            layers.setdefault(match[1], {})[match[2]] = tensor
+    for name, parts in layers.items():
+        if "ia3_l" in parts:
+            continue
+        if not {"lora_A", "lora_B"} <= parts.keys() or parts["lora_A"].shape[0] != parts["lora_B"].shape[1]:
             raise ExportError(f"{adapter}: the matrices A and B for {name} do not fit together")
-        rank = pair["A"].shape[0]
-        scale = config["lora_alpha"] / (rank**0.5 if config.get("use_rslora") else rank)
-        scaled[name] = pair["A"], pair["B"], scale
-    return scaled
+        rank = parts["lora_A"].shape[0]
+        parts["lora_B"] *= config["lora_alpha"] / (rank**0.5 if config.get("use_rslora") else rank)
+    return layers
 
 
-def _merged(weight: torch.Tensor, a: torch.Tensor, b: torch.Tensor, scale: float, name: str) -> torch.Tensor:
-    """weight (out, in) + scale b (out, r) a (r, in), in fp32."""
-    if weight.shape != (b.shape[0], a.shape[1]):
-        raise ExportError(f"the adapter's {name} is {b.shape[0]} x {a.shape[1]}, the base's {tuple(weight.shape)}: "
+def _merged(tensor: torch.Tensor, parts: dict[str, torch.Tensor], name: str) -> torch.Tensor:
+    """A layer's weight (out, in), or its bias (out), as the adapter makes it.
+
+    LoRA: W + (alpha / r) B A. DoRA: that, with each row as long as it learnt. IA3: W and bias times a scale (out, 1),
+    or W alone times (1, in)."""
+    ia3 = parts.get("ia3_l")
+    shape = (parts["lora_B"].shape[0], parts["lora_A"].shape[1]) if ia3 is None else tuple(ia3.shape)
+    if any(size not in (1, there) for size, there in zip(shape, tensor.shape)):
+        raise ExportError(f"the adapter's {name} is {' x '.join(map(str, shape))}, the base's {tuple(tensor.shape)}: "
                           f"was it trained on another base?")  # fmt: skip
-    return weight.float() + scale * (b @ a)
+    if tensor.dim() == 1:
+        return tensor if ia3 is None or len(ia3) == 1 else tensor * ia3[:, 0]
+    if ia3 is not None:
+        return tensor * ia3
+    merged = tensor + parts["lora_B"] @ parts["lora_A"]
+    if "lora_magnitude_vector" in parts:
+        merged *= (parts["lora_magnitude_vector"] / merged.norm(dim=1))[:, None]
+    return merged
 
 
 def _half(tensor: torch.Tensor, name: str) -> torch.Tensor:
@@ -321,11 +362,12 @@ def check_merge(base: Path, adapter: Path, merged: Path, sequences: Sequence[lis
     needed, free = 2 * size_of(merged), psutil.virtual_memory().available
     if needed > 0.8 * free:
         return {"compared": False, "reason": f"needs {size_text(needed)} of memory, and {size_text(free)} are free"}
-    under = load(base, "cpu")
+    whole = method(adapter) == ALL_WEIGHTS
+    under = load(adapter if whole else base, "cpu")
     for name, parameter in under.named_parameters():
         if rounded:
             parameter.copy_(as_trained(name, parameter))
-    with_adapter = logits(PeftModel.from_pretrained(under, adapter), sequences)
+    with_adapter = logits(under if whole else PeftModel.from_pretrained(under, adapter), sequences)
     alone = logits(load(merged, "cpu"), sequences)
     gap = max((a - b).abs().max().item() for a, b in zip(with_adapter, alone))
     same = float(np.mean(np.concatenate([(a.argmax(1) == b.argmax(1)).numpy() for a, b in zip(with_adapter, alone)])))
@@ -335,13 +377,16 @@ def check_merge(base: Path, adapter: Path, merged: Path, sequences: Sequence[lis
     return {"compared": True, "largest_logit_difference": gap, "same_next_token": same}
 
 
-def check_conversion(llama: LlamaCpp, merged: Path, folder: Path, sequences: Sequence[list[int]]) -> dict:
-    """Convert to f32, for this check alone, and compare with transformers at every position of the sequences."""
+def check_conversion(llama: LlamaCpp, f16: Path, merged: Path, sequences: Sequence[list[int]]) -> dict:
+    """The f16 file widened to f32 (which changes no weight), for this check alone, and compared with transformers at
+    every position of the sequences."""
     if 2 * size_of(merged) > EXACT_BYTES:
         return {"compared": False, "reason": f"needs an f32 file of {size_text(2 * size_of(merged))}"}
-    part = folder / "check-f32.gguf.part"
+    part = f16.with_name("check-f32.gguf.part")
     try:
-        to_gguf(llama, merged, part, "f32", "check")
+        check_space(f16.parent, 2.1 * f16.stat().st_size, part.name)
+        llamacpp.quantize(llama, f16, part, "F32")
+        check_file(part, merged, "F32")
         with Server(llama, part, 64 + max(map(len, sequences)), exact=True) as server:
             gap = check_exact(server, load(merged, "cpu"), sequences)
     finally:
@@ -371,7 +416,7 @@ def to_gguf(llama: LlamaCpp, model: Path, part: Path, outtype: str, name: str) -
     """Convert a 16-bit folder by llama.cpp's converter and load-check the file."""
     if not any((model / file).exists() for file in ("tokenizer.model", "tokenizer.json")):
         raise ExportError(f"{model} has no tokenizer.model and no tokenizer.json: export again without skip_merge")
-    check_space(part.parent, size_of(model) * (2.1 if outtype == "f32" else 1.05) + 2**24, part.name)
+    check_space(part.parent, size_of(model) * 1.05 + 2**24, part.name)
     llamacpp.convert(llama, model, part, outtype, name)
     _say_no_space_comes_first(part, model)
     return check_file(part, model, outtype.upper())

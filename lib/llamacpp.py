@@ -322,6 +322,17 @@ class Server:
             raise LlamaCppError(f"an answer to a prompt of {len(ids)} tokens outgrew the context: raise max_length")
         return answer["tokens"]
 
+    def logprob(self, ids: list[int], token: int, slot: int = -1) -> float:
+        """Natural logarithm of the probability that `token` follows `ids`.
+
+        The token is chosen by a bias, which its logarithm leaves out; for half a character the server sends none, and
+        then all tokens are asked for."""
+        body = {"prompt": ids, "n_predict": 1, "temperature": 0, "n_probs": 1, "cache_prompt": True, "id_slot": slot,
+                "logit_bias": [[token, 1e6]], "response_fields": ["completion_probabilities"]}  # fmt: skip
+        found = self.post("/completion", body)["completion_probabilities"]
+        assert not found or found[0]["id"] == token, "the bias did not choose the token"
+        return found[0]["logprob"] if found else self.next_logprobs(ids, 1_000_000)[token]
+
     def next_logprobs(self, ids: list[int], count: int) -> dict[int, float]:
         """Natural logarithms of the probabilities of the `count` likeliest next tokens after `ids`.
 

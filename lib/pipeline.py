@@ -78,6 +78,9 @@ def run(
         resolved = resolve(preset, overrides, rehearse)
         if rehearse and resolved.settings.push_to_hub:
             problems.append("push_to_hub: a rehearsal is no result, and is not uploaded: leave one of them out")
+        if "export" in chosen and resolved.settings.peft_type == "prefix_tuning":
+            problems.append("peft_type = 'prefix_tuning': a prefix changes no weights, so it cannot be merged: leave "
+                            "the export out, or choose 'lora' or 'ia3'")  # fmt: skip
     except SettingsError as error:
         problems += error.problems
     if problems:

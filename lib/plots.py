@@ -432,18 +432,20 @@ def _sizes(rows: Sequence[dict], word: str = "kind") -> str:
 
 
 def chain(rows: Sequence[dict], title: str = "From base to the file to ship", rehearse: bool = False) -> Picture:
-    """Accuracy with its 95 % interval, and size, of each artefact in the order of the chain.
+    """Accuracy (without golds: perplexity) with its 95 % interval, and size, of each artefact in the chain's order.
 
-    `rows`: of `chain.row`, with "artefact", "n", "accuracy", "low", "high" and "bytes".
+    `rows`: of `chain.row`, with "artefact", "n", "accuracy" or "perplexity", "low", "high" and "bytes".
     """
     figure = _picture(10, 1.7 + 0.45 * max(1, len(rows)), title, rehearse)
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
     places = range(len(rows))
-    _points(left, rows, "accuracy", places, scale=100, color=COLOURS[0], marker="o")
-    reference = [100 * row["accuracy"] for row in rows if row["artefact"] == "adapter"]
-    for accuracy in reference:
-        left.axvline(accuracy, color=GREY, linestyle=":", linewidth=1)
-    left.set_xlabel(f"accuracy, % of {rows[0]['n'] if rows else 0} questions (bars: 95 %; dots: the tuned model)")
+    graded = not rows or "accuracy" in rows[0]
+    score, scale, what = ("accuracy", 100, "accuracy, % of {} questions") if graded else (
+        "perplexity", 1, "perplexity of {} answers")  # fmt: skip
+    _points(left, rows, score, places, scale=scale, color=COLOURS[0], marker="o")
+    for tuned in [scale * row[score] for row in rows if row["artefact"] == "adapter"]:
+        left.axvline(tuned, color=GREY, linestyle=":", linewidth=1)
+    left.set_xlabel(f"{what.format(rows[0]['n'] if rows else 0)} (bars: 95 %; dots: the tuned model)")
     bars = right.barh(places, [row["bytes"] / 2**20 for row in rows], color=COLOURS[5], height=0.55)
     right.bar_label(bars, [f"{row['bytes'] / 2**20:,.1f}" for row in rows], padding=4)
     right.set_xlabel("size, MiB")

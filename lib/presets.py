@@ -145,7 +145,9 @@ class Settings(BaseModel):
     quantizations: tuple[
         Literal["Q8_0", "Q6_K", "Q5_K_M", "Q5_K_S", "Q4_K_M", "Q4_K_S", "Q3_K_M"], ...
     ] = Field(("Q4_K_M",), description="some of Q8_0, Q6_K, Q5_K_M, Q5_K_S, Q4_K_M, Q4_K_S, Q3_K_M")
-    margin: float = Field(2.0, gt=0, lt=100, description="percentage points that a quantised file may lose")
+    margin: float = Field(
+        2.0, gt=0, lt=100, description="percentage points of accuracy (without golds: % of perplexity) a file may lose"
+    )
     merge_onto: Literal["trained", "16bit"] = Field(
         "trained", description="the base under the adapter: rounded to 4 bit and back, as QLoRA trained on it, or not"
     )

@@ -1,21 +1,23 @@
 """Merging, files and gates are right; nothing half-made is ever found under a final name."""
 
 import json
+import math
 import re
 import shutil
+import sys
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import IA3Config, LoraConfig, PeftModel, PrefixTuningConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
-from lib import chain, chat, evaluate, export
+from lib import chain, chat, evaluate, export, memory, pipeline, plots
 from lib.export import ExportError
 from lib.llamacpp import LlamaCppError
-from lib.presets import ROOT
+from lib.presets import ROOT, SettingsError
 
 BASE = ROOT / "data" / "base"
 MODELS = {"llama": (LlamaConfig, LlamaForCausalLM), "qwen2": (Qwen2Config, Qwen2ForCausalLM)}
@@ -41,14 +43,18 @@ def make_base(folder, tokenizer, kind="llama", tied=True, hidden=64, shard="5GB"
     return folder
 
 
-def make_adapter(base, folder, **changes):
-    """A LoRA adapter on every linear layer, whose B is not zero."""
-    settings = {"r": 4, "lora_alpha": 12, "target_modules": ["q_proj", "v_proj", "down_proj", "up_proj"]} | changes
-    model = get_peft_model(export.load(base, "cpu"), LoraConfig(task_type="CAUSAL_LM", **settings))
+def make_adapter(base, folder, kind=LoraConfig, **changes):
+    """An adapter on some linear layers of each sort, which changes what the model says."""
+    settings = {"target_modules": ["q_proj", "v_proj", "down_proj", "up_proj"]} | changes
+    if kind is LoraConfig:
+        settings = {"r": 4, "lora_alpha": 12} | settings
+    model = get_peft_model(export.load(base, "cpu"), kind(task_type="CAUSAL_LM", **settings))
     torch.manual_seed(1)
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.05)
+        elif "lora_magnitude_vector" in name or "ia3_l" in name:
+            parameter.data *= 1 + 0.2 * torch.rand_like(parameter)
     model.save_pretrained(folder)
     return folder
 
@@ -69,7 +75,10 @@ def weights(folder):
 
 # --- merge ------------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("kind, tied, shard", [("llama", True, "5GB"), ("qwen2", False, "150KB")])
-@pytest.mark.parametrize("changes", [{}, {"use_rslora": True}, {"rank_pattern": {"q_proj": 2}}])
+@pytest.mark.parametrize("changes", [
+    {}, {"use_rslora": True}, {"rank_pattern": {"q_proj": 2}}, {"use_dora": True},
+    {"kind": IA3Config, "feedforward_modules": ["down_proj"]},
+])  # fmt: skip
 def test_the_merged_weights_are_those_of_peft(tmp_path, tokenizer, kind, tied, shard, changes):
     base = make_base(tmp_path / "base", tokenizer, kind, tied, shard=shard)
     adapter = make_adapter(base, tmp_path / "adapter", **changes)
@@ -95,6 +104,39 @@ def test_the_merged_folder_loads_and_says_what_base_and_adapter_say(tmp_path, ba
     assert (tmp_path / "merged" / "tokenizer.model").read_bytes() == (BASE / "tokenizer.model").read_bytes()
 
 
+def test_a_model_of_which_all_weights_were_trained_is_saved_anew(tmp_path, base, tokenizer):
+    """The base lends it what transformers does not save: tokenizer.model, without which marks are cut into pieces."""
+    tuned = make_base(tmp_path / "tuned", tokenizer, shard="150KB")
+    for file in tuned.glob("*.safetensors"):
+        save_file({name: (1.5 * t).bfloat16() for name, t in load_file(file).items()}, file, metadata={"format": "pt"})
+    (tuned / "tokenizer.model").unlink()
+    assert export.method(tuned) == export.ALL_WEIGHTS
+    facts = export.merge(base, tuned, tmp_path / "merged", tokenizer)
+    assert facts["method"] == export.ALL_WEIGHTS and facts["merged_matrices"] == 0 and facts["shards"] > 1
+    for name, tensor in weights(tmp_path / "merged").items():
+        torch.testing.assert_close(tensor, (1.5 * weights(base)[name]).bfloat16().half(), rtol=0, atol=0)
+    assert (tmp_path / "merged" / "tokenizer.model").exists()
+    assert export.check_merge(base, tuned, tmp_path / "merged", [list(range(4, 40))])["compared"]
+
+
+def test_a_prefix_is_refused_before_anything_is_written(tmp_path, base, tokenizer):
+    prefix = tmp_path / "prefix"
+    config = PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
+    get_peft_model(export.load(base, "cpu"), config).save_pretrained(prefix)
+    with pytest.raises(ExportError, match="no change of the weights.*no GGUF file can hold it.*'lora' or 'ia3'"):
+        export.merge(base, prefix, tmp_path / "merged", tokenizer)
+    assert not (tmp_path / "merged").exists()
+    with pytest.raises(SettingsError, match="a prefix changes no weights"):  # not after hours of training
+        pipeline.run("demo", overrides={"peft_type": "prefix_tuning"}, outputs=tmp_path / "outputs", export=True)
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_another_kind_of_adapter_is_named_with_the_remedy(tmp_path):
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "VERA"}')
+    with pytest.raises(ExportError, match="VERA adapters are not merged here.*merge_and_unload"):
+        export.method(tmp_path)
+
+
 def test_the_base_can_be_rounded_as_qlora_saw_it(tmp_path, base, adapter, tokenizer):
     """bitsandbytes' own layer is the judge of what training saw; embeddings and norms stay as they are."""
     from bitsandbytes.nn import Linear4bit
@@ -112,6 +154,27 @@ def test_the_base_can_be_rounded_as_qlora_saw_it(tmp_path, base, adapter, tokeni
     layer = layer.to("cpu")
     seen = layer(torch.eye(64, dtype=torch.float32)).T  # (out, in): what the layer multiplies by
     torch.testing.assert_close(after[name].float(), seen.float(), rtol=0.01, atol=1e-3)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells the peak of a part of a process")
+def test_a_merge_holds_one_shard_at_a_time(tmp_path, tokenizer):
+    shards = {f"model-{i}.safetensors": f"model.layers.{i}.self_attn.q_proj.weight" for i in range(12)}
+    (tmp_path / "base").mkdir(), (tmp_path / "adapter").mkdir()
+    for file, name in shards.items():
+        save_file({name: torch.full((2048, 2048), 0.5)}, tmp_path / "base" / file)  # 16 MiB each
+    index = {"weight_map": {name: file for file, name in shards.items()}}
+    (tmp_path / "base" / "model.safetensors.index.json").write_text(json.dumps(index))
+    (tmp_path / "base" / "config.json").write_text("{}")
+    layers = {f"base_model.model.{name.removesuffix('.weight')}": name for name in shards.values()}
+    pairs = {f"{layer}.lora_{part}.weight": torch.full(shape, 0.5) for layer in layers
+             for part, shape in (("A", (4, 2048)), ("B", (2048, 4)))}  # fmt: skip
+    save_file(pairs, tmp_path / "adapter" / "adapter_model.safetensors")
+    (tmp_path / "adapter" / "adapter_config.json").write_text('{"peft_type": "LORA", "lora_alpha": 4}')
+    start = memory.reset_peak()
+    facts = export.merge(tmp_path / "base", tmp_path / "adapter", tmp_path / "merged", tokenizer)
+    assert memory.peak_since(start) < 0.6 * 12 * 16 * 2**20
+    assert facts["shards"] == facts["merged_matrices"] == 12
+    assert all((tensor == 1.5).all() for tensor in weights(tmp_path / "merged").values())
 
 
 def test_another_merged_model_is_noticed(tmp_path, base, adapter, tokenizer):
@@ -146,6 +209,11 @@ def test_a_4_bit_repository_gives_way_to_its_16_bit_origin(base, monkeypatch):
     assert asked == ["unsloth/Llama-3.2-3B"] * 3
 
 
+def test_a_base_that_is_nowhere_is_told_with_its_path():
+    with pytest.raises(ExportError, match="'/no/such/base' is no folder here, and the hub did not give it"):
+        export.base_folder("/no/such/base")
+
+
 def damage(name, base, adapter, folder):
     """One of the ways in which inputs are broken; (base, adapter) with it."""
     base, adapter = (shutil.copytree(path, folder / path.name) for path in (base, adapter))
@@ -173,8 +241,8 @@ def damage(name, base, adapter, folder):
         save_file({key: t[:, :-1].contiguous() if "lora_A" in key else t for key, t in tensors.items()}, weights)
     elif name == "half a pair":
         save_file({key: tensor for key, tensor in tensors.items() if key != first}, weights)
-    elif name == "DoRA":
-        config.write_text(json.dumps(json.loads(config.read_text()) | {"use_dora": True}))
+    elif name == "trained biases":
+        config.write_text(json.dumps(json.loads(config.read_text()) | {"bias": "all"}))
     elif name == "too large":
         file = base / "model.safetensors"
         save_file({key: tensor * 1e7 for key, tensor in load_file(file).items()}, file, metadata={"format": "pt"})
@@ -187,7 +255,7 @@ DAMAGES = {
     "truncated base": "model.safetensors cannot be read", "no base weights": "torn or missing",
     "not finite": "not finite: train again", "another base": "does not have: was it trained on another base",
     "another width": "was it trained on another base", "half a pair": "A and B .* do not fit together",
-    "DoRA": "use_dora = True, and only plain LoRA", "too large": "16-bit floats cannot",
+    "trained biases": "bias = 'all', and only plain adapters", "too large": "16-bit floats cannot",
 }  # fmt: skip
 
 
@@ -333,7 +401,7 @@ def test_the_texts_hold_numbers_currency_unicode_and_the_chats_marks(tokenizer):
 
 # --- the chain --------------------------------------------------------------------------------------------------------
 class FakeServer:
-    """Greedy decoding by a transformers model, through the interface of `llamacpp.Server`."""
+    """Greedy decoding and reading by a transformers model, through the interface of `llamacpp.Server`."""
 
     slots, model = 3, ROOT / "fake.gguf"
 
@@ -347,6 +415,9 @@ class FakeServer:
             if new[-1] == self.tokenizer.eos_token_id or any(s in self.tokenizer.decode(new[-1:]) for s in stop):
                 break
         return new
+
+    def logprob(self, ids, token, slot=-1):
+        return float(export.logits(self.torch_model, [ids])[0][-1].log_softmax(0)[token])
 
 
 @pytest.mark.parametrize("calculator", [True, False])
@@ -381,6 +452,53 @@ def test_a_row_of_the_chain_counts_flips_both_ways():
     assert (row["right_to_wrong"], row["wrong_to_right"], row["accuracy"]) == (1, 2, 0.75)
     assert row["difference"] == 0.25 and row["difference_low"] < 0.25 < row["difference_high"]
     assert chain.printable(row)["size"] == "1.0 MiB" and chain.printable(row)["peak memory"] == "2.00 GiB"
+
+
+def read(losses, name="x"):
+    """What `chain.ask` gives where rows have no gold: answers of ten tokens each."""
+    return [{"id": str(i), "model": name, "question": f"q{i}", "gold": None, "reference": f"a{i}", "loss": loss,
+             "tokens": 10} for i, loss in enumerate(losses)]  # fmt: skip
+
+
+def test_a_served_file_reads_answers_as_transformers_does(tokenizer):
+    model, rows = export.load(BASE, "cpu"), [
+        {"id": str(i), "gold": None, "messages": [{"role": "user", "content": question},
+                                                  {"role": "assistant", "content": answer}]}
+        for i, (question, answer) in enumerate([("What is 12 + 30?", "It is 42."), ("Why?", "Naïve 日本 costs € 5.")])
+    ]  # fmt: skip
+    settings = SimpleNamespace(eval_batch_size=2)
+    own, _ = chain.ask("merged", model, tokenizer, rows, settings)
+    served, cost = chain.ask("f16", chain.Served(FakeServer(model, tokenizer)), tokenizer, rows, settings)
+    assert [one["tokens"] for one in served] == [one["tokens"] for one in own]
+    assert [one["loss"] for one in served] == pytest.approx([one["loss"] for one in own], rel=1e-4)
+    assert served[1]["reference"] == "Naïve 日本 costs € 5." and cost["seconds"] > 0
+
+
+def test_without_golds_the_gate_is_the_upper_bound_of_the_perplexity():
+    losses = np.random.default_rng(0).normal(20, 5, 200)
+    merged = read(losses)
+    worse = chain.gate(merged, read(losses * 1.02), 2.0)  # 0.04 nats a token more: 4 %
+    assert worse["difference"] == pytest.approx(math.exp(0.002 * losses.mean()) - 1)
+    assert not worse["passes"] and "at most +2 is allowed" in worse["reason"]
+    assert chain.gate(merged, read(losses * 1.005), 2.0)["passes"]
+    few = chain.gate(merged[:5], read(losses[:5] + [2, -2, 2, -2, 0.5]), 2.0)
+    assert not few["passes"] and "5 answers do not show it" in few["reason"]
+
+
+def test_without_golds_table_card_and_picture_tell_perplexities():
+    tuned, other = read([20.0, 30.0], "adapter"), read([20.0, 31.0], "Q4_K_M")
+    cost = {"tokens_per_second": 9.0, "memory_bytes": 2**31, "seconds": 1.0}
+    table = [chain.row(found[0]["model"], found, tuned, 2**20, cost) for found in (tuned, other)]
+    assert [row["perplexity"] for row in table] == pytest.approx([math.exp(2.5), math.exp(2.55)])
+    assert table[1]["difference"] == pytest.approx(math.exp(0.05) - 1)
+    assert chain.printable(table[1])["against tuned, %"].startswith("+5.1 [")
+    gates = {"Q4_K_M": chain.gate(tuned, other, 2.0)}
+    assert "adapter perplexity 12.182, Q4_K_M perplexity 12.807, n = 2" in chain.headline(table, gates, "best")
+    settings = SimpleNamespace(base_model="data/base", calculator="off", max_new_tokens=9)
+    card = chain.card("m", settings, table, gates, False, False, export.ALL_WEIGHTS)
+    assert "No test row has a gold" in card and "20 tokens" in card and "all of its weights fine-tuned" in card
+    assert "perplexity of 2 answers" in plots.chain(table).axes[0].get_xlabel()
+    assert [one["question"] for one in chain.changed_most(tuned, other, 1)] == ["q1"]
 
 
 def test_artefacts_that_were_asked_other_questions_are_not_compared():

@@ -77,10 +77,11 @@ def bpe_tokenizer(llama, name):
 def test_a_sentencepiece_model_is_converted_exactly_and_quantised(llama, tokenizer, tmp_path, sequences, kind, tied):
     base = make_base(tmp_path / "base", tokenizer, kind, tied, hidden=256)
     export.merge(base, make_adapter(base, tmp_path / "adapter"), tmp_path / "merged", tokenizer)
-    found = export.check_conversion(llama, tmp_path / "merged", tmp_path, sequences)
-    assert found["largest_logprob_difference"] < 1e-3 and found["positions"] == 48
     f16, q4 = tmp_path / "f16.gguf", tmp_path / "q4.gguf"
     assert export.to_gguf(llama, tmp_path / "merged", f16, "f16", "m")["tensor_types"] == {"F16": 1.0}
+    found = export.check_conversion(llama, f16, tmp_path / "merged", sequences)
+    assert found["largest_logprob_difference"] < 1e-3 and found["positions"] == 48
+    assert not list(tmp_path.glob("check-*"))
     facts = export.to_quantized(llama, f16, q4, "Q4_K_M", tmp_path / "merged")
     assert facts["as_named"] == 1.0 and q4.stat().st_size < 0.45 * f16.stat().st_size
     with Server(llama, q4, 256) as server:
@@ -126,6 +127,11 @@ def test_a_served_file_answers_as_the_model_that_it_was_made_from(llama, tokeniz
             rest = (tokenizer, prompts, 80, 20, calculator)
             served, own = evaluate.generate(chain.Served(server), *rest), evaluate.generate(model, *rest)
             assert sum(a == b for a, b in zip(served, own)) >= 36
+        rows = [{"id": "0", "messages": [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": text}]}
+                for text in ("It costs $ 1,250.50.", "Naïve 日本 🙂 costs € 5.")]  # fmt: skip
+        read, own = chain.losses(server, tokenizer, rows), evaluate.losses(model, tokenizer, rows, 2)
+    assert [one["tokens"] for one in read] == [one["tokens"] for one in own]
+    assert [one["loss"] for one in read] == pytest.approx([one["loss"] for one in own], rel=0.01)
 
 
 def _rows(count):
