@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,7 @@ class Served:
 
 def in_slots(server: Server, work: Callable[[Any, int], Any], items: Sequence[Any]) -> list:
     """work(item, slot) of each item in their order, as many at once as the server has slots."""
-    slots = list(range(server.slots))
+    slots, done = list(range(server.slots)), []
 
     def one(item: Any) -> Any:
         slot = slots.pop()  # there are as many threads as slots
@@ -70,6 +71,8 @@ def in_slots(server: Server, work: Callable[[Any, int], Any], items: Sequence[An
             return work(item, slot)
         finally:
             slots.append(slot)
+            done.append(slot)
+            progress.tell(len(done), len(items), f"answers by {server.model.name}")
 
     with ThreadPoolExecutor(server.slots) as pool:
         return list(pool.map(one, items))
@@ -79,15 +82,12 @@ def losses(server: Server, tokenizer: Any, rows: list[dict]) -> list[dict]:
     """`evaluate.losses` of a served file: {"loss", "tokens"} of each row's own answer, in nats.
 
     A request a token, as llama-server tells no probabilities of a prompt: as slow as writing the answers."""
-    done = []
 
     def read(row: dict, slot: int) -> dict:
         encoded = chat.encode(row, tokenizer)
         ids, labels = encoded["input_ids"], encoded["labels"]
         learnt = [place for place, label in enumerate(labels) if label != chat.IGNORED]
         loss = -sum(server.logprob(ids[:place], ids[place], slot) for place in learnt)
-        done.append(row["id"])
-        progress.tell(len(done), len(rows), f"answers read by {server.model.name}")
         return {"loss": loss, "tokens": len(learnt)}
 
     return in_slots(server, read, rows)
@@ -144,8 +144,9 @@ def ask_file(llama: LlamaCpp, path: Path, tokenizer: Any, rows: list[dict], sett
     else:
         longest = max(len(chat.encode(row, tokenizer)["input_ids"]) for row in rows)
     context = -(-(longest + 8) // 64) * 64
+    at_once = replace(settings, eval_batch_size=len(rows))  # else slots would wait for the longest answer of each batch
     with Server(llama, path, context, slots=min(settings.eval_batch_size, 16)) as server:
-        return ask(name, Served(server), tokenizer, rows, settings, server.process.pid)
+        return ask(name, Served(server), tokenizer, rows, at_once, server.process.pid)
 
 
 def row(name: str, results: list[dict], tuned: list[dict], size: int, cost: dict) -> dict:
