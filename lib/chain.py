@@ -223,12 +223,14 @@ def printable(row: dict) -> dict:
         score = {"accuracy [95 %]": answers.percent(row), "against tuned, points": change,
                  "right to wrong": row["right_to_wrong"], "wrong to right": row["wrong_to_right"],
                  "p": round(row["p_value"], 3)}  # fmt: skip
+        speed = {"tokens/s": round(row["tokens_per_second"])}
     else:
         score = {"perplexity [95 %]": f"{row['perplexity']:.3f} [{row['low']:.3f}, {row['high']:.3f}]",
                  "against tuned, %": change}  # fmt: skip
+        speed = {"seconds": round(row["seconds"])}  # of reading, which is no speed of writing
     return {
-        "artefact": row["artefact"], "n": row["n"], **score, "size": size_text(row["bytes"]),
-        "tokens/s": round(row["tokens_per_second"]), "peak memory": size_text(row["memory_bytes"]),
+        "artefact": row["artefact"], "n": row["n"], **score, "size": size_text(row["bytes"]), **speed,
+        "peak memory": size_text(row["memory_bytes"]),
     }  # fmt: skip
 
 

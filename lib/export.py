@@ -183,7 +183,7 @@ def merge(base: Path, adapter: Path, folder: Path, tokenizer: Any, rounded: bool
     source = adapter if how == ALL_WEIGHTS else base
     config, layers = _json(source / "config.json"), {} if how == ALL_WEIGHTS else _layers(adapter)
     shards = _shards(source)
-    check_space(folder.parent, 2 * sum(size for _, size in shards.values()), "the merged model")
+    check_space(folder.parent, 2 * sum(shards.values()), "the merged model")
     folder.mkdir()
     index, merged, parameters = {}, set(), 0
     tied = config.get("tie_word_embeddings", False)
@@ -264,11 +264,12 @@ def _layers(adapter: Path) -> dict[str, dict[str, torch.Tensor]]:
             if not tensor.isfinite().all():
                 raise ExportError(f"{adapter}: {name} holds numbers that are not finite: train again")
             layers.setdefault(match[1], {})[match[2]] = tensor
+    if config["peft_type"] == "IA3":
+        return layers
+    whole = {"lora_A", "lora_B", *(["lora_magnitude_vector"] if config.get("use_dora") else [])}
     for name, parts in layers.items():
-        if "ia3_l" in parts:
-            continue
-        if not {"lora_A", "lora_B"} <= parts.keys() or parts["lora_A"].shape[0] != parts["lora_B"].shape[1]:
-            raise ExportError(f"{adapter}: the matrices A and B for {name} do not fit together")
+        if parts.keys() != whole or parts["lora_A"].shape[0] != parts["lora_B"].shape[1]:
+            raise ExportError(f"{adapter}: its {', '.join(parts)} for {name} do not fit together")
         rank = parts["lora_A"].shape[0]
         parts["lora_B"] *= config["lora_alpha"] / (rank**0.5 if config.get("use_rslora") else rank)
     return layers
@@ -300,14 +301,14 @@ def _half(tensor: torch.Tensor, name: str) -> torch.Tensor:
     return tensor.to(torch.float16).contiguous()
 
 
-def _shards(folder: Path) -> dict[str, tuple[int, int]]:
-    """{file: (its place, its parameters)} of a model's safetensors, in the index's order."""
+def _shards(folder: Path) -> dict[str, int]:
+    """{file: its parameters} of a model's safetensors, in the index's order."""
     index = folder / "model.safetensors.index.json"
     files = list(dict.fromkeys(_json(index)["weight_map"].values())) if index.exists() else ["model.safetensors"]
     counts = {}
-    for place, file in enumerate(files):
+    for file in files:
         with _reading(folder / file) as weights:
-            counts[file] = place, sum(int(np.prod(weights.get_slice(n).get_shape())) for n in weights.keys())  # noqa: SIM118
+            counts[file] = sum(int(np.prod(weights.get_slice(n).get_shape())) for n in weights.keys())  # noqa: SIM118
     return counts
 
 

@@ -254,7 +254,7 @@ DAMAGES = {
     "no config": "adapter_config.json cannot be read", "torn config": "adapter_config.json cannot be read",
     "truncated base": "model.safetensors cannot be read", "no base weights": "torn or missing",
     "not finite": "not finite: train again", "another base": "does not have: was it trained on another base",
-    "another width": "was it trained on another base", "half a pair": "A and B .* do not fit together",
+    "another width": "was it trained on another base", "half a pair": "lora_. for .* do not fit together",
     "trained biases": "bias = 'all', and only plain adapters", "too large": "16-bit floats cannot",
 }  # fmt: skip
 
