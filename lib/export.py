@@ -31,6 +31,7 @@ MERGE_TOLERANCE = 0.05  # largest difference of a logit that saving in 16 bit ma
 EXACT_TOLERANCE = 1e-3  # of a log-probability between the f32 file and transformers; measured: 3e-5
 EXACT_BYTES = 8 * 2**30  # larger f32 files are not made for the check alone
 FP16_MOST = 65504.0
+TOKENIZERS = ("tokenizer.model", "tokenizer.json")  # the converter needs one of them
 PROMPT = "{{ .Prompt }}"  # Ollama's placeholder
 ALL_WEIGHTS = "all weights"
 PLAIN = {  # what an adapter's config must say so that its matrices or scales are all that it changes
@@ -167,6 +168,8 @@ def base_folder(name: str) -> Path:
                               f"({type(error).__name__}): correct the path, or check the network") from error
     if problems := untrusted.model_problems(folder):
         raise ExportError(f"base_model = {name!r}: {problems[0]}")
+    if not any((folder / file).exists() for file in TOKENIZERS):
+        raise ExportError(f"base_model = {name!r} has no {' and no '.join(TOKENIZERS)}: put its tokenizer there")
     if quantized := _json(folder / "config.json").get("quantization_config"):
         method = quantized.get("quant_method", "quantised")
         raise ExportError(f"base_model = {name!r} holds {method} weights, and merging into those loses what was "
@@ -415,8 +418,8 @@ def check_exact(server: Server, model: Any, sequences: Sequence[list[int]]) -> f
 # --- the file ---------------------------------------------------------------------------------------------------------
 def to_gguf(llama: LlamaCpp, model: Path, part: Path, outtype: str, name: str) -> dict:
     """Convert a 16-bit folder by llama.cpp's converter and load-check the file."""
-    if not any((model / file).exists() for file in ("tokenizer.model", "tokenizer.json")):
-        raise ExportError(f"{model} has no tokenizer.model and no tokenizer.json: export again without skip_merge")
+    if not any((model / file).exists() for file in TOKENIZERS):
+        raise ExportError(f"{model} has no {' and no '.join(TOKENIZERS)}: export again without skip_merge")
     check_space(part.parent, size_of(model) * 1.05 + 2**24, part.name)
     llamacpp.convert(llama, model, part, outtype, name)
     _say_no_space_comes_first(part, model)

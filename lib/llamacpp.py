@@ -329,7 +329,7 @@ class Server:
         then all tokens are asked for."""
         body = {"prompt": ids, "n_predict": 1, "temperature": 0, "n_probs": 1, "cache_prompt": True, "id_slot": slot,
                 "logit_bias": [[token, 1e6]], "response_fields": ["completion_probabilities"]}  # fmt: skip
-        found = self.post("/completion", body)["completion_probabilities"]
+        found = self.post("/completion", body).get("completion_probabilities")
         assert not found or found[0]["id"] == token, "the bias did not choose the token"
         return found[0]["logprob"] if found else self.next_logprobs(ids, 1_000_000)[token]
 

@@ -214,6 +214,12 @@ def test_a_base_that_is_nowhere_is_told_with_its_path():
         export.base_folder("/no/such/base")
 
 
+def test_a_base_without_tokenizer_is_told_so(tmp_path, base):
+    shutil.copytree(base, tmp_path / "base", ignore=shutil.ignore_patterns("tokenizer*"))
+    with pytest.raises(ExportError, match="has no tokenizer.model and no tokenizer.json: put its tokenizer there"):
+        export.base_folder(str(tmp_path / "base"))
+
+
 def damage(name, base, adapter, folder):
     """One of the ways in which inputs are broken; (base, adapter) with it."""
     base, adapter = (shutil.copytree(path, folder / path.name) for path in (base, adapter))
