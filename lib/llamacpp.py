@@ -14,7 +14,7 @@ import sysconfig
 import tarfile
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -237,36 +237,36 @@ def quantize(llama: LlamaCpp, source: Path, path: Path, quantization: str) -> No
     _run(command, None, f"quantising {source.name} to {quantization}", "is the disk full?")
 
 
-class Server:
-    """llama-server on the loopback with one model; a context manager, and no process is left behind when it ends.
+class Program:
+    """A program that answers HTTP on the loopback; a context manager, and no process is left behind when it ends.
 
-    `context`: tokens of the longest prompt and answer together; `slots`: requests answered at once; `exact`: all of the
-    computation in 32 bit, to compare with transformers."""
+    `words`: its command without host and port; `parallel`: requests at once; `port`: 0 takes a free one."""
 
-    def __init__(self, llama: LlamaCpp, model: Path, context: int, slots: int = 1, exact: bool = False,
-                 start_seconds: float = 120):  # fmt: skip
-        self.llama, self.model, self.slots, self.start_seconds = llama, Path(model), slots, start_seconds
-        self.arguments = ["--ctx-size", slots * context, "--parallel", slots, "--no-kv-unified", "--cache-ram", 0,
-                          "--threads-http", slots + 2, "--no-ui", "--offline", "--threads", _cores()]  # fmt: skip
-        if exact:
-            self.arguments += ["--flash-attn", "off", "--cache-type-k", "f32", "--cache-type-v", "f32"]
+    def __init__(self, name: str, words: Sequence[Any], parallel: int = 1, port: int = 0, start_seconds: float = 120,
+                 cwd: Path | None = None, environment: Mapping[str, str] | None = None):  # fmt: skip
+        self.name, self.words, self.parallel, self.port = name, words, parallel, port
+        self.start_seconds, self.cwd, self.environment = start_seconds, cwd, environment or {}
         self.process = self.client = self.log = None
 
-    def __enter__(self) -> "Server":
+    def __enter__(self) -> "Program":
         import httpx
 
-        with socket.socket() as probe:  # a port that is free now; should another take it, the server says so and ends
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        handle, log = tempfile.mkstemp(prefix="llama-server-", suffix=".log")
+        try:
+            with socket.create_server(("127.0.0.1", self.port)) as probe:
+                self.port = probe.getsockname()[1]  # should another take it now, the program says so and ends
+        except OSError as error:
+            raise LlamaCppError(f"port = {self.port}: {error.strerror}; choose another, or 0 for one that is "
+                                f"free") from error  # fmt: skip
+        handle, log = tempfile.mkstemp(prefix="sharpen-server-", suffix=".log")
         self.log = Path(log)
         # no proxy: a request to ourselves must not leave; no time limit: a long answer takes as long as it takes
-        limits = httpx.Limits(max_connections=self.slots + 2, max_keepalive_connections=self.slots + 2)
-        self.client = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=None, trust_env=False, limits=limits)
+        limits = httpx.Limits(max_connections=self.parallel + 2, max_keepalive_connections=self.parallel + 2)
+        self.client = httpx.Client(base_url=self.url, timeout=None, trust_env=False, limits=limits)
         environment = {name: value for name, value in os.environ.items() if not name.startswith("LLAMA_ARG_")}
-        command = [self.llama.server, "--model", self.model, "--host", "127.0.0.1", "--port", port, *self.arguments]
+        environment |= self.environment
         try:
-            self.process = _start(command, stdout=handle, stderr=handle, env=environment)
+            command = [*self.words, "--host", "127.0.0.1", "--port", self.port]
+            self.process = _start(command, stdout=handle, stderr=handle, env=environment, cwd=self.cwd)
             os.close(handle)
             self._wait()
         except BaseException:
@@ -274,24 +274,32 @@ class Server:
             raise
         return self
 
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
     def _wait(self) -> None:
-        """Until the model is loaded: /health answers 503 before, and 200 from then on."""
+        """Until the model is loaded: /health answers 503 before, or nothing, and 200 from then on."""
         import httpx
 
         until = time.monotonic() + self.start_seconds
         while time.monotonic() < until:
             if self.process.poll() is not None:
-                raise LlamaCppError(f"llama-server ended while loading {self.model.name}: {_last(self.log)}")
+                raise LlamaCppError(f"{self.name} ended while loading: {_last(self.log)}")
             with suppress(httpx.TransportError):
                 if self.client.get("/health", timeout=2).status_code == 200:
                     return
             time.sleep(0.05)
-        raise LlamaCppError(f"llama-server did not load {self.model.name} in {self.start_seconds:g} s: "
-                            f"{_last(self.log)}")  # fmt: skip
+        raise LlamaCppError(f"{self.name} did not load in {self.start_seconds:g} s: {_last(self.log)}")
 
     def __exit__(self, *error: Any) -> None:
+        import psutil
+
         if self.process is not None and self.process.poll() is None:
-            self.process.kill()  # it holds nothing that must be saved
+            workers = psutil.Process(self.process.pid).children(recursive=True)
+            for process in (self.process, *workers):  # they hold nothing that must be saved
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
         if self.process is not None:
             self.process.wait()
         if self.client is not None:
@@ -300,16 +308,33 @@ class Server:
             self.log.unlink(missing_ok=True)
 
     def post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
-        """A request's answer; LlamaCppError with the server's own words where it refuses or has died."""
+        """A request's answer; LlamaCppError with the program's own words where it refuses or has died."""
         import httpx
 
         try:
             answer = self.client.post(path, json=body)
         except httpx.TransportError as error:
-            raise LlamaCppError(f"llama-server does not answer ({type(error).__name__}): {_last(self.log)}") from error
+            raise LlamaCppError(f"{self.name} does not answer ({type(error).__name__}): {_last(self.log)}") from error
         if answer.status_code != 200:
-            raise LlamaCppError(f"llama-server refuses {path}: {answer.text[:500]}")
+            raise LlamaCppError(f"{self.name} refuses {path}: {answer.text[:500]}")
         return json.loads(answer.content)
+
+
+class Server(Program):
+    """llama-server with one model, known as `alias` to those who ask.
+
+    `context`: tokens of the longest prompt and answer together; `slots`: requests answered at once; `exact`: all of the
+    computation in 32 bit, to compare with transformers."""
+
+    def __init__(self, llama: LlamaCpp, model: Path, context: int, slots: int = 1, exact: bool = False, port: int = 0,
+                 alias: str = "model", start_seconds: float = 120):  # fmt: skip
+        self.llama, self.model, self.slots = llama, Path(model), slots
+        words = [llama.server, "--model", self.model, "--alias", alias, "--ctx-size", slots * context, "--parallel",
+                 slots, "--no-kv-unified", "--cache-ram", 0, "--threads-http", slots + 2, "--no-ui", "--no-slots",
+                 "--offline", "--threads", _cores()]  # fmt: skip
+        if exact:
+            words += ["--flash-attn", "off", "--cache-type-k", "f32", "--cache-type-v", "f32"]
+        super().__init__(f"llama-server ({self.model.name})", words, slots, port, start_seconds)
 
     def complete(self, ids: list[int], count: int, stop: Sequence[str] = (), slot: int = -1) -> list[int]:
         """Up to `count` greedy tokens after the prompt `ids`, through its end token or a text in `stop`, inclusive.

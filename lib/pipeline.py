@@ -30,6 +30,7 @@ from lib.untrusted import redact, visible
 
 STAGES = tuple((stage, NOTEBOOKS[stage], runs.FOLDERS[stage]) for stage in ("prepare", "train", "evaluate", "compare"))
 EXPORT = ("export", NOTEBOOKS["export"], runs.FOLDERS["export"])  # only where it is asked for: it builds llama.cpp
+DEPLOY = ("deploy", NOTEBOOKS["deploy"], runs.FOLDERS["deploy"])  # by `sharpen deploy`
 NOTEBOOK_FOLDER = ROOT / "notebooks"
 STOP_SECONDS = 60  # that a training step and its checkpoint may take after Ctrl-C
 
@@ -98,7 +99,7 @@ def run(
     runs.lock(run_folder, "pipeline")
     rows = []
     try:
-        for index, (stage, *_) in enumerate((row for row in (*STAGES, EXPORT) if row[0] in chosen), 1):
+        for index, (stage, *_) in enumerate((row for row in (*STAGES, EXPORT, DEPLOY) if row[0] in chosen), 1):
             notebook = notebook_of(stage, resolved.settings)
             place, began = f"[{index}/{len(chosen)}] {notebook:<16}", time.monotonic()
             current, reason = runs.is_current(run_folder.parent, run_name, stage, resolved, notebook_path(notebook))
@@ -147,7 +148,7 @@ def command(
 def headline(run_folder: Path) -> dict[str, str]:
     """The figures that the stages' notebooks put first: label -> text, in the order of the stages."""
     found = {}
-    for stage, _, folder in (*STAGES, EXPORT):
+    for stage, _, folder in (*STAGES, EXPORT, DEPLOY):
         if (run_folder / folder / "manifest.json").exists():
             found |= runs.read(run_folder, stage).get("metrics", {}).get("headline") or {}
     return found

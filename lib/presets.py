@@ -155,6 +155,13 @@ class Settings(BaseModel):
     skip_gguf: bool = Field(False, description="do not convert: take the f16 file that is there, or go without")
     skip_quantize: bool = Field(False, description="do not quantise: take the files that are there, or go without")
 
+    # deployment
+    engine: Literal["auto", "llama-server", "vllm", "transformers"] = Field(
+        "auto", description="what serves; auto: llama-server for a GGUF file, else vllm on a GPU, else transformers"
+    )
+    port: int = Field(0, ge=0, le=65535, description="where the server listens on 127.0.0.1; 0: a port that is free")
+    parallel: int = Field(16, ge=1, le=256, description="requests that the server answers at once")
+
     # comparison
     others: tuple[str, ...] = Field((), description="further runs in the same outputs folder to compare with")
 
@@ -204,6 +211,10 @@ STAGE_FIELDS: dict[str, tuple[str, ...]] = {
         "llama_cpp_path",
         "quantizations", "margin", "merge_onto", "skip_merge", "skip_gguf", "skip_quantize",
     ),
+    "deploy": (
+        *_SHARED, "load_in_4bit", "load_in_8bit", "eval_rows", "max_new_tokens", "eval_batch_size", "llama_cpp_path",
+        "engine", "port", "parallel",
+    ),
 }
 RUN_FIELDS = ("push_to_hub", "hub_private_repo")  # what `sharpen run` does after the stages, and no notebook reads
 _ONE_DEVICE = (  # what 21_train_qlora can do and 22_train_fsdp cannot
@@ -213,7 +224,7 @@ _ONE_DEVICE = (  # what 21_train_qlora can do and 22_train_fsdp cannot
 _OF_SFT = ("full_finetuning", "packing", "neftune_noise_alpha", "accuracy_steps", "lora_dropout")  # DPO has none
 NOTEBOOKS = {
     "prepare": "10_prepare_data", "pretrain": "20_pretrain_gpt", "train": "21_train_qlora",
-    "evaluate": "30_evaluate", "compare": "31_compare", "export": "40_export",
+    "evaluate": "30_evaluate", "compare": "31_compare", "export": "40_export", "deploy": "41_deploy",
 }
 SEVERAL_DEVICES = "22_train_fsdp"  # the "train" stage's notebook where the settings ask for more than one device
 

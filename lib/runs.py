@@ -24,7 +24,7 @@ from lib.presets import NOTEBOOKS, ROOT, STAGE_FIELDS, Request, Resolved, in_pro
 
 FOLDERS = {
     "prepare": "data", "pretrain": "base", "train": "adapter", "evaluate": "eval", "compare": "figures",
-    "export": "export",
+    "export": "export", "deploy": "deploy",
 }
 PACKAGES = (
     "accelerate", "bitsandbytes", "datasets", "numpy", "papermill", "peft", "safetensors", "tokenizers", "torch",
