@@ -2,13 +2,18 @@
 
 import asyncio
 import contextlib
+import json
+import shlex
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from lib import llamacpp, presets, runs, scoring, untrusted
 from lib.llamacpp import Program
@@ -33,17 +38,22 @@ class Choice:
 
 def settings_of(run_folder: Path, **overrides: Any) -> presets.Settings:
     """The settings that a run was made with, from its manifests, then `overrides`."""
-    complete = [stage for stage in ("evaluate", "export") if (run_folder / runs.FOLDERS[stage] / "manifest.json").exists()]
-    manifests = [runs.read(run_folder, stage) for stage in ("train", *complete)]
+    later = [stage for stage in ("evaluate", "export") if is_complete(run_folder, stage)]
+    manifests = [runs.read(run_folder, stage) for stage in ("train", *later)]
     made = {name: value for manifest in manifests for name, value in manifest["settings"].items()}
     return presets.resolve(manifests[0]["preset"], made | overrides, manifests[0]["rehearse"], stage="deploy").settings
+
+
+def is_complete(run_folder: Path, stage: str) -> bool:
+    """Has the run's stage come to its end?"""
+    return (run_folder / runs.FOLDERS[stage] / "manifest.json").exists()
 
 
 def choose(run_folder: Path, settings: Any) -> Choice:
     """The best artefact that there is and the engine for it: the file that notebook 40 ships, else the merged model,
     else the adapter. RunError where the wanted engine has nothing to serve, or a file is not as its manifest says."""
     model, what = run_folder / "adapter", "the adapter, as there is no export"
-    exported = (run_folder / "export" / "manifest.json").exists()
+    exported = is_complete(run_folder, "export")
     outputs = runs.read(run_folder, "export" if exported else "train")["outputs"]
     if exported:
         model, what = run_folder / "export" / "merged", "the merged model"
@@ -80,3 +90,167 @@ def serving(choice: Choice, run_folder: Path, settings: Any) -> Iterator[Program
                               OFFLINE)  # fmt: skip
         with program:
             yield program
+
+
+def _loadable(model: Path, folder: Path, settings: Any) -> Path:
+    """`folder`, through which an engine finds all that it loads: the model's files or, with an adapter, its own, the
+    base's configuration and the tokenizer; transformers and vLLM then fetch the base that the adapter names."""
+    if not (model / "adapter_config.json").exists():
+        folder.symlink_to(model.resolve())
+        return folder
+    from transformers import AutoConfig, GenerationConfig
+
+    from lib import chat
+
+    base = presets.locate(settings.base_model)
+    shutil.copytree(model, folder)
+    chat.load_tokenizer(settings).save_pretrained(folder)
+    for kind in (AutoConfig, GenerationConfig):
+        kind.from_pretrained(base, trust_remote_code=False).save_pretrained(folder)
+    return folder
+
+
+def _vllm(model: Path, settings: Any, context: int) -> list:
+    """`vllm serve` with one model, or with a base and the adapter on it."""
+    command = ["vllm", "serve"]
+    limits = ["--max-model-len", context, "--max-num-seqs", settings.parallel, "--generation-config", "vllm"]
+    if not (model / "adapter_config.json").exists():
+        return [*command, model, "--served-model-name", model.name, *limits]
+    rank = untrusted.read_json(model / "adapter_config.json")["r"]
+    lora = ["--enable-lora", "--lora-modules", f"{model.name}={model}", "--max-lora-rank",
+            next(most for most in LORA_RANKS if most >= rank)]  # fmt: skip
+    quantized = ["--quantization", "bitsandbytes"] if settings.load_in_4bit else []
+    return [*command, presets.locate(settings.base_model), "--tokenizer", model, *lora, *quantized, *limits]
+
+
+def _transformers(model: Path, settings: Any, context: int) -> list:
+    """`transformers serve` with the model of the working directory's folder, so that it is known by the run's name."""
+    bits = {"--quantization": "bnb-4bit" if settings.load_in_4bit else "bnb-8bit"}
+    quantized = settings.load_in_4bit or settings.load_in_8bit
+    adapter = (model / "adapter_config.json").exists()
+    words = [word for pair in bits.items() for word in pair] if adapter and quantized else []
+    return [sys.executable, "-m", "transformers.cli.transformers", "serve", model.name, *words]
+
+
+async def ask(url: str, model: str, chats: Sequence[list[dict]], max_tokens: int, concurrent: int = 1) -> list[dict]:
+    """Greedy answers to chats through a server's /v1/chat/completions, in their order, `concurrent` at once.
+
+    {"completion", "tokens", "finished", "first_token_seconds", "seconds"} each, or {"error"} where the server gave
+    none."""
+    import openai
+
+    http = openai.DefaultAsyncHttpxClient(trust_env=False)  # no proxy between this machine and itself
+    client = openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=600, http_client=http)
+    slots = asyncio.Semaphore(concurrent)
+
+    async def one(messages: list[dict]) -> dict:
+        async with slots:
+            began, first, text, found = time.perf_counter(), None, [], {}
+            try:
+                async for chunk in await client.chat.completions.create(
+                    model=model, messages=messages, temperature=0, max_tokens=max_tokens, stream=True,
+                    stream_options={"include_usage": True},
+                ):  # fmt: skip
+                    if chunk.usage:
+                        found |= {"tokens": chunk.usage.completion_tokens, "prompt_tokens": chunk.usage.prompt_tokens}
+                    for choice in chunk.choices:
+                        if choice.delta.content:
+                            first = first or time.perf_counter() - began
+                            text.append(choice.delta.content)
+                        if choice.finish_reason:
+                            found["finished"] = choice.finish_reason == "stop"
+            except openai.OpenAIError as error:
+                return {"error": f"{type(error).__name__}: {error}"}
+            seconds = time.perf_counter() - began
+            return found | {"completion": "".join(text), "first_token_seconds": first or seconds, "seconds": seconds}
+
+    async with client:
+        return await asyncio.gather(*map(one, chats))
+
+
+def same_prompt(server: Program, model: str, messages: list[dict], ids: list[int]) -> bool:
+    """Does the server make of a chat the very token ids that we make of it?
+
+    transformers renders the template as we do, so their number is enough. llama.cpp has a reader of templates of its
+    own: asked for our ids where it has just answered the chat, it finds all but the last (which it must compute) in its
+    cache only if each is the same."""
+    chat = {"model": model, "messages": messages, "max_tokens": 1, "temperature": 0}
+    if not isinstance(server, llamacpp.Server):
+        return server.post("/v1/chat/completions", chat)["usage"]["prompt_tokens"] == len(ids)
+    server.post("/v1/chat/completions", chat | {"id_slot": 0, "cache_prompt": True})
+    again = server.post("/completion", {"prompt": ids, "n_predict": 1, "id_slot": 0, "cache_prompt": True})
+    return again["timings"]["cache_n"] == len(ids) - 1
+
+
+def graded(rows: Sequence[dict], answers: Sequence[dict]) -> list[dict]:
+    """Answers to test rows with their verdicts, as `evaluate.ask` writes them; DeployError where one has failed."""
+    if failed := [answer["error"] for answer in answers if "error" in answer]:
+        raise DeployError(f"{len(failed)} of {len(answers)} requests failed, e.g. {failed[0]}")
+    found = []
+    for row, answer in zip(rows, answers, strict=True):
+        verdict = scoring.grade(answer["completion"], row["gold"], answer["finished"])
+        found.append({"id": row["id"], "kind": row["kind"], "question": row["messages"][-2]["content"],
+                      "gold": row["gold"], **answer, "correct": verdict.correct})  # fmt: skip
+    return found
+
+
+def earlier(run_folder: Path, choice: Choice) -> list[dict]:
+    """The answers to hold a server's against: of a file for llama.cpp those of notebook 40, else the tuned model's of
+    notebook 30 without the calculator; none where that notebook was not run."""
+    stage = "export" if choice.engine == "llama-server" else "evaluate"
+    if not is_complete(run_folder, stage):
+        return []
+    found = map(json.loads, open(runs.output(run_folder, stage, "generations.jsonl"), encoding="utf-8"))
+    if stage == "export":
+        return [row for row in found if row["model"] == choice.path.stem.rpartition("-")[2]]
+    return [row for row in found if (row["model"], row["split"], row["calculator"]) == ("tuned", "test", False)]
+
+
+def agreement(answers: Sequence[dict], others: Sequence[dict]) -> dict[str, int]:
+    """Two ways of asking the same questions, item by item: how many are right, graded alike, and the same text."""
+    other = {row["id"]: row for row in others}
+    pairs = [(row, other[row["id"]]) for row in answers if row["id"] in other]
+    return {
+        "n": len(pairs), "right": sum(bool(a["correct"]) for a, _ in pairs),
+        "right in the other": sum(bool(b["correct"]) for _, b in pairs),
+        "same verdicts": sum(bool(a["correct"]) == bool(b["correct"]) for a, b in pairs),
+        "same texts": sum(a["completion"] == b["completion"] for a, b in pairs),
+    }  # fmt: skip
+
+
+async def load_test(url: str, model: str, chats: Sequence[list[dict]], max_tokens: int,
+                    concurrent: Sequence[int] = CONCURRENT) -> list[dict]:  # fmt: skip
+    """A row for each number of requests at once: seconds to the first token and to the last (median, 95th percentile),
+    tokens per second over all, and the errors."""
+    rows = []
+    await ask(url, model, chats[:1], max_tokens)  # the first request of all warms caches up
+    for count in concurrent:
+        began = time.perf_counter()
+        answers = await ask(url, model, chats, max_tokens, count)
+        rows.append(load_row(count, answers, time.perf_counter() - began))
+    return rows
+
+
+def load_row(concurrent: int, answers: Sequence[dict], seconds: float) -> dict:
+    """What `load_test` reports of answers that took `seconds` together."""
+    good = [answer for answer in answers if "error" not in answer]
+    row = {"concurrent": concurrent, "requests": len(answers), "errors": len(answers) - len(good)}
+    for name, key in (("first_token", "first_token_seconds"), ("latency", "seconds")):
+        for share in (50, 95):
+            found = [answer[key] for answer in good]
+            row[f"{name}_p{share}_seconds"] = float(np.percentile(found, share)) if found else None
+    return row | {"tokens_per_second": sum(answer["tokens"] for answer in good) / seconds}
+
+
+def curl(url: str, model: str, question: str) -> str:
+    """The same request as a shell command."""
+    body = {"model": model, "messages": [{"role": "user", "content": question}], "temperature": 0}
+    return f"curl {url}/v1/chat/completions -H 'Content-Type: application/json' -d {shlex.quote(json.dumps(body))}"
+
+
+def headline(choice: Choice, load: Sequence[dict]) -> str:
+    """`demo-Q4_K_M.gguf by llama-server; first token in 9 ms, 16 at once 1,900 tokens/s, no error`."""
+    errors = sum(row["errors"] for row in load)
+    return (f"{choice.path.name} by {choice.engine}; first token in {1000 * load[0]['first_token_p50_seconds']:.0f} ms, "
+            f"{load[-1]['concurrent']} at once {load[-1]['tokens_per_second']:,.0f} tokens/s, "
+            f"{errors or 'no'} error{'s' * (errors > 1)}")  # fmt: skip

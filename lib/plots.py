@@ -363,6 +363,30 @@ def ablation(rows: Sequence[dict], rehearse: bool = False) -> Picture:
     return figure
 
 
+def load_test(rows: Sequence[dict], title: str = "The server under load", rehearse: bool = False) -> Picture:
+    """Seconds to the first and to the last token, and tokens a second, by requests at once: rows of `deploy.load_test`.
+    """
+    figure = _picture(10, 3.6, title, rehearse)
+    left, right = figure.subplots(1, 2)
+    counts = [row["concurrent"] for row in rows]
+    for index, (name, label) in enumerate((("latency", "whole answer"), ("first_token", "first token"))):
+        for share, style in ((50, "-"), (95, ":")):
+            seconds = [row[f"{name}_p{share}_seconds"] for row in rows]
+            left.plot(range(len(rows)), seconds, style, marker=MARKERS[index], color=COLOURS[index],
+                      label=f"{label}, {'median' if share == 50 else '95th percentile'}")  # fmt: skip
+    left.set_ylabel("seconds")
+    left.set_ylim(bottom=0)
+    left.legend(frameon=False, fontsize=9)
+    bars = right.bar(range(len(rows)), [row["tokens_per_second"] for row in rows], color=COLOURS[2], width=0.55)
+    right.bar_label(bars, fmt="{:,.0f}", padding=3)
+    right.set_ylabel("tokens a second, all requests together")
+    right.margins(y=0.15)
+    for axis in (left, right):
+        axis.set_xticks(range(len(rows)), counts)
+        axis.set_xlabel(f"requests at once (of {rows[0]['requests']})")
+    return figure
+
+
 def asked(split: str, calculator: bool, splits: Iterable[str] = ()) -> str:
     """How questions were asked, in words; "unseen" is said only beside a split of trained phrasings."""
     names = {"test_seen": "trained phrasings"}
