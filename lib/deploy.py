@@ -251,6 +251,7 @@ def curl(url: str, model: str, question: str) -> str:
 def headline(choice: Choice, load: Sequence[dict]) -> str:
     """`demo-Q4_K_M.gguf by llama-server; first token in 9 ms, 16 at once 1,900 tokens/s, no error`."""
     errors = sum(row["errors"] for row in load)
-    return (f"{choice.path.name} by {choice.engine}; first token in {1000 * load[0]['first_token_p50_seconds']:.0f} ms, "
+    first = 1000 * load[0]["first_token_p50_seconds"]
+    return (f"{choice.path.name} by {choice.engine}; first token in {first:.0f} ms, "
             f"{load[-1]['concurrent']} at once {load[-1]['tokens_per_second']:,.0f} tokens/s, "
             f"{errors or 'no'} error{'s' * (errors > 1)}")  # fmt: skip
