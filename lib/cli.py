@@ -2,6 +2,7 @@
 
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -219,9 +220,96 @@ def reproduce(
         raise typer.Exit(1)
 
 
+@app.command()
+def serve(
+    run: Annotated[str, typer.Argument(help="A trained run's name.")],
+    engine: Annotated[str, typer.Option(help="auto, llama-server, vllm or transformers.")] = "auto",
+    port: Annotated[int, typer.Option(help="Of 127.0.0.1; 0 takes one that is free.")] = 8080,
+    parallel: Annotated[int, typer.Option(help="Requests answered at once.")] = 16,
+    llama_cpp_path: Annotated[Path | None, typer.Option(help="Your checkout of llama.cpp with its build.")] = None,
+    outputs: Outputs = None,
+) -> None:
+    """Serve a run's best artefact (GGUF, merged model or adapter) on 127.0.0.1, by OpenAI's protocol, until Ctrl-C."""
+    import signal
+
+    from lib import deploy
+
+    folder, path = _run_folder(run, outputs), llama_cpp_path and str(_absolute(llama_cpp_path))
+    settings = deploy.settings_of(folder, engine=engine, port=port, parallel=parallel, llama_cpp_path=path)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # both ways to stop it end the server too
+    with suppress(KeyboardInterrupt):
+        choice = deploy.choose(folder, settings)
+        typer.echo(f"{choice.path.name} by {choice.engine} ({choice.why})")
+        with deploy.serving(choice, folder, settings) as server:
+            typer.echo(f"listening on {server.url}/v1, model {run!r}; Ctrl-C stops it. For example:\n  "
+                       + deploy.curl(server.url, run, "What is 5 % of $200?"))  # fmt: skip
+            server.wait()
+    typer.echo("stopped")
+
+
+@app.command()
+def ask(
+    run: Annotated[str, typer.Argument(help="A trained run's name.")],
+    question: Annotated[str, typer.Argument(help="What to ask its adapter.")],
+    calculator: Annotated[bool, typer.Option(help="Fill in <<expression=value>> while answering.")] = True,
+    temperature: Annotated[float, typer.Option(min=0, help="0: greedy, the likeliest token each time.")] = 0.0,
+    top_p: Annotated[float, typer.Option(min=0.001, max=1, help="Sample from this share of the probability.")] = 1.0,
+    repetition_penalty: Annotated[float, typer.Option(min=0.01, help="Above 1: avoid tokens that were there.")] = 1.0,
+    no_repeat_ngram_size: Annotated[int, typer.Option(min=0, help="No so many tokens in a row twice; 0: off.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the sampling.")] = 0,
+    outputs: Outputs = None,
+) -> None:
+    """Ask a run's adapter once, without a server: the answer, what the grader reads in it, and its checked marks."""
+    from lib.playground import Models, checked_marks, read_as
+    from lib.presets import SettingsError
+    from lib.untrusted import visible
+
+    if top_p < 1 and not temperature:
+        raise SettingsError([f"top_p = {top_p:g}: counts only while sampling; give a temperature above 0 too"])
+    models = Models(_run_folder(run, outputs))
+    (answer,) = models.answer(
+        question, calculator=calculator, temperature=temperature, top_p=top_p, repetition_penalty=repetition_penalty,
+        no_repeat_ngram_size=no_repeat_ngram_size, seed=seed,
+    )  # fmt: skip
+    lines = ["", answer.strip(), "", f"read as: {read_as(answer)}", *checked_marks(answer)]
+    typer.echo("\n".join(visible(line) for line in lines))
+
+
+@app.command()
+def demo(
+    run: Annotated[str, typer.Argument(help="A trained run's name.")],
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Of 127.0.0.1.")] = 7860,
+    outputs: Outputs = None,
+) -> None:
+    """Open a page on 127.0.0.1: a question, base and tuned answers side by side, their arithmetic checked."""
+    from lib import playground
+
+    folder = _run_folder(run, outputs)
+    playground.serve(playground.page(run, playground.examples(folder), playground.Models(folder).both), port)
+
+
+@app.command()
+def deploy(
+    run: Annotated[str, typer.Argument(help="A trained run's name.")],
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting; may be repeated.")
+    ] = None,
+    outputs: Outputs = None,
+) -> None:
+    """Execute notebook 41: serve the run, ask and load the server, stop it; what the cloud would be asked, dry."""
+    from lib import deploy as deploying
+    from lib import pipeline, runs
+
+    folder = _run_folder(run, outputs)
+    overrides = deploying.overrides_of(folder) | _overrides(settings or [], None)
+    manifest = runs.read(folder, "train")
+    pipeline.run(manifest["preset"], run, overrides, manifest["rehearse"], folder.parent, force=True, stages=["deploy"])
+
+
 def main() -> None:
     """The entry point: a user's mistake is one message on stderr and exit code 2, never a traceback."""
     from lib.grading import GradingError
+    from lib.llamacpp import LlamaCppError
     from lib.pipeline import StageFailed
     from lib.presets import SettingsError
     from lib.runs import RunError
@@ -229,13 +317,24 @@ def main() -> None:
 
     try:
         app()
-    except (GradingError, SettingsError, RunError) as error:
+    except (GradingError, LlamaCppError, SettingsError, RunError) as error:
         typer.echo(visible(str(error)), err=True)
         sys.exit(2)
     except StageFailed:  # the pipeline has said it
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _run_folder(run: str, outputs: Path | None) -> Path:
+    """The folder of a run that exists."""
+    from lib.presets import ROOT
+    from lib.runs import RunError, run_folder_of
+
+    folder = run_folder_of(_absolute(outputs) or ROOT / "outputs", run)
+    if not folder.is_dir():
+        raise RunError(f"there is no run {run!r} in {folder.parent}: `sharpen status` lists those there are")
+    return folder
 
 
 def _overrides(pairs: list[str], data_dir: Path | None) -> dict[str, str]:

@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from lib import llamacpp, presets, runs, scoring, untrusted
 from lib.llamacpp import Program
 
@@ -23,7 +21,7 @@ LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM makes room for
 OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_UPDATE_CHECK": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
 
 
-class DeployError(RuntimeError):
+class DeployError(runs.RunError):
     """A run cannot be served as asked, or its server does not answer; the message says what to do."""
 
 
@@ -38,10 +36,20 @@ class Choice:
 
 def settings_of(run_folder: Path, **overrides: Any) -> presets.Settings:
     """The settings that a run was made with, from its manifests, then `overrides`."""
-    later = [stage for stage in ("evaluate", "export") if is_complete(run_folder, stage)]
-    manifests = [runs.read(run_folder, stage) for stage in ("train", *later)]
+    manifests = _manifests(run_folder)
     made = {name: value for manifest in manifests for name, value in manifest["settings"].items()}
     return presets.resolve(manifests[0]["preset"], made | overrides, manifests[0]["rehearse"], stage="deploy").settings
+
+
+def overrides_of(run_folder: Path) -> dict[str, Any]:
+    """Those settings of notebook 41 in which a run differs from its preset."""
+    return {name: value for manifest in _manifests(run_folder) for name, value in manifest["settings"].items()
+            if name in presets.STAGE_FIELDS["deploy"] and manifest["origins"][name] == "override"}  # fmt: skip
+
+
+def _manifests(run_folder: Path) -> list[dict]:
+    later = [stage for stage in ("evaluate", "export") if is_complete(run_folder, stage)]
+    return [runs.read(run_folder, stage) for stage in ("train", *later)]
 
 
 def is_complete(run_folder: Path, stage: str) -> bool:
@@ -233,6 +241,8 @@ async def load_test(url: str, model: str, chats: Sequence[list[dict]], max_token
 
 def load_row(concurrent: int, answers: Sequence[dict], seconds: float) -> dict:
     """What `load_test` reports of answers that took `seconds` together."""
+    import numpy as np
+
     good = [answer for answer in answers if "error" not in answer]
     row = {"concurrent": concurrent, "requests": len(answers), "errors": len(answers) - len(good)}
     for name, key in (("first_token", "first_token_seconds"), ("latency", "seconds")):

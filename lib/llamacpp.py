@@ -292,6 +292,11 @@ class Program:
             time.sleep(0.05)
         raise LlamaCppError(f"{self.name} did not load in {self.start_seconds:g} s: {_last(self.log)}")
 
+    def wait(self) -> None:
+        """For as long as the program runs; LlamaCppError, as nobody but us should end it."""
+        self.process.wait()
+        raise LlamaCppError(f"{self.name} has ended: {_last(self.log)}")
+
     def __exit__(self, *error: Any) -> None:
         import psutil
 
