@@ -91,6 +91,7 @@ def serving(choice: Choice, run_folder: Path, settings: Any) -> Iterator[Program
             llama = llamacpp.find(settings.llama_cpp_path)
             program = llamacpp.Server(llama, choice.path, context, settings.parallel, port=settings.port,
                                       alias=run_folder.name)  # fmt: skip
+            program.words += ["--cors-origins", "localhost"]  # no other site's page may read answers
         else:
             model = _loadable(choice.path, Path(folder) / run_folder.name, settings)
             command = {"vllm": _vllm, "transformers": _transformers}[choice.engine](model, settings, context)
@@ -148,7 +149,9 @@ async def ask(url: str, model: str, chats: Sequence[list[dict]], max_tokens: int
     import openai
 
     http = openai.DefaultAsyncHttpxClient(trust_env=False)  # no proxy between this machine and itself
-    client = openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=600, http_client=http)
+    fresh = {"Connection": "close"}  # llama-server now and then drops a connection that it has streamed an answer on
+    client = openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=600, http_client=http,
+                                default_headers=fresh)  # fmt: skip
     slots = asyncio.Semaphore(concurrent)
 
     async def one(messages: list[dict]) -> dict:

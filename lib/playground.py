@@ -90,7 +90,8 @@ def read_as(answer: str) -> str:
     if found is None or (found.unit == "choice" and found.reading != "marker"):
         return "nothing that can be graded"
     unit = f" {found.unit}" * (found.unit not in ("none", "choice"))
-    return f"{found.value}{unit}" + (", by its last number: no marker" if found.reading != "marker" else "")
+    value = f"{found.value:,.10g}" if isinstance(found.value, float) else str(found.value)
+    return value + unit + (", by its last number: no marker" if found.reading != "marker" else "")
 
 
 def checked_marks(answer: str) -> list[str]:

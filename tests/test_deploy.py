@@ -197,7 +197,8 @@ def test_llama_server_is_told_the_context_the_slots_and_the_runs_name(export, st
     start(export(), llama_cpp_path=str(fake_llama), parallel=4, max_length=600, max_new_tokens=160)
     words = started["words"]
     assert words[0].endswith("llama-server") and words[2].endswith("demo-Q4_K_M.gguf")
-    for pair in (("--alias", "demo"), ("--parallel", "4"), ("--ctx-size", str(4 * 768)), ("--host", "127.0.0.1")):
+    for pair in (("--alias", "demo"), ("--parallel", "4"), ("--ctx-size", str(4 * 768)), ("--host", "127.0.0.1"),
+                 ("--cors-origins", "localhost")):  # fmt: skip
         assert follows(words, *pair), pair
 
 
@@ -396,7 +397,7 @@ def test_a_users_slip_is_one_message_and_exit_code_2(export, words, told, tmp_pa
 @pytest.mark.parametrize("name", ["embedded", "qwen2"])
 def test_a_chat_has_the_token_ids_that_the_model_was_trained_on(name, tmp_path, tokenizer):
     """llama.cpp reads the chat template by itself; held against transformers' rendering of it."""
-    from test_export import make_base
+    from test_export import make_adapter, make_base
     from test_gguf import bpe_tokenizer
 
     from lib import chat, export
@@ -408,7 +409,8 @@ def test_a_chat_has_the_token_ids_that_the_model_was_trained_on(name, tmp_path, 
     else:
         tokenizer = bpe_tokenizer(llama, name)
         base = make_base(tmp_path / "base", tokenizer, "qwen2", vocabulary=len(tokenizer))
-    export.to_gguf(llama, base, tmp_path / "f16.gguf", "f16", "base")
+    export.merge(base, make_adapter(base, tmp_path / "adapter"), tmp_path / "merged", tokenizer)
+    export.to_gguf(llama, tmp_path / "merged", tmp_path / "f16.gguf", "f16", "m")
     questions = [problem.question for problem in generate("train", 24, 0)]
     questions += ["  two  spaces ", "<|user|> and </s>?", "€ 5 −3 %\n\n日本語", "a" * 300]
     with llamacpp.Server(llama, tmp_path / "f16.gguf", 640, slots=2, alias="m") as server:

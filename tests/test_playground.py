@@ -32,6 +32,9 @@ def models(tmp_path_factory, tokenizer):
     adapter = make_adapter(base, tmp_path_factory.mktemp("adapter"))
     made = object.__new__(playground.Models)
     made.model = PeftModel.from_pretrained(export.load(base, "cpu"), adapter).eval()
+    for name, parameter in made.model.named_parameters():
+        if "lora_B" in name:
+            parameter.data *= 5  # so that its answers are not the base's
     made.tokenizer, made.calculator = tokenizer, evaluate.Calculator(tokenizer, 1)
     made.settings = SimpleNamespace(max_length=200, max_new_tokens=40)
     return made
@@ -109,8 +112,8 @@ def test_a_question_that_is_too_long_is_told_so(models):
 
 # --- what is shown of an answer ---------------------------------------------------------------------------------------
 @pytest.mark.parametrize("answer, told", [
-    ("so\n#### 24,926.78", "24926.78"), ("#### 5 %", "5.0 percent"), ("B it is\n#### B, A, C", "b, a, c"),
-    ("that is 12", "12.0, by its last number: no marker"), ("I do not know", "nothing that can be graded"),
+    ("so\n#### 24926.78", "24,926.78"), ("#### 5 %", "5 percent"), ("B it is\n#### B, A, C", "b, a, c"),
+    ("that is 12", "12, by its last number: no marker"), ("I do not know", "nothing that can be graded"),
     ("", "nothing that can be graded"),
 ])  # fmt: skip
 def test_it_says_what_the_grader_reads(answer, told):
@@ -197,7 +200,7 @@ def test_in_a_browser_an_example_is_asked_and_hostile_text_stays_text(address, t
             found = fields()
             page.screenshot(tmp_path / "screenshot.png")
             assert found["Base: answer"] == f"no idea about: {QUESTIONS['compounding']}, True"
-            assert found["Tuned: read as"] == "3.0 percent"
+            assert found["Tuned: read as"] == "3 percent"
             assert found["Tuned: arithmetic"] == "12/4 = 3: right\n2+2 = 5: wrong, it is 4"
             assert page.ask("window.hacked === undefined && document.querySelector('img[src=\"x\"]') === null")
             asked = page.ask("performance.getEntriesByType('resource').map(entry => entry.name)")
