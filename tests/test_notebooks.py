@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import papermill
@@ -85,9 +87,14 @@ def test_notebook_20_pretrains_a_base_that_the_tokenizer_fits(tmp_path):
     assert "REHEARSAL" in (tmp_path / "base" / "base" / "README.md").read_text()
 
 
-@pytest.mark.export
-def test_notebook_40_asks_every_artefact_the_same_questions(demo, outputs):
+@pytest.fixture(scope="module")
+def exported(demo, outputs) -> Path:
     pipeline.run("demo", outputs=outputs, overrides={"eval_rows": 60, "margin": 25}, stages=["export"])
+    return demo.run_folder
+
+
+@pytest.mark.export
+def test_notebook_40_asks_every_artefact_the_same_questions(demo, exported):
     folder = demo.run_folder / "export"
     found = json.loads((folder / "summary.json").read_text())
     chain = {row["artefact"]: row for row in found["chain"]}
@@ -100,6 +107,23 @@ def test_notebook_40_asks_every_artefact_the_same_questions(demo, outputs):
     assert manifest["metrics"]["conversion"]["largest_logprob_difference"] < 1e-3
     assert {"README.md", "Modelfile", "demo-f16.gguf", "demo-Q4_K_M.gguf"} <= manifest["outputs"].keys()
     assert "From adapter to a file" in (demo.run_folder / "report.html").read_text()
+
+
+@pytest.mark.export
+def test_notebook_41_serves_the_file_that_notebook_40_ships_and_it_answers_as_there(exported, outputs):
+    command = [sys.executable, "-m", "lib.cli", "deploy", "demo", "--outputs", outputs]  # settings as in the export
+    subprocess.run(command, check=True, cwd=ROOT)
+    manifest = runs.read(exported, "deploy")
+    found = manifest["metrics"]
+    assert found["engine"] == "llama-server" and "demo-Q4_K_M.gguf" in manifest["metrics"]["headline"]["deploy"]
+    assert [row["concurrent"] for row in found["load"]] == [1, 4, 16]
+    assert sum(row["errors"] for row in found["load"]) == 0
+    by_chat, by_ids = found["agreement"]["chat, token ids"], found["agreement"]["token ids, notebook 40"]
+    assert by_chat["n"] == by_ids["n"] == 60
+    assert min(by_chat["same verdicts"], by_ids["same verdicts"]) >= 58  # a near tie may fall otherwise
+    chain = json.loads((exported / "export" / "summary.json").read_text())["chain"]
+    shipped = next(row for row in chain if row["artefact"] == "Q4_K_M")
+    assert by_ids["right in the other"] == round(60 * shipped["accuracy"]) > 20
 
 
 @pytest.mark.skipif("SHARPEN_DATA" not in os.environ, reason="SHARPEN_DATA does not name a folder with gsm8k/")
