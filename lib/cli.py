@@ -278,14 +278,16 @@ def ask(
 @app.command()
 def demo(
     run: Annotated[str, typer.Argument(help="A trained run's name.")],
-    port: Annotated[int, typer.Option(min=1, max=65535, help="Of 127.0.0.1.")] = 7860,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Of 127.0.0.1; 0 takes one that is free.")] = 7860,
     outputs: Outputs = None,
 ) -> None:
     """Open a page on 127.0.0.1: a question, base and tuned answers side by side, their arithmetic checked."""
-    from lib import playground
+    from lib import llamacpp, playground
 
-    folder = _run_folder(run, outputs)
-    playground.serve(playground.page(run, playground.examples(folder), playground.Models(folder).both), port)
+    folder, port = _run_folder(run, outputs), llamacpp.free_port(port)
+    models, questions = playground.Models(folder), playground.examples(folder)
+    typer.echo(f"the page: http://127.0.0.1:{port} (Ctrl-C closes it)")
+    playground.serve(playground.page(run, questions, models.both), port)
 
 
 @app.command()

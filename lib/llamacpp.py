@@ -237,6 +237,16 @@ def quantize(llama: LlamaCpp, source: Path, path: Path, quantization: str) -> No
     _run(command, None, f"quantising {source.name} to {quantization}", "is the disk full?")
 
 
+def free_port(port: int = 0) -> int:
+    """`port` of the loopback (0: any) if it is free, else LlamaCppError; should another take it then, a server says so
+    and ends."""
+    try:
+        with socket.create_server(("127.0.0.1", port)) as probe:
+            return probe.getsockname()[1]
+    except OSError as error:
+        raise LlamaCppError(f"port = {port}: {error.strerror}; choose another, or 0 for one that is free") from error
+
+
 class Program:
     """A program that answers HTTP on the loopback; a context manager, and no process is left behind when it ends.
 
@@ -251,12 +261,7 @@ class Program:
     def __enter__(self) -> "Program":
         import httpx
 
-        try:
-            with socket.create_server(("127.0.0.1", self.port)) as probe:
-                self.port = probe.getsockname()[1]  # should another take it now, the program says so and ends
-        except OSError as error:
-            raise LlamaCppError(f"port = {self.port}: {error.strerror}; choose another, or 0 for one that is "
-                                f"free") from error  # fmt: skip
+        self.port = free_port(self.port)
         handle, log = tempfile.mkstemp(prefix="sharpen-server-", suffix=".log")
         self.log = Path(log)
         # no proxy: a request to ourselves must not leave; no time limit: a long answer takes as long as it takes
