@@ -103,7 +103,10 @@ def serving(choice: Choice, run_folder: Path, settings: Any) -> Iterator[Program
 
 def _loadable(model: Path, folder: Path, settings: Any) -> Path:
     """`folder`, through which an engine finds all that it loads: the model's files or, with an adapter, its own, the
-    base's configuration and the tokenizer; transformers and vLLM then fetch the base that the adapter names."""
+    base's configuration and the tokenizer; transformers and vLLM then load the base that the adapter names.
+
+    SettingsError where one of these folders holds what must not be loaded."""
+    presets.locate(str(model))
     if not (model / "adapter_config.json").exists():
         folder.symlink_to(model.resolve())
         return folder
@@ -112,7 +115,10 @@ def _loadable(model: Path, folder: Path, settings: Any) -> Path:
     from lib import chat
 
     base = presets.locate(settings.base_model)
-    shutil.copytree(model, folder)
+    presets.locate(str(untrusted.read_json(model / "adapter_config.json").get("base_model_name_or_path")))
+    folder.mkdir()
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        (folder / name).symlink_to(model.resolve() / name)
     chat.load_tokenizer(settings).save_pretrained(folder)
     for kind in (AutoConfig, GenerationConfig):
         kind.from_pretrained(base, trust_remote_code=False).save_pretrained(folder)

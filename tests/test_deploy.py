@@ -226,12 +226,19 @@ def test_vllm_serves_an_adapter_on_its_quantised_base(tmp_path):
 
 def test_an_adapter_is_served_from_a_folder_that_holds_all_that_an_engine_reads(tmp_path, tokenizer):
     (tmp_path / "adapter").mkdir()
-    for name in ("adapter_config.json", "adapter_model.safetensors"):
-        (tmp_path / "adapter" / name).write_text("{}")
+    (tmp_path / "adapter" / "adapter_config.json").write_text('{"base_model_name_or_path": "data/base"}')
+    (tmp_path / "adapter" / "adapter_model.safetensors").write_text("numbers")
     folder = deploy._loadable(tmp_path / "adapter", tmp_path / "demo", presets.resolve("demo").settings)
     names = {"adapter_config.json", "adapter_model.safetensors", "config.json", "generation_config.json"}
     assert names | {"tokenizer.json", "tokenizer_config.json"} <= {file.name for file in folder.iterdir()}
     assert type(tokenizer).from_pretrained(folder).chat_template == tokenizer.chat_template
+
+
+def test_an_adapter_with_pickled_weights_is_not_handed_to_an_engine(tmp_path):
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_model.bin").write_bytes(b"cos\nsystem")
+    with pytest.raises(presets.SettingsError, match="adapter_model.bin"):
+        deploy._loadable(tmp_path / "adapter", tmp_path / "demo", presets.resolve("demo").settings)
 
 
 def test_a_port_that_is_taken_is_named(export, fake_llama):

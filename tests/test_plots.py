@@ -185,7 +185,8 @@ def test_no_pyplot_state_stays_behind():
 def test_the_load_test_shows_both_latencies_and_the_tokens_of_each_number_at_once():
     rows = [{"concurrent": count, "requests": 32, "errors": 0, "tokens_per_second": 1000.0 * count,
              "first_token_p50_seconds": 0.01 * count, "first_token_p95_seconds": 0.02 * count,
-             "latency_p50_seconds": 0.1 * count, "latency_p95_seconds": 0.2 * count} for count in (1, 4, 16)]  # fmt: skip
+             "latency_p50_seconds": 0.1 * count, "latency_p95_seconds": 0.2 * count}
+            for count in (1, 4, 16)]  # fmt: skip
     figure = plots.load_test(rows, rehearse=True)
     lines = {line.get_label(): list(line.get_ydata()) for line in figure.axes[0].lines}
     assert lines["whole answer, 95th percentile"] == pytest.approx([0.2, 0.8, 3.2])
