@@ -401,27 +401,22 @@ def test_a_users_slip_is_one_message_and_exit_code_2(export, words, told, tmp_pa
 
 # --- llama.cpp's own server -------------------------------------------------------------------------------------------
 @pytest.mark.export
-@pytest.mark.parametrize("name", ["embedded", "qwen2"])
-def test_a_chat_has_the_token_ids_that_the_model_was_trained_on(name, tmp_path, tokenizer):
+def test_a_chat_has_the_token_ids_that_the_model_was_trained_on(tmp_path, tokenizer):
     """llama.cpp reads the chat template by itself; held against transformers' rendering of it."""
-    from test_export import make_adapter, make_base
-    from test_gguf import bpe_tokenizer
+    from test_export import make_adapter
 
     from lib import chat, export
     from lib.tasks import generate
 
-    llama = llamacpp.find()
-    if name == "embedded":
-        base = ROOT / "data" / "base"
-    else:
-        tokenizer = bpe_tokenizer(llama, name)
-        base = make_base(tmp_path / "base", tokenizer, "qwen2", vocabulary=len(tokenizer))
+    llama, base = llamacpp.find(), ROOT / "data" / "base"
     export.merge(base, make_adapter(base, tmp_path / "adapter"), tmp_path / "merged", tokenizer)
     export.to_gguf(llama, tmp_path / "merged", tmp_path / "f16.gguf", "f16", "m")
     questions = [problem.question for problem in generate("train", 24, 0)]
     questions += ["  two  spaces ", "<|user|> and </s>?", "€ 5 −3 %\n\n日本語", "a" * 300]
     with llamacpp.Server(llama, tmp_path / "f16.gguf", 640, slots=2, alias="m") as server:
-        for messages in chats(*questions):
-            ids = chat.prompt_ids(messages, tokenizer)
-            assert deploy.same_prompt(server, "m", messages, ids), messages
-            assert not deploy.same_prompt(server, "m", messages, [*ids[:-1], ids[-1] + 1, ids[-1]])  # it can tell
+        asked = [(messages, chat.prompt_ids(messages, tokenizer)) for messages in chats(*questions)]
+        different = [messages for messages, ids in asked if not deploy.same_prompt(server, "m", messages, ids)]
+        assert different == []
+        for messages, ids in asked[:3]:  # it can tell: another token, one too many
+            assert not deploy.same_prompt(server, "m", messages, [*ids[:5], ids[5] ^ 1, *ids[6:]])
+            assert not deploy.same_prompt(server, "m", messages, [ids[0], *ids])
