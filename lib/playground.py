@@ -24,7 +24,9 @@ class Models:
     """Base and tuned model of a run; the base's weights are held once where training made an adapter."""
 
     def __init__(self, run_folder: Path):
-        from lib import evaluate, qlora
+        from lib import qlora  # first: Unsloth patches transformers
+
+        from lib import evaluate  # isort: skip
 
         self.settings = deploy.settings_of(run_folder, full_finetuning=False)  # loaded to be asked, not to be trained
         if problems := runs.changes(run_folder, "train"):
@@ -35,10 +37,12 @@ class Models:
 
     @functools.cached_property
     def base(self) -> Any:
-        """The model as it was before training; with an adapter that is the tuned one, which `_tuned` switches."""
+        """The model as it was before training; with an adapter that is the tuned one, which `_untuned` switches."""
+        if hasattr(self.model, "disable_adapter"):
+            return self.model
         from lib import qlora
 
-        return self.model if hasattr(self.model, "disable_adapter") else qlora.load(self.settings)[0]
+        return qlora.load(self.settings)[0]
 
     def _untuned(self) -> contextlib.AbstractContextManager:
         return self.model.disable_adapter() if self.base is self.model else contextlib.nullcontext()
