@@ -1,6 +1,6 @@
 """Claims about serving: the right artefact by the right engine, on the loopback alone, and gone when it ends.
 
-Engines are fakes here, but for the tests marked `export`, which ask llama.cpp's own server."""
+Engines are fakes here; llama.cpp's own server is asked in test_gguf.py and by notebook 41."""
 
 import asyncio
 import json
@@ -397,26 +397,3 @@ def test_a_users_slip_is_one_message_and_exit_code_2(export, words, told, tmp_pa
         cli.main()
     out, err = capsys.readouterr()
     assert ended.value.code == 2 and told in err and "Traceback" not in err + out
-
-
-# --- llama.cpp's own server -------------------------------------------------------------------------------------------
-@pytest.mark.export
-def test_a_chat_has_the_token_ids_that_the_model_was_trained_on(tmp_path, tokenizer):
-    """llama.cpp reads the chat template by itself; held against transformers' rendering of it."""
-    from test_export import make_adapter
-
-    from lib import chat, export
-    from lib.tasks import generate
-
-    llama, base = llamacpp.find(), ROOT / "data" / "base"
-    export.merge(base, make_adapter(base, tmp_path / "adapter"), tmp_path / "merged", tokenizer)
-    export.to_gguf(llama, tmp_path / "merged", tmp_path / "f16.gguf", "f16", "m")
-    questions = [problem.question for problem in generate("train", 24, 0)]
-    questions += ["  two  spaces ", "<|user|> and </s>?", "€ 5 −3 %\n\n日本語", "a" * 300]
-    with llamacpp.Server(llama, tmp_path / "f16.gguf", 640, slots=2, alias="m") as server:
-        asked = [(messages, chat.prompt_ids(messages, tokenizer)) for messages in chats(*questions)]
-        different = [messages for messages, ids in asked if not deploy.same_prompt(server, "m", messages, ids)]
-        assert different == []
-        for messages, ids in asked[:3]:  # it can tell: another token, one too many
-            assert not deploy.same_prompt(server, "m", messages, [*ids[:5], ids[5] ^ 1, *ids[6:]])
-            assert not deploy.same_prompt(server, "m", messages, [ids[0], *ids])

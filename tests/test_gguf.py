@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from test_export import make_adapter, make_base
 
-from lib import chain, chat, evaluate, export, llamacpp
+from lib import chain, chat, deploy, evaluate, export, llamacpp
 from lib.export import ExportError
 from lib.llamacpp import Server
 from lib.presets import ROOT
@@ -86,6 +86,19 @@ def test_a_sentencepiece_model_is_converted_exactly_and_quantised(llama, tokeniz
     assert facts["as_named"] == 1.0 and q4.stat().st_size < 0.45 * f16.stat().st_size
     with Server(llama, q4, 256) as server:
         assert export.check_tokens(server, tokenizer, export.strings(tokenizer, ["What is 3 + 4?"])) == 500
+        check_chats(server, tokenizer)
+
+
+def check_chats(server, tokenizer):
+    """llama.cpp reads the chat template by itself; held against transformers' rendering of it."""
+    questions = [problem.question for problem in generate("train", 6, 0)]
+    questions += ["  two  spaces ", "<|user|> and </s>?", "€ 5 −3 %\n\n日本語", "a" * 100]
+    chats = [[{"role": "user", "content": text}] for text in questions]
+    asked = [(messages, chat.prompt_ids(messages, tokenizer)) for messages in chats]
+    assert [messages for messages, ids in asked if not deploy.same_prompt(server, "model", messages, ids)] == []
+    for messages, ids in asked:  # it can tell: another token, one too many
+        assert not deploy.same_prompt(server, "model", messages, [*ids[:3], ids[3] ^ 1, *ids[4:]])
+        assert not deploy.same_prompt(server, "model", messages, [ids[0], *ids])
 
 
 @pytest.mark.parametrize("name, kind, tied", [("qwen2", "qwen2", True), ("llama-bpe", "llama", False)])
