@@ -76,13 +76,7 @@ def launch(stage, data: Path, show: Callable[[dict], None], step_timeout_seconds
     rank is made good from the newest whole checkpoint (times in the metrics are then those since); LaunchError where
     that does not help. On Ctrl-C the ranks end after their step, with a checkpoint. No process outlives the call."""
     check(stage.settings)
-    control = stage.folder / ".torchrun"  # hidden: no output
-    shutil.rmtree(control, ignore_errors=True)
-    plan = {
-        "settings": stage.settings, "data": data, "folder": stage.folder, "resume": stage.resumed,
-        "step_timeout_seconds": step_timeout_seconds, "arguments": arguments,
-    }
-    stage.save_json(".torchrun/plan.json", plan)
+    control = plan(stage, data, step_timeout_seconds, **arguments).parent
     lines, log = Lines(stage.folder / "metrics.jsonl"), control / "torchrun.log"
 
     def tell(line):
@@ -112,6 +106,29 @@ def launch(stage, data: Path, show: Callable[[dict], None], step_timeout_seconds
     result = json.loads((control / "result.json").read_text())
     shutil.rmtree(control)
     return result
+
+
+def plan(stage, data: Path, step_timeout_seconds: float = STEP_TIMEOUT_SECONDS, **arguments) -> Path:
+    """Write what this machine's workers are to do; the file that they read."""
+    control = stage.folder / ".torchrun"  # hidden: no output
+    shutil.rmtree(control, ignore_errors=True)
+    return stage.save_json(".torchrun/plan.json", {
+        "settings": stage.settings, "data": data, "folder": stage.folder, "resume": stage.resumed,
+        "step_timeout_seconds": step_timeout_seconds, "arguments": arguments,
+    })  # fmt: skip
+
+
+def follow(stage, data: Path) -> None:
+    """A further machine's part of a training that 22_train_fsdp launches on the first one, where they share no disk.
+
+    LaunchError where a rank, here or there, failed."""
+    path = plan(stage, data)
+    log = path.with_name("torchrun.log")
+    with open(log, "wb") as output:
+        ended = subprocess.run(command(stage.settings, path), env=environment(), stdout=output,
+                               stderr=subprocess.STDOUT, preexec_fn=end_with_parent)  # fmt: skip
+    if ended.returncode:
+        raise LaunchError(what_failed(log.read_text(errors="replace"), path.parent))
 
 
 def environment() -> dict[str, str]:

@@ -62,6 +62,7 @@ class ShardedTrainer(SFTTrainer):
         scheduler = self.lr_scheduler.state_dict()
         numbers = {name: scheduler[name] for name in ("last_epoch", "_step_count", "_last_lr")}
         numbers = {"scheduler": json.dumps(numbers), "loss": json.dumps(float(self._tr_loss))}  # not logged yet
+        Path(output_dir).mkdir(parents=True, exist_ok=True)  # the first rank's machine has it, another may not
         save_file(tensors, Path(output_dir) / state_name(), numbers)
 
     def _load_optimizer_and_scheduler(self, checkpoint):
@@ -185,10 +186,14 @@ def train(plan: dict) -> dict:
             write(step, of=proof.steps, **metrics, memory_bytes=memory)
 
     proof = Proof(plan["step_timeout_seconds"])
+    states = [state_name(rank) for rank in range(ranks)]
     resume = plan["resume"] or os.environ["TORCHELASTIC_RESTART_COUNT"] != "0"
+    if resume and settings.nodes > 1:  # without a shared disk they may hold different checkpoints: then none is used
+        newest = qlora.newest_checkpoint(folder / "checkpoints", states)
+        resume = len(set(on_every_rank(int(newest.name.split("-")[1]) if newest else 0))) == 1
     metrics = qlora.train(
         model, tokenizer, rows, validation_rows, fsdp.share(settings), folder, log, [proof], resume, ShardedTrainer,
-        [state_name(rank) for rank in range(ranks)], **plan["arguments"],
+        states, **plan["arguments"],
     )  # fmt: skip
     memory = on_every_rank(peak_memory())
     kind = "cuda" if torch.cuda.is_available() else "cpu"
