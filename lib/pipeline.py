@@ -76,7 +76,8 @@ def run(
     problems = run_name_problems(run_name)
     problems += [f"unknown stage {s!r}; choose from {', '.join(NOTEBOOKS)}" for s in chosen if s not in NOTEBOOKS]
     try:
-        resolved = resolve(preset, overrides, rehearse)
+        alone = chosen[0] if len(chosen) == 1 and chosen[0] in STAGE_FIELDS else None
+        resolved = resolve(preset, overrides, rehearse, alone)
         if rehearse and resolved.settings.push_to_hub:
             problems.append("push_to_hub: a rehearsal is no result, and is not uploaded: leave one of them out")
         if "export" in chosen and resolved.settings.peft_type == "prefix_tuning":
