@@ -162,6 +162,41 @@ class Settings(BaseModel):
     port: int = Field(0, ge=0, le=65535, description="where the server listens on 127.0.0.1; 0: a port that is free")
     parallel: int = Field(16, ge=1, le=256, description="requests that the server answers at once")
 
+    # cloud
+    bucket: Annotated[str, Field(pattern=r"^([a-z0-9]+://)?[a-z0-9][a-z0-9._-]{1,61}[a-z0-9]$")] | None = Field(
+        None, description="your S3 bucket for code, data, checkpoints, models; for SkyPilot also another's, as gs://NAME"
+    )
+    role_arn: Annotated[str, Field(pattern=r"^arn:aws[a-z-]*:iam::\d{12}:role/\S+$")] | None = Field(
+        None, description="SageMaker's execution role, arn:aws:iam::ACCOUNT:role/NAME; it may use the bucket"
+    )
+    image_uri: str | None = Field(None, description="training container with Python 3.11 or 3.12, pip, make, and CUDA")
+    instance_type: Annotated[str, Field(pattern=r"^ml\.\S+$")] | None = Field(None, description="e.g. ml.g5.12xlarge")
+    instance_count: int = Field(1, ge=1, le=128, description="machines of a training in the cloud")
+    cost_per_hour: Annotated[float, Field(ge=0)] | None = Field(
+        None, description="of one machine that trains, by your cloud's price list; only multiplied"
+    )
+    max_hours: float = Field(24.0, gt=0, le=672, description="after which a training in the cloud is ended")
+    use_spot: bool = Field(True, description="spare machines: cheaper, may be taken away; it goes on from a checkpoint")
+    volume_gib: int = Field(100, ge=1, le=16384, description="disk of a machine that trains, GiB")
+    accelerators: str | None = Field(None, description="GPUs of one machine in SkyPilot's words, e.g. A100-80GB:4")
+    endpoint_artefact: Literal["merged", "gguf"] = Field("merged", description="what the endpoint serves")
+    endpoint_image_uri: str | None = Field(None, description="serving container, e.g. AWS's DJL LMI (vLLM)")
+    endpoint_environment: tuple[Annotated[str, Field(pattern=r"^[A-Za-z_]\w*=")], ...] = Field(
+        ("HF_MODEL_ID=/opt/ml/model",), description="the serving container's NAME=VALUE; no secrets"
+    )
+    endpoint_instance_type: Annotated[str, Field(pattern=r"^ml\.\S+$")] | None = Field(
+        None, description="e.g. ml.g5.xlarge"
+    )
+    endpoint_cost_per_hour: Annotated[float, Field(ge=0)] | None = Field(
+        None, description="of one machine that serves, by AWS's price list; only multiplied"
+    )
+    endpoint_max_instances: int = Field(3, ge=1, le=100, description="machines that it grows to; it begins with one")
+    endpoint_invocations: Annotated[float, Field(gt=0)] = Field(
+        60.0, description="requests a minute that one machine is to have: above, another is added"
+    )
+    endpoint_latency_seconds: float = Field(10.0, gt=0, description="p95 of the model's time above which is an alarm")
+    submit: bool = Field(False, description="create the endpoint that notebook 41 shows; it costs until it is deleted")
+
     # comparison
     others: tuple[str, ...] = Field((), description="further runs in the same outputs folder to compare with")
 
@@ -179,6 +214,12 @@ class Settings(BaseModel):
         return value
 
 
+CLOUD = (  # what `lib.cloud` reads, from notebook 41 or the command line
+    "bucket", "role_arn", "image_uri", "instance_type", "instance_count", "cost_per_hour", "max_hours", "use_spot",
+    "volume_gib", "accelerators", "endpoint_artefact", "endpoint_image_uri", "endpoint_environment",
+    "endpoint_instance_type", "endpoint_cost_per_hour", "endpoint_max_instances", "endpoint_invocations",
+    "endpoint_latency_seconds", "submit",
+)  # fmt: skip
 _SHARED = ("base_model", "chat_template", "max_length")
 STAGE_FIELDS: dict[str, tuple[str, ...]] = {
     "prepare": (
@@ -213,7 +254,7 @@ STAGE_FIELDS: dict[str, tuple[str, ...]] = {
     ),
     "deploy": (
         *_SHARED, "load_in_4bit", "load_in_8bit", "eval_rows", "max_new_tokens", "eval_batch_size", "llama_cpp_path",
-        "engine", "port", "parallel",
+        "engine", "port", "parallel", *CLOUD,
     ),
 }
 RUN_FIELDS = ("push_to_hub", "hub_private_repo")  # what `sharpen run` does after the stages, and no notebook reads
