@@ -308,8 +308,99 @@ def deploy(
     pipeline.run(manifest["preset"], run, overrides, manifest["rehearse"], folder.parent, force=True, stages=["deploy"])
 
 
+cloud = typer.Typer(no_args_is_help=True, help="Train and serve in the cloud; nothing is created without --submit.")
+app.add_typer(cloud, name="cloud")
+Preset = Annotated[str, typer.Argument(help="A preset's name: see `sharpen presets`.")]
+RunName = Annotated[str | None, typer.Option("--run", help="The run's name; by default the preset's.")]
+Run = Annotated[str, typer.Argument(help="The run's name.")]
+Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="bucket=...; may be repeated.")]
+DataDir = Annotated[Path | None, typer.Option(help="File or folder of local data: gsm8k/train.jsonl, ...")]
+Rehearse = Annotated[bool, typer.Option("--rehearse", help="The whole path, on the embedded base.")]
+Submit = Annotated[bool, typer.Option("--submit", help="Create it; without, it is only shown.")]
+
+
+@cloud.command("train")
+def cloud_train(preset: Preset, run: RunName = None, settings: Set = None, data_dir: DataDir = None,
+                rehearse: Rehearse = False, outputs: Outputs = None, submit: Submit = False) -> None:  # fmt: skip
+    """Prepare the data here, and train by a SageMaker job."""
+    from lib import cloud as clouds
+
+    job = clouds.job(*_prepared(preset, run, _overrides(settings or [], data_dir), rehearse, outputs))
+    typer.echo(clouds.submit(job) if submit else f"{job.text()}\n\nnothing was created: --submit does")
+
+
+@cloud.command("sky")
+def cloud_sky(preset: Preset, run: RunName = None, settings: Set = None, data_dir: DataDir = None,
+              rehearse: Rehearse = False, outputs: Outputs = None) -> None:  # fmt: skip
+    """Prepare the data here, and write SkyPilot's task file for any other cloud or Kubernetes."""
+    from lib import cloud as clouds
+
+    asked = _prepared(preset, run, _overrides(settings or [], data_dir), rehearse, outputs)
+    typer.echo(f"sky jobs launch {clouds.sky(*asked)}")
+
+
+@cloud.command("fetch")
+def cloud_fetch(
+    run: Run,
+    wait: Annotated[bool, typer.Option("--wait", help="Until the job has ended.")] = False,
+    outputs: Outputs = None,
+) -> None:
+    """Bring what a SageMaker job trained back into the run."""
+    from lib import cloud as clouds
+
+    typer.echo(clouds.fetch(_run_folder(run, outputs), wait))
+
+
+@cloud.command("endpoint")
+def cloud_endpoint(run: Run, settings: Set = None, outputs: Outputs = None, submit: Submit = False) -> None:
+    """Serve a run's exported model by a SageMaker endpoint that grows and shrinks with its requests."""
+    from lib import endpoint, runs
+    from lib.presets import resolve
+
+    folder = _run_folder(run, outputs)
+    preset = runs.read(folder, "export")["preset"]
+    asked = endpoint.plan(folder, resolve(preset, _overrides(settings or [], None), stage="deploy").settings)
+    if not submit:
+        typer.echo(f"{asked.text()}\n\nnothing was created: --submit does")
+    elif endpoint.create(asked, typer.echo):
+        typer.echo(f"endpoint {asked.name} is in service; it costs until: sharpen cloud delete {run}")
+    else:
+        typer.echo(f"endpoint {asked.name} is whole already; nothing was changed")
+
+
+@cloud.command("invoke")
+def cloud_invoke(run: Run, question: str, outputs: Outputs = None) -> None:
+    """Ask a run's endpoint."""
+    from lib import endpoint
+    from lib.untrusted import visible
+
+    typer.echo(visible(endpoint.invoke(_run_folder(run, outputs), question)))
+
+
+@cloud.command("delete")
+def cloud_delete(run: Run, outputs: Outputs = None) -> None:
+    """Remove all that Sharpen made for a run in the cloud: endpoint, alarms, job, files in the bucket."""
+    from lib import cloud as clouds
+    from lib import endpoint
+
+    folder = _run_folder(run, outputs)
+    done = endpoint.delete(folder) + clouds.delete(folder)
+    typer.echo("\n".join(done) or f"run {run} has nothing in the cloud")
+
+
+def _prepared(preset: str, run: str | None, overrides: dict[str, str], rehearse: bool, outputs: Path | None) -> tuple:
+    """What asks for a training elsewhere, once the run's data lie here."""
+    from lib import pipeline
+    from lib.presets import resolve
+
+    resolve(preset, overrides, rehearse)  # before a kernel starts
+    folder = pipeline.run(preset, run, overrides, rehearse, _absolute(outputs), stages=["prepare"]).run_folder
+    return preset, folder, overrides, rehearse
+
+
 def main() -> None:
     """The entry point: a user's mistake is one message on stderr and exit code 2, never a traceback."""
+    from lib.cloud import CloudError
     from lib.grading import GradingError
     from lib.llamacpp import LlamaCppError
     from lib.pipeline import StageFailed
@@ -319,7 +410,7 @@ def main() -> None:
 
     try:
         app()
-    except (GradingError, LlamaCppError, SettingsError, RunError) as error:
+    except (CloudError, GradingError, LlamaCppError, SettingsError, RunError) as error:
         typer.echo(visible(str(error)), err=True)
         sys.exit(2)
     except StageFailed:  # the pipeline has said it
