@@ -297,14 +297,14 @@ def check_mask(trainer, train_rows: Dataset) -> None:
     """The batches that the trainer will really see supervise what the rows say, no token more: the first rows as the
     collator gives them or, where rows are packed, all of them."""
     if getattr(trainer.args, "packing", False):
-        found = [label for labels in trainer.train_dataset["labels"] for label in labels]
+        found, first = [label for labels in trainer.train_dataset["labels"] for label in labels], 0
         rows = range(len(train_rows))
-    else:
-        rows = range(min(4, len(train_rows)))
+    else:  # a row's first token is no target: rows that are joined, as on a GPU, leave it out, and padded ones do not
+        rows, first = range(min(4, len(train_rows))), 1
         batch = trainer.data_collator([trainer.train_dataset[i] for i in rows])
-        found = guards.seen(batch)[1].flatten().tolist()
+        found = guards.seen(batch)[1][:, first:].flatten().tolist()
     seen = sum(label != chat.IGNORED for label in found)
-    meant = sum(sum(label != chat.IGNORED for label in train_rows[i]["labels"]) for i in rows)
+    meant = sum(sum(label != chat.IGNORED for label in train_rows[i]["labels"][first:]) for i in rows)
     if seen != meant or not seen:
         raise TrainingError(f"the trainer supervises {seen} tokens of the first rows, but their answers have {meant}")
 

@@ -167,6 +167,17 @@ def test_the_whole_text_is_learnt_where_the_settings_say_so(qlora, tokenizer):
         assert kept[0]["labels"][-1] == kept[0]["input_ids"][-1] == tokenizer.eos_token_id
 
 
+@pytest.mark.parametrize("joined", [True, False])
+def test_whole_text_passes_the_check_in_joined_rows_as_on_a_gpu_and_in_padded_ones(qlora, tokenizer, joined):
+    from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
+
+    kept, _ = qlora.encode(rows("#### 5", "#### 6", "no more than #### 7"), tokenizer, 100, completion_only_loss=False)
+    collator = DataCollatorForLanguageModeling(tokenizer.pad_token_id, padding_free=joined)
+    assert len(collator([kept[i] for i in range(3)])["labels"]) == (1 if joined else 3)
+    trainer = SimpleNamespace(train_dataset=kept, args=SimpleNamespace(packing=False), data_collator=collator)
+    qlora.check_mask(trainer, kept)
+
+
 # --- training, each choice --------------------------------------------------------------------------------------------
 FEW = {
     "max_steps": 3, "per_device_train_batch_size": 2, "logging_steps": 1, "eval_steps": None, "save_steps": 2,
