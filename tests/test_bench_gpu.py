@@ -1,8 +1,10 @@
 """The GPU benchmark's arithmetic, its budget, and one of its cases at a tiny shape; its figures need a GPU."""
 
 import json
+import re
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,6 +17,7 @@ FOLDER = Path(__file__).parent / "benchmarks/gpu"
 sys.path.insert(0, str(FOLDER))  # as Python has it where the script runs
 import bench_gpu  # noqa: E402
 import shapes  # noqa: E402
+import wheels  # noqa: E402
 
 PUBLISHED = {"Llama-3.2-1B": 1_235_814_400, "Llama-3.2-3B": 3_212_749_824, "Llama-3.1-8B": 8_030_261_248,
              "Qwen2.5-14B": 14_770_033_664}  # fmt: skip
@@ -155,3 +158,24 @@ def test_a_case_that_fails_leaves_its_last_words(tmp_path):
     case = {"name": "train nothing", "part": "train", "arguments": {"method": "plain", "compile": True, "moon": 1}}
     result = bench_gpu.in_a_process(case, 120, tmp_path, True)
     assert "moon" in result["error"] and "exit code 1" in result["error"]
+
+
+# --- wheels -----------------------------------------------------------------------------------------------------------
+def test_every_package_of_the_environment_is_known_by_its_normal_name():
+    text = wheels.ENVIRONMENT.read_text()
+    assert len(wheels.pinned(text)) == text.count("==")
+    assert wheels.pinned("Huggingface_Hub==1.2\nnumpy==2\nlocal @ file:///tmp/x") == {
+        "huggingface-hub": "Huggingface_Hub==1.2", "numpy": "numpy==2"}  # fmt: skip
+
+
+def test_a_stripped_wheel_loses_the_files_and_their_lines_alone(tmp_path):
+    wheel, names = tmp_path / "some-1-py3-none-any.whl", ["some/a.py", "some/libcuda118.so", "some/libcuda130.so"]
+    with zipfile.ZipFile(wheel, "w") as file:
+        for name in names:
+            file.writestr(name, name * 100)
+        file.writestr("some-1.dist-info/RECORD", "".join(f"{name},sha256=x,1\n" for name in names))
+    wheels.strip(wheel, re.compile(r"some/libcuda(?!130)"))
+    with zipfile.ZipFile(wheel) as file:
+        assert file.namelist() == ["some/a.py", "some/libcuda130.so", "some-1.dist-info/RECORD"]
+        assert file.read("some-1.dist-info/RECORD").decode().split() == [f"{names[i]},sha256=x,1" for i in (0, 2)]
+        assert file.read(names[2]).decode() == names[2] * 100

@@ -16,7 +16,8 @@ train     LoRA of rank 16 on all linear layers of Llama-3.2-1B, 3B, Llama-3.1-8B
           Tokens/s without padding: the median of 3 groups of 4 steps after 4 steps of warm-up; the most memory that
           torch held while it trained.
 scratch   notebook 20's GPT, plain to fast, at `small` (37 M parameters) and `medium` (124 M): the median step.
-learn     the largest GPT that the minutes allow, on generated text; QLoRA on the demo's 900 rows; the chain to Q4_K_M.
+learn     the largest GPT that the minutes allow, on generated text (whose tokenizer has 2,048 tokens: of the 32,000
+          rows of its embeddings the others stay as they began); QLoRA on the demo's 900 rows; the chain to Q4_K_M.
 generate  lib.evaluate's batched answers: 128 tokens after questions of 128, medians of 3 after a warm-up.
 
 Utilisation is tokens/s times the operations that the model itself needs for a token (`shapes.operations` says which:
