@@ -129,17 +129,11 @@ def test_notebook_41_serves_the_file_that_notebook_40_ships_and_it_answers_as_th
 @pytest.mark.skipif("SHARPEN_DATA" not in os.environ, reason="SHARPEN_DATA does not name a folder with gsm8k/")
 def test_the_gsm8k_preset_rehearses_on_its_real_rows(tmp_path):
     data = {"data_dir": os.environ["SHARPEN_DATA"]}
-    stages = ["prepare", "train"]  # the others, for rows of this form: test_presets_rehearsed.py
-    summary = pipeline.run("llama32_3b_gsm8k", overrides=data, rehearse=True, outputs=tmp_path, stages=stages)
+    # what comes after is rehearsed with rows of this form in test_presets_rehearsed.py
+    summary = pipeline.run("llama32_3b_gsm8k", overrides=data, rehearse=True, outputs=tmp_path, stages=["prepare"])
     manifest = runs.read(summary.run_folder, "prepare")
     assert manifest["metrics"]["rows"]["train"] + manifest["metrics"]["dropped"] == 7473
-    settings = runs.read(summary.run_folder, "train")["settings"]
-    assert (settings["r"], settings["lora_alpha"], settings["lora_dropout"]) == (32, 64, 0.1)
-    assert settings["target_modules"] == ["q_proj", "k_proj", "v_proj", "o_proj"]
-    assert (
-        all("rehearsal" in name for name in manifest["metrics"]["headline"])
-        or "REHEARSAL" in summary.report.read_text()
-    )
+    assert manifest["settings"]["max_length"] == 512 and "REHEARSAL" in summary.report.read_text()
 
 
 def test_plain_papermill_is_refused_a_misspelt_parameter(tmp_path):
