@@ -12,7 +12,7 @@ if "PYTEST_XDIST_WORKER_COUNT" in os.environ:  # several test processes: each ha
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, threads)))
 
 ROOT = Path(__file__).resolve().parents[1]
-LONGEST = ["test_notebooks", "test_fsdp", "test_presets_rehearsed", "test_gguf", "test_sweep", "test_guards",
+LONGEST = ["test_notebooks", "test_fsdp", "test_presets_rehearsed", "test_kills", "test_gguf", "test_sweep",
            "test_qlora"]  # fmt: skip
 
 
