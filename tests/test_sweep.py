@@ -8,6 +8,7 @@ import pytest
 
 from lib import cli, pipeline, reproduce, runs, sweep
 from lib.presets import ROOT, SettingsError
+from lib.tasks import DEMO_KINDS
 
 
 @pytest.fixture
@@ -237,8 +238,8 @@ def swept(tmp_path_factory):
     """(outputs, what `sharpen sweep` returns) of one cell, rehearsed with as little work as there can be; what is said
     of several is claimed above."""
     outputs = tmp_path_factory.mktemp("outputs")
-    small = {"train_rows": 12, "validation_rows": 6, "test_rows": 6, "eval_rows": 2, "max_new_tokens": 8,
-             "calculator": "on", "per_device_train_batch_size": 2, "warmup_steps": 0}  # fmt: skip
+    small = {"train_rows": 12, "validation_rows": 6, "test_rows": 6, "eval_rows": 6, "max_new_tokens": 8,
+             "per_device_train_batch_size": 2, "warmup_steps": 0}  # fmt: skip
     arguments = ("demo", {"max_steps": ["1"]}, 1, "s", small, True, outputs)
     return outputs, arguments, sweep.run(*arguments)
 
@@ -258,6 +259,15 @@ def test_a_rehearsed_sweep_measures_its_cell_and_is_skipped_the_second_time(swep
     talk = []
     assert sweep.run(*arguments, echo=talk.append) == found
     assert sum("skipped: settings, inputs and code are unchanged" in line for line in talk) == 4
+
+
+@pytest.mark.notebooks
+def test_each_kind_is_asked_with_and_without_the_calculator(swept):
+    outputs, _, found = swept
+    table = json.loads((outputs / found["cells"][0]["runs"][0]["run"] / "eval/summary.json").read_text())["table"]
+    asked = {(row["model"], row["calculator"], row["kind"]): row["n"] for row in table if row["split"] == "test"}
+    assert asked == {(model, calculator, kind): n for model in ("base", "tuned") for calculator in (True, False)
+                     for kind, n in {"all": 6, **dict.fromkeys(DEMO_KINDS, 1)}.items()}  # fmt: skip
 
 
 @pytest.mark.notebooks
