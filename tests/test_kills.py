@@ -120,8 +120,8 @@ def go_on_after_kills(whole: Path, cut: Path, moments: list[tuple[float, str]], 
 
 
 def test_killed_at_random_moments_a_run_ends_as_one_that_was_left_alone(whole, tmp_path):
-    random = np.random.default_rng([SEED, 8])
-    moments = np.sort(random.uniform(0, sum(seconds(whole, stage) for stage in STAGES), KILLS))
+    random, elapsed = np.random.default_rng([SEED, 8]), sum(seconds(whole, stage) for stage in STAGES)
+    moments = (np.arange(KILLS) + random.uniform(size=KILLS)) * elapsed / KILLS  # spread over all of it
     victims = random.choice(["everything", "everything", "kernel", "pipeline"], KILLS)
     go_on_after_kills(whole, tmp_path, list(zip(moments.tolist(), victims.tolist(), strict=True)))
 
