@@ -130,7 +130,7 @@ def ask(name: str, model: Any, tokenizer: Any, rows: list[dict], settings: Any, 
                                    {"model": name, "split": "test"})  # fmt: skip
         else:
             found = (losses(model.server, tokenizer, rows) if isinstance(model, Served) else
-                     evaluate.losses(model, tokenizer, rows, settings.eval_batch_size))  # fmt: skip
+                     evaluate.losses(model, tokenizer, rows, settings, "export"))  # fmt: skip
             results = [{"id": row["id"], "model": name, "question": row["messages"][-2]["content"], "gold": None,
                         "reference": row["messages"][-1]["content"], "loss": one["loss"], "tokens": one["tokens"]}
                        for row, one in zip(rows, found)]  # fmt: skip

@@ -151,10 +151,11 @@ def _verdict(answer: dict, gold: dict) -> dict:
 
 
 @torch.inference_mode()
-def losses(model, tokenizer, rows: list[dict], settings) -> list[dict]:
+def losses(model, tokenizer, rows: list[dict], settings, stage: str = "evaluate") -> list[dict]:
     """Each row's summed negative log-likelihood in nats, in the rows' order: {"loss", "tokens"} of its answer (end
     token included), and {"loss_with_prompt", "tokens_with_prompt"} of all that follows the row's first token."""
-    device, found, batch_size = next(model.parameters()).device, [None] * len(rows), settings.eval_batch_size
+    device, found = next(model.parameters()).device, [None] * len(rows)
+    batch_size = getattr(settings, progress.LEVERS[stage][0])
     encoded = [chat.encode(row, tokenizer) for row in rows]
     order = sorted(range(len(rows)), key=lambda i: len(encoded[i]["input_ids"]))
     for start in range(0, len(order), batch_size):
@@ -165,7 +166,7 @@ def losses(model, tokenizer, rows: list[dict], settings) -> list[dict]:
         for row, (i, length) in enumerate(zip(batch, lengths)):
             ids[row, :length], labels[row, :length] = (torch.tensor(encoded[i][key]) for key in ("input_ids", "labels"))
             mask[row, :length] = 1
-        with guards.memory_told("evaluate", settings):
+        with guards.memory_told(stage, settings):
             logits = model(input_ids=ids.to(device), attention_mask=mask.to(device)).logits.float()  # (B, T, V)
             every = torch.nn.functional.cross_entropy(
                 logits[:, :-1].transpose(1, 2), ids[:, 1:].to(device), reduction="none"

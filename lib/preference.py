@@ -79,10 +79,13 @@ def rewards(model, tokenizer, rows: list[dict], settings) -> list[dict]:
     times beta (Rafailov 2023, equation 5)."""
     FastLanguageModel.for_inference(model)
     sides = {"chosen": rows, "rejected": list(map(formats.with_rejected, rows))}
-    size = settings.per_device_train_batch_size
-    tuned = {side: evaluate.losses(model, tokenizer, found, size) for side, found in sides.items()}
+
+    def losses():
+        return {side: evaluate.losses(model, tokenizer, found, settings, "train") for side, found in sides.items()}
+
+    tuned = losses()
     with use_adapter(model, "ref" if "ref" in model.peft_config else None):
-        before = {side: evaluate.losses(model, tokenizer, found, size) for side, found in sides.items()}
+        before = losses()
     return [
         {side: settings.beta * (before[side][i]["loss"] - tuned[side][i]["loss"]) for side in sides}
         for i in range(len(rows))

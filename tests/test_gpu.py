@@ -130,9 +130,10 @@ def test_the_base_sets_up_sums_as_its_card_says(qlora):
 def test_losses_are_those_of_the_projects_own_gpt(qlora, problems, expected):
     from lib import evaluate
 
-    model, tokenizer = qlora.load(presets.resolve("demo", {"load_in_4bit": False}).settings)
+    settings = presets.resolve("demo", {"load_in_4bit": False}).settings
+    model, tokenizer = qlora.load(settings)
     qlora.FastLanguageModel.for_inference(model)
-    found = evaluate.losses(model, tokenizer, problems, 4)
+    found = evaluate.losses(model, tokenizer, problems, settings)
     assert sum(row["loss"] for row in found) / sum(row["tokens"] for row in found) == pytest.approx(expected, rel=0.02)
 
 
