@@ -391,8 +391,10 @@ def cloud_delete(run: Run, outputs: Outputs = None) -> None:
 def _prepared(preset: str, run: str | None, overrides: dict[str, str], rehearse: bool, outputs: Path | None) -> tuple:
     """What asks for a training elsewhere, once the run's data lie here."""
     from lib import pipeline
-    from lib.presets import resolve
+    from lib.presets import SettingsError, resolve
 
+    if "push_to_hub" in overrides:
+        raise SettingsError(["push_to_hub: there is no adapter yet: fetch it first, then `sharpen push` uploads it"])
     resolve(preset, overrides, rehearse)  # before a kernel starts
     folder = pipeline.run(preset, run, overrides, rehearse, _absolute(outputs), stages=["prepare"]).run_folder
     return preset, folder, overrides, rehearse

@@ -381,6 +381,7 @@ def test_the_commands_show_create_ask_and_delete(aws, sharpen, exported):
         (("endpoint", "tuned", "--set", "role_arn=me"), "role_arn = 'me': must be"),
         (("delete", "nobody"), "there is no run 'nobody'"),
         (("train", "demo", "--set", "instance_type=g5"), "instance_type = 'g5': must be"),
+        (("train", "demo", "--set", "push_to_hub=me/it"), "fetch it first, then `sharpen push` uploads it"),
     ],
 )
 def test_a_users_mistake_is_one_message_and_exit_code_2(environment, sharpen, exported, words, told):
