@@ -205,9 +205,10 @@ def graded(rows: Sequence[dict], answers: Sequence[dict]) -> list[dict]:
         raise DeployError(f"{len(failed)} of {len(answers)} requests failed, e.g. {failed[0]}")
     found = []
     for row, answer in zip(rows, answers, strict=True):
-        verdict = scoring.grade(answer["completion"], row["gold"], answer["finished"])
+        gold = row["gold"]  # a row without one has no verdict
+        correct = scoring.grade(answer["completion"], gold, answer["finished"]).correct if gold else None
         found.append({"id": row["id"], "kind": row["kind"], "question": row["messages"][-2]["content"],
-                      "gold": row["gold"], **answer, "correct": verdict.correct})  # fmt: skip
+                      "gold": gold, **answer, "correct": correct})  # fmt: skip
     return found
 
 
@@ -217,7 +218,8 @@ def earlier(run_folder: Path, choice: Choice) -> list[dict]:
     stage = "export" if choice.engine == "llama-server" else "evaluate"
     if not is_complete(run_folder, stage):
         return []
-    found = map(json.loads, open(runs.output(run_folder, stage, "generations.jsonl"), encoding="utf-8"))
+    lines = open(runs.output(run_folder, stage, "generations.jsonl"), encoding="utf-8")
+    found = [row for row in map(json.loads, lines) if "completion" in row]  # without golds notebook 40 asks nothing
     if stage == "export":
         return [row for row in found if row["model"] == choice.path.stem.rpartition("-")[2]]
     return [row for row in found if (row["model"], row["split"], row["calculator"]) == ("tuned", "test", False)]
@@ -228,9 +230,9 @@ def agreement(answers: Sequence[dict], others: Sequence[dict]) -> dict[str, int]
     other = {row["id"]: row for row in others}
     pairs = [(row, other[row["id"]]) for row in answers if row["id"] in other]
     return {
-        "n": len(pairs), "right": sum(bool(a["correct"]) for a, _ in pairs),
-        "right in the other": sum(bool(b["correct"]) for _, b in pairs),
-        "same verdicts": sum(bool(a["correct"]) == bool(b["correct"]) for a, b in pairs),
+        "n": len(pairs), "right": sum(bool(a.get("correct")) for a, _ in pairs),
+        "right in the other": sum(bool(b.get("correct")) for _, b in pairs),
+        "same verdicts": sum(bool(a.get("correct")) == bool(b.get("correct")) for a, b in pairs),
         "same texts": sum(a["completion"] == b["completion"] for a, b in pairs),
     }  # fmt: skip
 

@@ -309,6 +309,13 @@ def test_answers_are_graded_as_in_evaluation():
     assert [row["question"] for row in found] == ["q0", "q1", "q2"]
 
 
+def test_a_row_without_a_gold_has_an_answer_and_no_verdict():
+    row = {"id": "a", "kind": "k", "messages": [{"content": "q"}, {"content": "a"}], "gold": None}
+    (found,) = deploy.graded([row], [{"completion": "#### 7", "finished": True}])
+    assert found["correct"] is None
+    assert deploy.agreement([found], [{"id": "a", "completion": "#### 7"}])["same texts"] == 1
+
+
 def test_a_row_of_the_load_test_counts_all_requests_and_leaves_errors_out_of_the_times():
     seconds = np.arange(1, 101) / 10  # 0.1 to 10 s
     answers = [{"first_token_seconds": s / 10, "seconds": s, "tokens": 20} for s in seconds] + [{"error": "no"}] * 2
