@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -142,7 +143,8 @@ def test_a_served_file_answers_as_the_model_that_it_was_made_from(llama, tokeniz
             assert sum(a == b for a, b in zip(served, own)) >= 36
         rows = [{"id": "0", "messages": [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": text}]}
                 for text in ("It costs $ 1,250.50.", "Naïve 日本 🙂 costs € 5.")]  # fmt: skip
-        read, own = chain.losses(server, tokenizer, rows), evaluate.losses(model, tokenizer, rows, 2)
+        settings = SimpleNamespace(eval_batch_size=2)
+        read, own = chain.losses(server, tokenizer, rows), evaluate.losses(model, tokenizer, rows, settings)
     assert [one["tokens"] for one in read] == [one["tokens"] for one in own]
     assert [one["loss"] for one in read] == pytest.approx([one["loss"] for one in own], rel=0.01)
 
