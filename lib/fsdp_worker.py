@@ -40,18 +40,13 @@ from transformers import TrainerCallback
 from trl import SFTTrainer
 
 from lib import chat, fsdp, presets, runs
-from lib.order import Order
 from lib.sources import read_rows
 
 TOLERANCE = 0.1  # of 1/N, for the parameter bytes that a rank holds
 
 
 class ShardedTrainer(SFTTrainer):
-    """TRL's trainer with `Order`, and checkpoints to which each rank adds its own shard, as safetensors."""
-
-    def _get_train_sampler(self, train_dataset=None):
-        arguments = self.args
-        return Order(self, arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size)
+    """TRL's trainer, with checkpoints to which each rank adds its own shard, as safetensors."""
 
     def save_model(self, output_dir=None, _internal_call=False):
         self.model.save_pretrained(output_dir)  # the adapter only

@@ -6,8 +6,9 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 
 
 class Order(torch.utils.data.Sampler):
-    """Rows of like length together, in an order that hangs on seed and epoch alone: the same on every rank, for any
-    number of ranks, and after a resumption. An epoch's last step is filled up with rows of its first."""
+    """Rows of like length together (little padding), in an order that hangs on seed and epoch alone: the same on every
+    rank, for any number of ranks, and after a resumption, for which transformers' own would draw a later epoch's order
+    anew. An epoch's last step is filled up with rows of its first."""
 
     def __init__(self, trainer, rows: int):
         self.trainer, self.rows = trainer, rows

@@ -15,7 +15,6 @@ from trl.trainer.utils import use_adapter
 
 from lib import chat, evaluate, formats, stats
 from lib.guards import TrainingError
-from lib.order import Order
 
 
 def encode(rows: list[dict], tokenizer, max_length: int) -> tuple[Dataset, list[str]]:
@@ -66,9 +65,6 @@ class PairTrainer(DPOTrainer):
             weight.data = weight.data.float()  # TRL rounds a quantised base's adapter to bf16: DPO's steps are smaller
         # transformers restores no adapter but those in subfolders where a checkpoint has one, as it would for "ref"
         model.save_pretrained = partial(model.save_pretrained, selected_adapters=["default"])
-
-    def _get_train_sampler(self, train_dataset=None):
-        return Order(self, self.args.train_batch_size * self.args.gradient_accumulation_steps)
 
     def _prepare_dataset(self, dataset, *_):
         return dataset  # TRL would tokenise anew, with a template's line after the end token, and cut long answers

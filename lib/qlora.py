@@ -30,6 +30,7 @@ from unsloth_zoo.pad_token import fix_pad_token
 
 from lib import chat, evaluate, guards, memory, preference, presets, runs, tracking, untrusted
 from lib.guards import TrainingError
+from lib.order import Order
 
 STATE = ("optimizer.pt", "scheduler.pt")  # a checkpoint's files beside the weights and trainer_state.json
 SHAPE = (  # what an adapter that goes on must have been made with
@@ -224,7 +225,7 @@ def train(model, tokenizer, train_rows: Dataset, validation_rows: Dataset | None
         weight_decay=settings.weight_decay, max_grad_norm=settings.max_grad_norm, seed=settings.seed,
         gradient_checkpointing=settings.gradient_checkpointing,  # TRL's own default is True
         save_steps=settings.save_steps, save_total_limit=2, logging_steps=settings.logging_steps,
-        logging_nan_inf_filter=False, train_sampling_strategy="group_by_length",  # little padding in a batch
+        logging_nan_inf_filter=False,
         eval_strategy="steps" if settings.eval_steps and validation_rows else "no", eval_steps=settings.eval_steps,
         load_best_model_at_end=bool(patience), metric_for_best_model="eval_loss" if patience else None,
         neftune_noise_alpha=settings.neftune_noise_alpha, **tracking.start(settings.report_to, folder),
@@ -239,6 +240,8 @@ def train(model, tokenizer, train_rows: Dataset, validation_rows: Dataset | None
         eval_dataset=validation_rows.remove_columns("id") if validation_rows else None,
         args=arguments, callbacks=[*callbacks, guard],
     )  # fmt: skip
+    rows = arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
+    trainer._get_train_sampler = lambda *_: Order(trainer, rows)
     guard.watch(trainer)
     keep_types(trainer)
     check_mask(trainer, train_rows)

@@ -196,7 +196,7 @@ def problems():
 def learn(qlora, problems, tmp_path):
     """Train the embedded base for a few steps: (metrics, logged lines, model, tokenizer, settings)."""
 
-    def call(folder=tmp_path, callbacks=(), given=None, held_out=None, **changes):
+    def call(folder=tmp_path, callbacks=(), given=None, held_out=None, resume=False, **changes):
         settings, lines = presets.resolve("demo", FEW | changes).settings, []
         model, tokenizer = qlora.load(settings)
         model = qlora.attach(model, settings)
@@ -206,7 +206,8 @@ def learn(qlora, problems, tmp_path):
         )
         made = [make(tokenizer, settings, lines) for make in callbacks]
         metrics = qlora.train(
-            model, tokenizer, kept, held, settings, folder, lambda step, **m: lines.append({"step": step} | m), made
+            model, tokenizer, kept, held, settings, folder, lambda step, **m: lines.append({"step": step} | m), made,
+            resume,
         )
         return metrics, lines, model, tokenizer, settings
 
@@ -219,6 +220,23 @@ def loss_of(model, tokenizer, rows):
 
     found = evaluate.losses(model, tokenizer, rows, SimpleNamespace(eval_batch_size=4))
     return [row["loss"] / row["tokens"] for row in found]
+
+
+def test_what_is_gone_on_with_in_a_later_epoch_is_the_uninterrupted_training(qlora, learn, tmp_path):
+    class Stop(qlora.TrainerCallback):
+        def on_save(self, args, state, control, **kwargs):
+            raise KeyboardInterrupt
+
+    changes = {"max_steps": 8, "save_steps": 5}  # four steps an epoch: it stops in the second
+    _, whole, *_ = learn(tmp_path / "whole", **changes)
+    with pytest.raises(KeyboardInterrupt):
+        learn(tmp_path / "parts", callbacks=[lambda *_: Stop()], **changes)
+    metrics, rest, *_ = learn(tmp_path / "parts", resume=True, **changes)
+    assert metrics["resumed_from"] == "checkpoint-5"
+    losses = [[(line["step"], line["loss"]) for line in lines if "loss" in line] for lines in (whole, rest)]
+    assert losses[1] == losses[0][5:] and len(losses[1]) == 3
+    one, other = ((tmp_path / name / "adapter_model.safetensors").read_bytes() for name in ("whole", "parts"))
+    assert one == other
 
 
 @pytest.mark.parametrize("choice", [
