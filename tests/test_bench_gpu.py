@@ -50,8 +50,7 @@ def test_operations_of_lora_leave_out_the_gradients_of_frozen_weights():
     from transformers import AutoModelForCausalLM
 
     config = shapes.config_of("rehearsal")
-    config._attn_implementation = "eager"
-    base = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    base = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="eager")
     base.enable_input_require_grads()  # as where layers are computed again: gradients reach the first layer's input
     settings = presets.resolve("demo", {"r": 8}).settings
     model = get_peft_model(base, LoraConfig(r=8, target_modules=list(settings.target_modules)))
