@@ -13,8 +13,8 @@ from lib.presets import Settings, SettingsError, default_run, in_project, resolv
 from lib.untrusted import visible
 
 LOSS, TEST, PERPLEXITY = "validation loss", "accuracy, test,", "perplexity"
-# Where these vary, validation losses are over other tokens.
-TOKENS_BY = {"base_model", "chat_template", "max_length", "completion_only_loss"}
+# Where these vary, validation losses are over other tokens, or are other losses.
+LOSS_BY = {"base_model", "chat_template", "max_length", "completion_only_loss", "trainer", "beta", "loss_type"}
 
 
 def read_grid(pairs: Sequence[str]) -> dict[str, list[str]]:
@@ -150,7 +150,7 @@ def summarise(rows: Sequence[dict]) -> dict[str, Any]:
     }  # fmt: skip
     whole = [cell for cell in cells.values() if all("scores" in run for run in cell["runs"])]
     by = [name for cell in whole for name in cell["scores"] if name.startswith(TEST)] or [PERPLEXITY]
-    if any(LOSS in cell["scores"] for cell in whole) and not TOKENS_BY & rows[0]["settings"].keys():
+    if any(LOSS in cell["scores"] for cell in whole) and not LOSS_BY & rows[0]["settings"].keys():
         by = [LOSS]
     whole = [cell for cell in whole if by[0] in cell["scores"]]
     if not whole:
