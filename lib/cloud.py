@@ -21,7 +21,8 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from lib import presets, runs, untrusted
-from lib.presets import ROOT, Settings, SettingsError, is_local
+from lib.presets import ROOT, SettingsError, is_local
+from lib.settings import Settings
 
 SKY_ROOT = "~/sharpen-ml"  # where a machine of SkyPilot's has what SageMaker has in /opt/ml
 PORT = 29500  # where several machines of a job meet; SageMaker calls the first of them algo-1

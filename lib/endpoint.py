@@ -9,7 +9,8 @@ from typing import Any
 
 from lib import runs, untrusted
 from lib.cloud import Bucket, CloudError, Name, aws, check, clear, client, found, named, needed, split_uri
-from lib.presets import PRESETS, Settings
+from lib.presets import PRESETS
+from lib.settings import Settings
 
 VARIANT = "all"
 SCALE_OUT_COOLDOWN_SECONDS, SCALE_IN_COOLDOWN_SECONDS = 60, 180

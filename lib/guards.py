@@ -60,7 +60,7 @@ class Guard(TrainerCallback, ExportableState):
     """Watches TRL's trainer, says how far it is, and ends it at a step if `stop` was asked.
 
     `log(step, **metrics)` gets each logged line; `rows` are the tokenised training rows with their ids. A finding
-    raises TrainingError, or is printed and kept in `warnings` where `warn` has its name (presets.GUARDS). The batch
+    raises TrainingError, or is printed and kept in `warnings` where `warn` has its name (settings.GUARDS). The batch
     that it was found in is written to failed_batch.json in the stage's folder.
 
     The last of the callbacks: what others do at a step, they have done when it stops. What a checkpoint leaves out goes

@@ -20,7 +20,8 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lib import progress, untrusted
-from lib.presets import NOTEBOOKS, ROOT, STAGE_FIELDS, Request, Resolved, in_project, notebook_of, run_name_problems
+from lib.presets import NOTEBOOKS, ROOT, Request, Resolved, in_project, notebook_of, run_name_problems
+from lib.settings import STAGE_FIELDS
 
 FOLDERS = {
     "prepare": "data", "pretrain": "base", "train": "adapter", "evaluate": "eval", "compare": "figures",
@@ -31,7 +32,7 @@ PACKAGES = (
     "transformers", "trl", "unsloth", "unsloth_zoo",
 )
 NOT_COMPLETE = "not complete yet"
-SETTLED = ("presets", "published")  # modules whose effect is the settings, which a manifest holds
+SETTLED = ("presets", "published", "settings")  # modules whose effect is the settings, which a manifest holds
 _CONTROL = ("manifest.json", "started.json")
 _locks: dict[Path, Any] = {}  # this process's locks: a start cell that is run again must not wait for itself
 

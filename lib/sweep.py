@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from lib import pipeline, runs, stats
-from lib.presets import Settings, SettingsError, default_run, in_project, resolve, run_name_problems
+from lib.presets import SettingsError, default_run, in_project, resolve, run_name_problems
+from lib.settings import Settings
 from lib.untrusted import visible
 
 LOSS, TEST, PERPLEXITY = "validation loss", "accuracy, test,", "perplexity"

@@ -15,7 +15,8 @@ from papermill.cli import _resolve_type
 from papermill.iorw import NoDatesSafeLoader
 
 from lib import cli, compare, presets, progress, report, runs, status, untrusted
-from lib.presets import NOTEBOOKS, PRESETS, ROOT, STAGE_FIELDS, Settings, SettingsError
+from lib.presets import NOTEBOOKS, PRESETS, ROOT, SettingsError
+from lib.settings import STAGE_FIELDS, Settings
 
 SETTINGS, FOLDERS, REPORTS = 200, 500, 50  # a report of a notebook takes the longest, so not every folder has one
 ODD = [

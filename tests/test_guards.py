@@ -23,6 +23,7 @@ from transformers import (
 
 from lib import guards, presets, progress
 from lib.presets import ROOT
+from lib.settings import GUARDS
 
 WITHIN_SECONDS = 120
 
@@ -90,13 +91,13 @@ def test_a_guard_that_only_warns_lets_training_go_on_and_says_so_once(told, caps
 
 
 def test_every_guard_can_warn_and_no_other(told):
-    all_of_them = {"guard_warnings": ",".join(presets.GUARDS)}
-    assert presets.resolve("demo", all_of_them).settings.guard_warnings == presets.GUARDS
+    all_of_them = {"guard_warnings": ",".join(GUARDS)}
+    assert presets.resolve("demo", all_of_them).settings.guard_warnings == GUARDS
     with pytest.raises(presets.SettingsError, match="guard_warnings = 'los': must be .*supervised_tokens"):
         presets.resolve("demo", {"guard_warnings": "los"})
     source = (ROOT / "lib/guards.py").read_text()
     used = re.findall(r'(?:yield|self\.act\()\s*"(\w+)"', source)
-    assert sorted(set(used)) == sorted(presets.GUARDS)
+    assert sorted(set(used)) == sorted(GUARDS)
 
 
 # --- adapters ---------------------------------------------------------------------------------------------------------

@@ -13,10 +13,7 @@ from lib.presets import (
     REHEARSAL,
     REHEARSAL_AT_MOST,
     ROOT,
-    RUN_FIELDS,
-    STAGE_FIELDS,
     Part,
-    Settings,
     SettingsError,
     columns_of,
     from_notebook,
@@ -25,6 +22,7 @@ from lib.presets import (
     parts_of,
     resolve,
 )
+from lib.settings import RUN_FIELDS, STAGE_FIELDS, Settings
 
 PLAIN = {"preset": "demo", "run": "trial", "outputs": None, "rehearse": False}
 

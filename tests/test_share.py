@@ -12,6 +12,7 @@ import yaml
 
 from lib import answers, pipeline, presets, runs, share, sweep
 from lib.presets import ROOT, SettingsError
+from lib.settings import SOURCES
 
 TOKEN, SECRET = "hf_right_0123456789", "planted-key-9f8e7d6c"
 
@@ -186,7 +187,7 @@ def test_the_datas_licences_are_those_that_the_datas_readme_names():
     for name, licence in share.LICENCES.items():
         (line,) = re.findall(rf"^(?:\| `{name}` |\*\*{name}\*\*).*$", readme, re.MULTILINE)
         assert licence in line, name
-    assert set(share.LICENCES) | {"trader_sft", "trader_dpo", "corpus", "own"} == set(presets.SOURCES)
+    assert set(share.LICENCES) | {"trader_sft", "trader_dpo", "corpus", "own"} == set(SOURCES)
 
 
 # --- refusals ---------------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import pytest
 
 from lib import gate, presets, scoring, sources, tasks
+from lib.settings import FROM_HUB, SOURCES
 
 GOOD = [
     {"question": f" Ann has {n} pens and buys one. How many? ",
@@ -324,8 +325,8 @@ def test_generated_tasks_can_be_in_a_mixture(two):
 
 
 def test_every_source_that_the_settings_name_can_be_read():
-    assert {*sources.PARSERS, "own", "quant_tasks"} == set(presets.SOURCES)
-    assert sources.HUB.keys() == set(presets.FROM_HUB)
+    assert {*sources.PARSERS, "own", "quant_tasks"} == set(SOURCES)
+    assert sources.HUB.keys() == set(FROM_HUB)
 
 
 # --- the hub ----------------------------------------------------------------------------------------------------------
