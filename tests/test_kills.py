@@ -26,10 +26,10 @@ SEED = int(os.environ.get("SHARPEN_KILLS_SEED", 0))
 WITHIN_SECONDS = 300
 GONE_SECONDS = 10  # in which a kernel whose pipeline was killed must have ended
 STAGES = ["prepare", "train", "evaluate", "compare"]
-# Small, and through everything: dropout, so that random state counts; a checkpoint in the middle of what a line of
-# metrics.jsonl is the mean of; questions asked while it trains; several batches of answers.
+# Small, and through everything: a second epoch, and dropout, so that random state counts; a checkpoint in the middle of
+# what a line of metrics.jsonl is the mean of; questions asked while it trains; several batches of answers.
 SMALL = {
-    "train_rows": 60, "validation_rows": 6, "test_rows": 12, "max_length": 400, "r": 2, "lora_dropout": 0.1,
+    "train_rows": 24, "validation_rows": 6, "test_rows": 12, "max_length": 400, "r": 2, "lora_dropout": 0.1,
     "max_steps": 20, "per_device_train_batch_size": 2, "save_steps": 7, "logging_steps": 2, "eval_steps": 4,
     "accuracy_steps": 1, "optim": "adamw_torch", "eval_rows": 12, "max_new_tokens": 32, "eval_batch_size": 8,
 }  # fmt: skip
