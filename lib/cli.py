@@ -236,7 +236,8 @@ def serve(
 
     folder, path = _run_folder(run, outputs), llama_cpp_path and str(_absolute(llama_cpp_path))
     settings = deploy.settings_of(folder, engine=engine, port=port, parallel=parallel, llama_cpp_path=path)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # both ways to stop it end the server too
+    for way in (signal.SIGINT, signal.SIGTERM):  # each ends the server too, also where a shell has it ignored
+        signal.signal(way, signal.default_int_handler)
     with suppress(KeyboardInterrupt):
         choice = deploy.choose(folder, settings)
         typer.echo(f"{choice.path.name} by {choice.engine} ({choice.why})")

@@ -176,10 +176,11 @@ def test_a_killed_and_a_stopped_rank_are_made_good_bit_for_bit(trained, data, tm
 
 
 LAUNCH = """
-import sys
+import signal, sys
 from pathlib import Path
 from lib import fsdp, presets, runs
 from tests.test_fsdp import start
+signal.signal(signal.SIGINT, signal.default_int_handler)  # also where the tests run in the background
 stage = start(Path(sys.argv[1]), "killed", 2)
 fsdp.launch(stage, Path(sys.argv[2]), lambda line: None, bf16=False)
 """

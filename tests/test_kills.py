@@ -21,7 +21,7 @@ from lib import reproduce, runs
 from lib.presets import NOTEBOOKS, ROOT
 
 pytestmark = [pytest.mark.slow, pytest.mark.notebooks]
-KILLS = int(os.environ.get("SHARPEN_KILLS", 2))
+KILLS = int(os.environ.get("SHARPEN_KILLS", 1))
 SEED = int(os.environ.get("SHARPEN_KILLS_SEED", 0))
 WITHIN_SECONDS = 300
 GONE_SECONDS = 10  # in which a kernel whose pipeline was killed must have ended
