@@ -103,25 +103,26 @@ def serving(choice: Choice, run_folder: Path, settings: Any) -> Iterator[Program
 
 def _loadable(model: Path, folder: Path, settings: Any) -> Path:
     """`folder`, through which an engine finds all that it loads: the model's files or, with an adapter, its own, the
-    base's configuration and the tokenizer; transformers and vLLM then load the base that the adapter names.
+    base's and the tokenizer: `transformers serve` takes a folder with a configuration for a whole model.
 
     SettingsError where one of these folders holds what must not be loaded."""
     presets.locate(str(model))
     if not (model / "adapter_config.json").exists():
         folder.symlink_to(model.resolve())
         return folder
-    from transformers import AutoConfig, GenerationConfig
+    from huggingface_hub import snapshot_download
 
     from lib import chat
 
     base = presets.locate(settings.base_model)
+    if not presets.is_local(base):
+        base = snapshot_download(base, allow_patterns=["*.safetensors", "*.json"])
     presets.locate(str(untrusted.read_json(model / "adapter_config.json").get("base_model_name_or_path")))
     folder.mkdir()
-    for name in ("adapter_config.json", "adapter_model.safetensors"):
-        (folder / name).symlink_to(model.resolve() / name)
+    patterns = ("model*.safetensors*", "config.json", "generation_config.json")
+    for file in [*model.glob("adapter_*"), *(file for pattern in patterns for file in Path(base).glob(pattern))]:
+        (folder / file.name).symlink_to(file.resolve())
     chat.load_tokenizer(settings).save_pretrained(folder)
-    for kind in (AutoConfig, GenerationConfig):
-        kind.from_pretrained(base, trust_remote_code=False).save_pretrained(folder)
     return folder
 
 

@@ -230,6 +230,7 @@ def test_an_adapter_is_served_from_a_folder_that_holds_all_that_an_engine_reads(
     (tmp_path / "adapter" / "adapter_model.safetensors").write_text("numbers")
     folder = deploy._loadable(tmp_path / "adapter", tmp_path / "demo", presets.resolve("demo").settings)
     names = {"adapter_config.json", "adapter_model.safetensors", "config.json", "generation_config.json"}
+    names |= {"model.safetensors"}
     assert names | {"tokenizer.json", "tokenizer_config.json"} <= {file.name for file in folder.iterdir()}
     assert type(tokenizer).from_pretrained(folder).chat_template == tokenizer.chat_template
 
