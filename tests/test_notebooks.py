@@ -38,12 +38,12 @@ def test_the_demo_learns_tasks_that_its_base_cannot_do(demo):
     base, tuned = (accuracy(demo.run_folder, model, "test", True) for model in ("base", "tuned"))
     assert base["n"] == tuned["n"] == 150
     assert base["high"] <= 0.05
-    assert tuned["low"] > 0.50  # 62 % [56, 67] was measured; machines differ by an answer or two
+    assert tuned["low"] > 0.50  # 66 % [58, 73] was measured; machines differ by an answer or two
     assert accuracy(demo.run_folder, "tuned", "test_seen", True)["accuracy"] >= 0.85
 
 
 def test_the_demo_reports_each_kind(demo):
-    for split, n in (("test", 25), ("test_seen", 10)):
+    for split, n in (("test", 25), ("test_seen", 5)):
         assert [accuracy(demo.run_folder, "tuned", split, True, kind)["n"] for kind in DEMO_KINDS] == [n] * 6
 
 
@@ -55,7 +55,7 @@ def test_perplexity_of_the_answers_falls(demo):
 
 def test_every_answer_is_kept_with_its_verdict(demo):
     lines = (demo.run_folder / "eval" / "generations.jsonl").read_text().splitlines()
-    assert len(lines) == 2 * (150 + 60)
+    assert len(lines) == 2 * (150 + 30)
     assert all({"question", "completion", "gold", "correct", "reading"} <= json.loads(line).keys() for line in lines)
 
 
