@@ -111,8 +111,8 @@ def read(run_folder: Path, stage: str) -> Told | None:
 
 def memory_bytes() -> int:
     """The most that this process held so far: of the GPU where torch uses one, else resident."""
-    torch = sys.modules.get("torch")
-    if torch and torch.cuda.is_available() and torch.cuda.is_initialized():
+    torch = sys.modules.get("torch")  # the heart beats also while it is being imported
+    if torch and not torch.__spec__._initializing and torch.cuda.is_available() and torch.cuda.is_initialized():
         return max(torch.cuda.max_memory_reserved(i) for i in range(torch.cuda.device_count()))
     return resident_bytes()
 

@@ -101,7 +101,7 @@ def test_no_pair_of_tokens_comes_twice_where_that_is_forbidden(models):
     text = last(models.answer(question, calculator=False, no_repeat_ngram_size=2))
     ids = prompt + models.tokenizer.encode(text, add_special_tokens=False)
     pairs = [*zip(ids, ids[1:])][len(prompt) :]
-    assert len(pairs) > 10 and len(pairs) - len(set(pairs)) <= 1  # decoded and encoded again, a token may differ
+    assert len(pairs) > 5 and len(pairs) - len(set(pairs)) <= 1  # decoded and encoded again, a token may differ
     assert text != last(models.answer(question, calculator=False))
 
 

@@ -7,6 +7,8 @@ import sys
 import textwrap
 import time
 from datetime import UTC, datetime, timedelta
+from importlib.machinery import ModuleSpec
+from types import ModuleType
 
 import pytest
 
@@ -92,6 +94,14 @@ def test_the_heart_beats_while_a_step_takes_long(tmp_path, writer):
     assert wait_for(lambda: beat() > first)
     told = progress.read(tmp_path / "busy", "train")
     assert told.pid == writer.pid and told.moved_at < told.heartbeat and told.memory_bytes > 10 * 2**20
+
+
+def test_the_heart_beats_also_while_torch_is_being_imported(monkeypatch):
+    half = ModuleType("torch")
+    half.__spec__ = ModuleSpec("torch", None)
+    half.__spec__._initializing = True
+    monkeypatch.setitem(sys.modules, "torch", half)
+    assert progress.memory_bytes() > 10 * 2**20
 
 
 def test_what_is_left_follows_from_the_speed_so_far(tmp_path, monkeypatch):
