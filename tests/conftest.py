@@ -1,5 +1,6 @@
 """Fixtures that several files share."""
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -35,6 +36,14 @@ def processor():
     from lib import tokens
 
     return tokens.load_processor(ROOT / "data/base")
+
+
+@pytest.fixture(scope="session")
+def qlora(tmp_path_factory):
+    """lib.qlora, imported late (it imports Unsloth, which patches transformers and writes where it is started)."""
+    with contextlib.chdir(tmp_path_factory.mktemp("unsloth")):
+        from lib import qlora
+    return qlora
 
 
 @pytest.fixture(scope="session")

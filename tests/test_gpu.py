@@ -1,8 +1,6 @@
 """What only a GPU can show; one is enough. Without one every test here skips."""
 
-import importlib
 import math
-import os
 from pathlib import Path
 
 import pytest
@@ -20,17 +18,6 @@ ONE_STEP = {
     "max_steps": 1, "per_device_train_batch_size": 8, "logging_steps": 1, "eval_steps": None, "r": 8,
     "warmup_steps": 0.0, "learning_rate": 1e-2,
 }  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def qlora(tmp_path_factory):
-    """lib.qlora, imported late (it imports Unsloth, which patches transformers and writes where it is started)."""
-    before = os.getcwd()
-    os.chdir(tmp_path_factory.mktemp("unsloth"))
-    try:
-        return importlib.import_module("lib.qlora")
-    finally:
-        os.chdir(before)
 
 
 @pytest.fixture(scope="module")

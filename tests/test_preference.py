@@ -1,9 +1,7 @@
 """Preference training against the formula, on plain transformers. Importing Unsloth takes seconds."""
 
-import importlib
 import json
 import math
-import os
 from types import SimpleNamespace
 
 import pytest
@@ -21,14 +19,8 @@ PLACES = "bank board bond city firm fund loan mine note plan port rate sale seat
 
 
 @pytest.fixture(scope="module")
-def learning(tmp_path_factory):
-    """lib.qlora and lib.preference, imported late (Unsloth patches transformers and writes where it is started)."""
-    before = os.getcwd()
-    os.chdir(tmp_path_factory.mktemp("unsloth"))
-    try:
-        return SimpleNamespace(**{name: importlib.import_module(f"lib.{name}") for name in ("qlora", "preference")})
-    finally:
-        os.chdir(before)
+def learning(qlora):
+    return SimpleNamespace(qlora=qlora, preference=qlora.preference)
 
 
 def pair(number: int, chosen="The answer is no.", rejected="The answer is 7.") -> dict:

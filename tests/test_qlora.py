@@ -1,7 +1,6 @@
 """QLoRA's guards: adapters, checkpoints, rows and losses that must not pass. Importing Unsloth takes seconds."""
 
 import copy
-import importlib
 import json
 import os
 from types import SimpleNamespace
@@ -12,17 +11,6 @@ from lib import presets, runs
 from lib.presets import SettingsError
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def qlora(tmp_path_factory):
-    """lib.qlora, imported late (it imports Unsloth, which patches transformers and writes where it is started)."""
-    before = os.getcwd()
-    os.chdir(tmp_path_factory.mktemp("unsloth"))
-    try:
-        return importlib.import_module("lib.qlora")
-    finally:
-        os.chdir(before)
 
 
 def save_adapter(folder, **tensors):
