@@ -3,6 +3,7 @@
 # ruff: noqa: E402  (Unsloth must be imported before what it patches)
 
 import contextlib
+import gc
 import json
 import logging
 import os
@@ -14,6 +15,7 @@ from types import SimpleNamespace
 
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it misses an optional kernel on every CPU machine
+gc.disable()  # what is imported is no garbage; looking through it time and again takes a third of the imports' time
 
 # isort: off
 from unsloth import FastLanguageModel  # first: it patches the others
@@ -31,6 +33,9 @@ from unsloth_zoo.pad_token import fix_pad_token
 from lib import chat, evaluate, guards, memory, preference, presets, runs, tracking, untrusted
 from lib.guards import TrainingError
 from lib.order import Order
+
+gc.freeze()
+gc.enable()
 
 STATE = ("optimizer.pt", "scheduler.pt")  # a checkpoint's files beside the weights and trainer_state.json
 SHAPE = (  # what an adapter that goes on must have been made with
