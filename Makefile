@@ -1,7 +1,7 @@
 # make setup    an environment from environment.yml, in ./.conda or ./.venv (again: a second, if nothing changed)
 # make run      the whole job with the demo preset: sharpen run demo (another: make run PRESET=...)
 # make test     set-up, lint and every test
-# make test-quick   the tests that need no notebook, browser, GPU or llama.cpp
+# make test-quick   the tests that need no notebook, browser, GPU, llama.cpp or patience
 # make lint     ruff
 # make audit    known vulnerabilities of the pinned packages, by pip-audit (asks pypi.org)
 # make lab      JupyterLab in notebooks/

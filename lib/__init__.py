@@ -9,3 +9,7 @@ import gc
 atexit.register(gc.freeze)  # a process that ends need not look through a million objects for garbage: seconds
 
 __version__ = "0.1.0"
+
+
+class SharpenError(Exception):
+    """What its user can mend; the message names the value, the place and the remedy, and is shown without traceback."""

@@ -11,7 +11,7 @@ import torch
 from lib import memory, tokens
 from lib.gpt import GPT, SIZES
 from lib.gpt_fast import FastGPT
-from lib.pretrain import Recipe, train
+from lib.pretrain import FASTEST, Recipe, train
 
 # (what is added, the recipe so far, whether documents are packed); the last costs time and saves memory
 LADDER = (
@@ -21,12 +21,8 @@ LADDER = (
     ("+ bfloat16", Recipe(fast=True, bf16=True), True),
     ("+ compiler", Recipe(fast=True, bf16=True, compile=True), True),
     ("+ fused AdamW", Recipe(fast=True, bf16=True, compile=True, fused=True), True),
-    ("+ Muon", Recipe(fast=True, bf16=True, compile=True, fused=True, muon=True), True),
-    (
-        "+ recomputed layers",
-        Recipe(fast=True, bf16=True, compile=True, fused=True, muon=True, checkpointing=True),
-        True,
-    ),
+    ("+ Muon", FASTEST, True),
+    ("+ recomputed layers", replace(FASTEST, checkpointing=True), True),
 )
 
 

@@ -2,7 +2,7 @@
 
 import html
 
-from lib import presets
+from lib import SharpenError, presets
 
 # The embedded base's template; a hub model brings its own with its tokenizer. `generation` marks what is learnt.
 TEMPLATE = (
@@ -15,7 +15,7 @@ TEMPLATE = (
 IGNORED = -100  # the label that torch's cross entropy leaves out
 
 
-class EncodingError(ValueError):
+class EncodingError(SharpenError):
     """A row cannot be learnt as it is; `check` is the data gate's name for why, the message names the row."""
 
     def __init__(self, check: str, message: str):

@@ -1,6 +1,7 @@
 """The command `sharpen`: run presets and watch them, look at the machine, compare runs, grade a file of answers."""
 
 import os
+import shlex
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -9,22 +10,26 @@ from typing import Annotated
 import typer
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+Preset = Annotated[str, typer.Argument(help="A preset's name: see `sharpen presets`.")]
+Run = Annotated[str, typer.Argument(help="A run's name: see `sharpen status`.")]
+RunName = Annotated[str | None, typer.Option("--run", help="The run's name; by default the preset's.")]
+Set = Annotated[list[str] | None, typer.Option(
+    "--set", metavar="KEY=VALUE", help="Change a setting (lib/settings.py lists them); may be repeated.")]  # fmt: skip
+DataDir = Annotated[Path | None, typer.Option(help="File or folder of local data: gsm8k/train.jsonl, ...")]
+Rehearse = Annotated[bool, typer.Option("--rehearse", help="Walk the whole path, small, on the embedded base.")]
+Submit = Annotated[bool, typer.Option("--submit", help="Create it; without, it is only shown.")]
 Outputs = Annotated[Path | None, typer.Option(help="Folder for runs, instead of the project's outputs/.")]
+Question = Annotated[str, typer.Argument(help="What to ask.")]
+Port = Annotated[int, typer.Option(min=0, max=65535, help="Port on 127.0.0.1; 0 takes a free one.")]
 
 
 @app.command()
 def run(
-    preset: Annotated[str, typer.Argument(help="A preset's name: see `sharpen presets`.")],
-    run: Annotated[str | None, typer.Option("--run", help="The run's name; by default the preset's.")] = None,
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting; may be repeated.")
-    ] = None,
-    data_dir: Annotated[Path | None, typer.Option(help="File or folder of local data: gsm8k/train.jsonl, ...")] = None,
-    rehearse: Annotated[bool, typer.Option("--rehearse", help="The whole path, on the embedded base.")] = False,
+    preset: Preset, run: RunName = None, settings: Set = None, data_dir: DataDir = None, rehearse: Rehearse = False,
     outputs: Outputs = None,
     force: Annotated[bool, typer.Option("--force", help="Run stages again though nothing changed.")] = False,
     export: Annotated[bool, typer.Option("--export", help="Then merge and quantise (builds llama.cpp once).")] = False,
-) -> None:
+) -> None:  # fmt: skip
     """Prepare, train, evaluate and compare; what is complete already is skipped."""
     from lib import pipeline
 
@@ -81,15 +86,12 @@ def compare(
 ) -> None:
     """Tables and figures over finished runs, written into the first one."""
     from lib import pipeline
-    from lib.presets import ROOT
-    from lib.runs import read, run_folder_of
+    from lib.runs import read
 
-    folder = _absolute(outputs) or ROOT / "outputs"
-    first = read(run_folder_of(folder, runs[0]), "evaluate")
-    for other in runs[1:]:
-        read(run_folder_of(folder, other), "evaluate")  # a missing run is named before a kernel starts
-    overrides = {"others": tuple(runs[1:])} if runs[1:] else {}
-    pipeline.run(first["preset"], runs[0], overrides, first["rehearse"], folder, force=True, stages=["compare"])
+    folder, *_ = folders = [_run_folder(name, outputs) for name in runs]
+    first, *_ = [read(folder, "evaluate") for folder in folders]  # what is missing is named before a kernel starts
+    pipeline.run(first["preset"], folder.name, {"others": tuple(runs[1:])} if runs[1:] else {}, first["rehearse"],
+                 folder.parent, force=True, stages=["compare"], again=_again())
 
 
 @app.command()
@@ -100,10 +102,9 @@ def status(outputs: Outputs = None) -> None:
     from rich.text import Text
 
     from lib import status as found
-    from lib.presets import ROOT
     from lib.untrusted import visible
 
-    folder = _absolute(outputs) or ROOT / "outputs"
+    folder = _outputs(outputs)
     rows = found.table(folder)
     if not rows:
         typer.echo(f"no run in {folder}; start one: sharpen run demo")
@@ -117,16 +118,15 @@ def status(outputs: Outputs = None) -> None:
 
 @app.command()
 def clean(
-    names: Annotated[list[str] | None, typer.Argument(metavar="[RUN]...", help="Runs; all, if none is named.")] = None,
+    names: Annotated[list[str] | None, typer.Argument(metavar="RUN", help="Runs; all, if none is named.")] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Free it, without asking.")] = False,
     outputs: Outputs = None,
 ) -> None:
     """Show what runs can do without (replaced results, ended checkpoints), and free it where you agree."""
     from lib import status as found
-    from lib.presets import ROOT
     from lib.untrusted import visible
 
-    folder = _absolute(outputs) or ROOT / "outputs"
+    folder = _outputs(outputs)
     spare = found.spare(folder, names or [])
     for path, what, size in spare:
         typer.echo(visible(f"{size / 2**20:10.1f} MiB  {path.relative_to(folder)}  ({what})"))
@@ -170,19 +170,14 @@ def grade(
 
 @app.command()
 def sweep(
-    preset: Annotated[str, typer.Argument(help="A preset's name: see `sharpen presets`.")],
+    preset: Preset,
     grid: Annotated[
         list[str] | None, typer.Option("--grid", metavar="KEY=VALUE,VALUE", help="Values to try; may be repeated.")
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each cell, each with the next seed.")] = 3,
     run: Annotated[str | None, typer.Option("--run", help="The sweep's name; by default PRESET-sweep.")] = None,
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting of all cells.")
-    ] = None,
-    data_dir: Annotated[Path | None, typer.Option(help="File or folder of local data: gsm8k/train.jsonl, ...")] = None,
-    rehearse: Annotated[bool, typer.Option("--rehearse", help="The whole path, on the embedded base.")] = False,
-    outputs: Outputs = None,
-) -> None:
+    settings: Set = None, data_dir: DataDir = None, rehearse: Rehearse = False, outputs: Outputs = None,
+) -> None:  # fmt: skip
     """Run a preset over a grid of settings and several seeds; say what is best, and whether that may be luck."""
     from lib import sweep as sweeping
 
@@ -194,37 +189,31 @@ def sweep(
 
 @app.command()
 def push(
-    run: Annotated[str, typer.Argument(help="A finished run's name.")],
+    run: Run,
     to: Annotated[str, typer.Option("--to", metavar="USER/NAME", help="The repository; made if it is not there.")],
     public: Annotated[bool, typer.Option("--public", help="Make a new repository for all to see.")] = False,
     outputs: Outputs = None,
 ) -> None:
     """Upload a finished run's adapter and its card (scores, data, licences) to the hub; needs a token."""
     from lib import share
-    from lib.presets import ROOT
-    from lib.runs import run_folder_of
 
-    folder = run_folder_of(_absolute(outputs) or ROOT / "outputs", run)
-    typer.echo(f"uploaded: {share.push(folder, to, not public, typer.echo)}")
+    typer.echo(f"uploaded: {share.push(_run_folder(run, outputs), to, not public, typer.echo)}")
 
 
 @app.command()
-def reproduce(
-    run: Annotated[str, typer.Argument(help="A finished run's name.")],
-    outputs: Outputs = None,
-) -> None:
+def reproduce(run: Run, outputs: Outputs = None) -> None:
     """Make a run again from its manifests alone, as RUN-reproduced; exits with 1 where a figure is not equal."""
     from lib import reproduce as reproducing
 
-    if not reproducing.reproduce(run, _absolute(outputs))["equal"]:
+    if not reproducing.reproduce(run, _run_folder(run, outputs).parent)["equal"]:
         raise typer.Exit(1)
 
 
 @app.command()
 def serve(
-    run: Annotated[str, typer.Argument(help="A trained run's name.")],
+    run: Run,
     engine: Annotated[str, typer.Option(help="auto, llama-server, vllm or transformers.")] = "auto",
-    port: Annotated[int, typer.Option(help="Of 127.0.0.1; 0 takes one that is free.")] = 8080,
+    port: Port = 8080,
     parallel: Annotated[int, typer.Option(help="Requests answered at once.")] = 16,
     llama_cpp_path: Annotated[Path | None, typer.Option(help="Your checkout of llama.cpp with its build.")] = None,
     outputs: Outputs = None,
@@ -250,14 +239,14 @@ def serve(
 
 @app.command()
 def ask(
-    run: Annotated[str, typer.Argument(help="A trained run's name.")],
-    question: Annotated[str, typer.Argument(help="What to ask its adapter.")],
+    run: Run,
+    question: Question,
     calculator: Annotated[bool, typer.Option(help="Fill in <<expression=value>> while answering.")] = True,
     temperature: Annotated[float, typer.Option(min=0, help="0: greedy, the likeliest token each time.")] = 0.0,
     top_p: Annotated[float, typer.Option(min=0.001, max=1, help="Sample from this share of the probability.")] = 1.0,
     repetition_penalty: Annotated[float, typer.Option(min=0.01, help="Above 1: avoid tokens that were there.")] = 1.0,
-    no_repeat_ngram_size: Annotated[int, typer.Option(min=0, help="No so many tokens in a row twice; 0: off.")] = 0,
-    seed: Annotated[int, typer.Option(min=0, help="Of the sampling.")] = 0,
+    no_repeat_ngram_size: Annotated[int, typer.Option(min=0, help="No sequence of so many tokens twice; 0: off.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the sampling.")] = 0,
     outputs: Outputs = None,
 ) -> None:
     """Ask a run's adapter once, without a server: the answer, what the grader reads in it, and its checked marks."""
@@ -277,12 +266,8 @@ def ask(
 
 
 @app.command()
-def demo(
-    run: Annotated[str, typer.Argument(help="A trained run's name.")],
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Of 127.0.0.1; 0 takes one that is free.")] = 7860,
-    outputs: Outputs = None,
-) -> None:
-    """Open a page on 127.0.0.1: a question, base and tuned answers side by side, their arithmetic checked."""
+def demo(run: Run, port: Port = 7860, outputs: Outputs = None) -> None:
+    """Serve a page on 127.0.0.1: a question, base and tuned answers side by side, their arithmetic checked."""
     from lib import llamacpp, playground
 
     folder, port = _run_folder(run, outputs), llamacpp.free_port(port)
@@ -292,32 +277,20 @@ def demo(
 
 
 @app.command()
-def deploy(
-    run: Annotated[str, typer.Argument(help="A trained run's name.")],
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting; may be repeated.")
-    ] = None,
-    outputs: Outputs = None,
-) -> None:
+def deploy(run: Run, settings: Set = None, outputs: Outputs = None) -> None:
     """Execute notebook 41: serve the run, ask and load the server, stop it; what the cloud would be asked, dry."""
     from lib import deploy as deploying
     from lib import pipeline, runs
 
     folder = _run_folder(run, outputs)
-    overrides = deploying.overrides_of(folder) | _overrides(settings or [], None)
+    overrides = deploying.overrides_of(folder) | _of_deploy(settings or [])
     manifest = runs.read(folder, "train")
-    pipeline.run(manifest["preset"], run, overrides, manifest["rehearse"], folder.parent, force=True, stages=["deploy"])
+    pipeline.run(manifest["preset"], run, overrides, manifest["rehearse"], folder.parent, force=True, stages=["deploy"],
+                 again=_again())
 
 
 cloud = typer.Typer(no_args_is_help=True, help="Train and serve in the cloud; nothing is created without --submit.")
 app.add_typer(cloud, name="cloud")
-Preset = Annotated[str, typer.Argument(help="A preset's name: see `sharpen presets`.")]
-RunName = Annotated[str | None, typer.Option("--run", help="The run's name; by default the preset's.")]
-Run = Annotated[str, typer.Argument(help="The run's name.")]
-Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="bucket=...; may be repeated.")]
-DataDir = Annotated[Path | None, typer.Option(help="File or folder of local data: gsm8k/train.jsonl, ...")]
-Rehearse = Annotated[bool, typer.Option("--rehearse", help="The whole path, on the embedded base.")]
-Submit = Annotated[bool, typer.Option("--submit", help="Create it; without, it is only shown.")]
 
 
 @cloud.command("train")
@@ -343,7 +316,7 @@ def cloud_sky(preset: Preset, run: RunName = None, settings: Set = None, data_di
 @cloud.command("fetch")
 def cloud_fetch(
     run: Run,
-    wait: Annotated[bool, typer.Option("--wait", help="Until the job has ended.")] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait until the job has ended.")] = False,
     outputs: Outputs = None,
 ) -> None:
     """Bring what a SageMaker job trained back into the run."""
@@ -360,7 +333,7 @@ def cloud_endpoint(run: Run, settings: Set = None, outputs: Outputs = None, subm
 
     folder = _run_folder(run, outputs)
     preset = runs.read(folder, "export")["preset"]
-    asked = endpoint.plan(folder, resolve(preset, _overrides(settings or [], None), stage="deploy").settings)
+    asked = endpoint.plan(folder, resolve(preset, _of_deploy(settings or []), stage="deploy").settings)
     if not submit:
         typer.echo(f"{asked.text()}\n\nnothing was created: --submit does")
     elif endpoint.create(asked, typer.echo):
@@ -370,7 +343,7 @@ def cloud_endpoint(run: Run, settings: Set = None, outputs: Outputs = None, subm
 
 
 @cloud.command("invoke")
-def cloud_invoke(run: Run, question: str, outputs: Outputs = None) -> None:
+def cloud_invoke(run: Run, question: Question, outputs: Outputs = None) -> None:
     """Ask a run's endpoint."""
     from lib import endpoint
     from lib.untrusted import visible
@@ -397,23 +370,19 @@ def _prepared(preset: str, run: str | None, overrides: dict[str, str], rehearse:
     if "push_to_hub" in overrides:
         raise SettingsError(["push_to_hub: there is no adapter yet: fetch it first, then `sharpen push` uploads it"])
     resolve(preset, overrides, rehearse)  # before a kernel starts
-    folder = pipeline.run(preset, run, overrides, rehearse, _absolute(outputs), stages=["prepare"]).run_folder
-    return preset, folder, overrides, rehearse
+    data = pipeline.run(preset, run, overrides, rehearse, _absolute(outputs), stages=["prepare"], again=_again())
+    return preset, data.run_folder, overrides, rehearse
 
 
 def main() -> None:
     """The entry point: a user's mistake is one message on stderr and exit code 2, never a traceback."""
-    from lib.cloud import CloudError
-    from lib.grading import GradingError
-    from lib.llamacpp import LlamaCppError
+    from lib import SharpenError
     from lib.pipeline import StageFailed
-    from lib.presets import SettingsError
-    from lib.runs import RunError
     from lib.untrusted import visible
 
     try:
         app()
-    except (CloudError, GradingError, LlamaCppError, SettingsError, RunError) as error:
+    except SharpenError as error:
         typer.echo(visible(str(error)), err=True)
         sys.exit(2)
     except StageFailed:  # the pipeline has said it
@@ -422,15 +391,41 @@ def main() -> None:
         sys.exit(130)
 
 
+def _again() -> str:
+    """The command as it was given."""
+    return shlex.join(["sharpen", *sys.argv[1:]])
+
+
 def _run_folder(run: str, outputs: Path | None) -> Path:
     """The folder of a run that exists."""
-    from lib.presets import ROOT
     from lib.runs import RunError, run_folder_of
 
-    folder = run_folder_of(_absolute(outputs) or ROOT / "outputs", run)
+    folder = run_folder_of(_outputs(outputs), run)
     if not folder.is_dir():
-        raise RunError(f"there is no run {run!r} in {folder.parent}: `sharpen status` lists those there are")
+        there = f" --outputs {shlex.quote(str(folder.parent))}" if outputs else ""
+        raise RunError(f"there is no run {run!r} in {folder.parent}: `sharpen status{there}` lists those there are")
     return folder
+
+
+def _outputs(outputs: Path | None) -> Path:
+    """The folder that holds the runs."""
+    from lib.presets import ROOT
+    from lib.runs import RunError
+
+    folder = _absolute(outputs) or ROOT / "outputs"
+    if folder.exists() and not folder.is_dir():
+        raise RunError(f"--outputs {folder}: is no folder; name the one that holds the runs")
+    return folder
+
+
+def _of_deploy(pairs: list[str]) -> dict[str, str]:
+    """Settings of notebook 41; another's would change nothing."""
+    from lib.presets import SettingsError, not_of
+
+    overrides = _overrides(pairs, None)
+    if foreign := not_of("deploy", overrides):
+        raise SettingsError(foreign)
+    return overrides
 
 
 def _overrides(pairs: list[str], data_dir: Path | None) -> dict[str, str]:

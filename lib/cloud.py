@@ -20,7 +20,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from lib import presets, runs, untrusted
+from lib import SharpenError, presets, runs, untrusted
 from lib.presets import ROOT, SettingsError, is_local
 from lib.settings import Settings
 
@@ -52,7 +52,7 @@ Name = Annotated[str, Field(pattern=r"^sharpen-[A-Za-z0-9-]+$")]
 Bucket = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]+$")]
 
 
-class CloudError(RuntimeError):
+class CloudError(SharpenError):
     """The cloud cannot do what is asked, or did not; the message says what, where and the remedy."""
 
 

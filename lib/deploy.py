@@ -60,6 +60,8 @@ def is_complete(run_folder: Path, stage: str) -> bool:
 def choose(run_folder: Path, settings: Any) -> Choice:
     """The best artefact that there is and the engine for it: the file that notebook 40 ships, else the merged model,
     else the adapter. RunError where the wanted engine has nothing to serve, or a file is not as its manifest says."""
+    if settings.llama_cpp_path is not None:
+        llamacpp.check(Path(settings.llama_cpp_path))  # also where nothing here needs it: it was named for a reason
     model, what = run_folder / "adapter", "the adapter, as there is no export"
     exported = is_complete(run_folder, "export")
     outputs = runs.read(run_folder, "export" if exported else "train")["outputs"]

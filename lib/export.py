@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from lib import chat, llamacpp, presets, published, runs, untrusted
+from lib import SharpenError, chat, llamacpp, presets, published, runs, untrusted
 from lib.llamacpp import LlamaCpp, Server
 
 # Bits a weight, for free space, and the tensor types that a file of that name should mostly hold.
@@ -41,7 +41,7 @@ PLAIN = {  # what an adapter's config must say so that its matrices or scales ar
 PART = r"base_model\.model\.(.+)\.(lora_A|lora_B|lora_magnitude_vector|ia3_l)(?:\.default)?(?:\.weight)?"
 
 
-class ExportError(RuntimeError):
+class ExportError(SharpenError):
     """An artefact cannot be made or is not what it should be; the message says what to do."""
 
 

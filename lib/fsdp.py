@@ -16,7 +16,7 @@ from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 
-from lib import progress
+from lib import SharpenError, progress
 from lib.presets import ROOT
 from lib.runs import whole_lines, write_atomically
 
@@ -25,7 +25,7 @@ STEP_TIMEOUT_SECONDS = 45  # a rank that is silent for so long in the middle of 
 LAST_LINES = 40
 
 
-class LaunchError(RuntimeError):
+class LaunchError(SharpenError):
     """The devices cannot train, or cannot go on; the message says which rank, why and what to change."""
 
 

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from datasketch import MinHash, MinHashLSH
 
-from lib import chat, formats, scoring
+from lib import SharpenError, chat, formats, scoring
 from lib.calculator import wrong_marks, wrong_sums
 
 Splits = dict[str, list[dict]]  # rows by split: train, validation, test_seen, test
@@ -43,7 +43,7 @@ CHECKS = {
 }
 
 
-class GateError(ValueError):
+class GateError(SharpenError):
     """The data must not be trained on; the message names the rows and the remedy."""
 
 

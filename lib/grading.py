@@ -10,14 +10,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from lib import scoring, stats
+from lib import SharpenError, scoring, stats
 
 GOLD_FIELDS = ("value", "unit", "tolerance", "decimals")
 EXAMPLE = '{"id": "1", "completion": "#### 42", "gold": {"value": 42, "unit": "count"}}'
 SHOWN_PROBLEMS = 5
 
 
-class GradingError(Exception):
+class GradingError(SharpenError):
     """What a user can mend: one message that names the file, the line, the field and the remedy."""
 
 

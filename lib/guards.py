@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
-from lib import chat, progress, runs
+from lib import SharpenError, chat, progress, runs
 
 SUMS = ("_total_loss_scalar", "_globalstep_last_logged", "_total_train_tokens")  # of transformers and TRL
 EXPLODED = 100  # times the median of the gradient norms before
@@ -24,7 +24,7 @@ STARTS = {"lora_B": 0.0, "ia3_l": 1.0}  # what these start as; all of one value 
 RISES = 3  # held-out losses in a row, each above the one before
 
 
-class TrainingError(RuntimeError):
+class TrainingError(SharpenError):
     """Training cannot go on honestly; the message says what to change."""
 
 
@@ -226,7 +226,7 @@ def memory_told(stage: str, settings) -> Iterator[None]:
     """Where memory runs out, TrainingError says how much was held and which settings to lower."""
     try:
         yield
-    except (MemoryError, RuntimeError) as error:  # torch has no class of its own for a CPU's allocator
+    except (MemoryError, RuntimeError, TrainingError) as error:  # torch has no class of its own for a CPU's allocator
         cause = error.__cause__ or error  # of one within another, the outer knows whose settings they are
         if not isinstance(cause, MemoryError | torch.OutOfMemoryError) and "can't allocate memory" not in str(cause):
             raise

@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lib import SharpenError
+
 # The source distribution of llama-cpp-python holds the whole source of llama.cpp, converter included, and every package
 # index has it; the wheel that is made from it has neither the converter nor the programs.
 VERSION = "0.3.36"
@@ -44,7 +46,7 @@ os.execv(sys.argv[2], sys.argv[2:])
 """
 
 
-class LlamaCppError(RuntimeError):
+class LlamaCppError(SharpenError):
     """llama.cpp is not there, does not build, or does not do what it should; the message says what to do."""
 
 

@@ -59,11 +59,12 @@ def run(
     stages: Iterable[str] | None = None,
     echo: Callable[[str], Any] = print,
     export: bool = False,
+    again: str | None = None,
 ) -> Summary:
     """Execute a preset's stages (all, or those named) into outputs/<run_name>, skipping what is unchanged.
 
     With `export` the tuned model is merged, converted and quantised after the others; with the setting push_to_hub
-    adapter and card are uploaded in the end.
+    adapter and card are uploaded in the end. `again`: the command that goes on with it, if that is not `sharpen run`.
 
     SettingsError before any kernel starts, as SharingError where the hub does not know our token; RunError if another
     process runs the same run; StageFailed when a cell fails; KeyboardInterrupt after Ctrl-C, with the kernel and its
@@ -92,7 +93,7 @@ def run(
 
         share.check(repo_id)
     run_folder = Path(in_project(outputs or "outputs")).resolve() / run_name
-    again = command(preset, run_name, overrides, rehearse, outputs, "export" in chosen)
+    again = again or command(preset, run_name, overrides, rehearse, outputs, "export" in chosen)
     prefix = "REHEARSAL of " if rehearse else ""
     echo(f"{prefix}preset {preset}, run {run_name}: {', '.join(chosen)} -> {run_folder}")
     with runs.writing(run_folder):
@@ -190,7 +191,7 @@ def _execute(stage: str, run_folder: Path, resolved: Resolved, overridden: set[s
         message = visible(redact(message))
         if name == "DeadKernelError":
             told = progress.read(run_folder, stage)
-            held = f"{told.memory_bytes / 2**30:.1f} GiB" if told else "nobody knows what"
+            held = f"{told.memory_bytes / 2**30:.1f} GiB" if told else "an unknown amount of memory"
             advice = progress.less_memory(stage, resolved.settings)
             message = f"the kernel died holding {held}; most often the system ends it as memory runs out: {advice}"
         raise StageFailed(

@@ -6,13 +6,14 @@ import functools
 import math
 import os
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
-from lib import untrusted
+from lib import SharpenError, untrusted
 from lib.published import PUBLISHED
 from lib.settings import FROM_HUB, PART, STAGE_FIELDS, Settings
 
@@ -60,7 +61,7 @@ REHEARSAL_AT_MOST = {
 }
 
 
-class SettingsError(ValueError):
+class SettingsError(SharpenError):
     """Every problem found in the settings, one a line; `problems` holds them as a tuple."""
 
     def __init__(self, problems: list[str]):
@@ -160,9 +161,8 @@ def from_notebook(stage: str, namespace: dict[str, Any]) -> Request:
     for name, value in _parameters(namespace, {*own, *run_parameters}).items():
         if name in own and value is not None:
             overrides[name] = value
-        elif name in Settings.model_fields and name not in own:
-            owners = [NOTEBOOKS[other] for other, fields in STAGE_FIELDS.items() if name in fields] or ["sharpen run"]
-            problems.append(f"{name!r} belongs to {' and '.join(owners)}, not to {NOTEBOOKS[stage]}")
+        elif found := not_of(stage, [name]):
+            problems += found
         elif name not in own and name not in run_parameters:
             nearest = _nearest(name, [*own, *run_parameters])
             problems.append(f"unknown setting {_short(name)} = {_short(value)}{nearest}")
@@ -183,6 +183,14 @@ def from_notebook(stage: str, namespace: dict[str, Any]) -> Request:
     if problems:
         raise SettingsError(problems)
     return Request(stage, run, Path(os.path.realpath(in_project(outputs or "outputs"))), resolved)
+
+
+def not_of(stage: str, names: Iterable[str]) -> list[str]:
+    """Which of the settings named a stage does not read, each with the notebooks that do."""
+    foreign = [name for name in names if name in Settings.model_fields and name not in STAGE_FIELDS[stage]]
+    owners = {name: [NOTEBOOKS[other] for other, fields in STAGE_FIELDS.items() if name in fields] for name in foreign}
+    return [f"{name!r} belongs to {' and '.join(owners[name] or ['sharpen run'])}, not to {NOTEBOOKS[stage]}: leave it "
+            f"out" for name in foreign]
 
 
 def default_run(preset: str, rehearse: bool) -> str:
@@ -245,16 +253,19 @@ def in_project(path: str | Path) -> str:
 def allowed(field: str) -> str:
     """What a setting may be, in words: `a whole number of at least 1, or none`."""
     words = {"integer": "a whole number", "number": "a number", "boolean": "true or false", "string": "plain text"}
+    form = " of this form"  # which the setting's description says
     limits = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at most", "exclusiveMaximum": "below"}
     parts = []
     for kind in _kinds(field):
         if "enum" in kind:
             parts.append("one of " + ", ".join(kind["enum"]))
         elif kind["type"] == "array":
-            parts.append("a list of names" if kind.get("minItems") else "a list of names, or an empty one")
+            names = "a list of names" + form * ("pattern" in kind["items"])
+            parts.append(names if kind.get("minItems") else f"{names}, or an empty one")
         elif kind["type"] != "null":
             bounds = " and ".join(f"{word} {kind[key]:,}" for key, word in limits.items() if key in kind)
-            parts.append(f"{words[kind['type']]} {bounds}".strip())
+            bounds = form if "pattern" in kind else f"{' of' * bounds.startswith('at')} {bounds}".rstrip()
+            parts.append(words[kind["type"]] + bounds)
         else:
             parts.append("none")
     return ", or ".join(parts)
@@ -307,7 +318,8 @@ def _short(value: Any) -> str:
 
 def _nearest(name: Any, choices: Any) -> str:
     text = name if isinstance(name, str) else _short(name)
-    found = difflib.get_close_matches(text[:100].lower(), list(choices), n=1)
+    longer = [choice for choice in choices if len(choice) > 2]  # `lr` is no `r`
+    found = difflib.get_close_matches(text[:100].lower(), longer, n=1)
     return f"; did you mean {found[0]!r}?" if found else ""
 
 
@@ -421,7 +433,7 @@ def _contradictions(s: Settings, suspect: set[str]) -> list[str]:
         (("base_model",), lambda: unsafe, "\n".join(unsafe)),
         (("report_to",), lambda: no_tracker, f"report_to = {s.report_to!r}: its package is not here: {no_tracker}"),
         (("push_to_hub",), lambda: no_upload, "\n".join(no_upload)),
-        (("data_dir",), lambda: s.data_dir is not None and not os.path.exists(in_project(s.data_dir)),
+        (("data_dir",), lambda: not generated and s.data_dir is not None and not os.path.exists(in_project(s.data_dir)),
          f"data_dir = {_short(s.data_dir)}: no such folder or file; give the one that holds {s.source}/train.jsonl"),
     ]
     return [message for fields, broken, message in rules if not suspect & set(fields) and broken()]

@@ -162,7 +162,8 @@ def _notebook(path: Path) -> tuple[str, str, str]:
     try:
         notebook = nbformat.reads(untrusted.read_text(path), as_version=4)
         nbformat.validate(notebook)
-    except (ValueError, KeyError, AttributeError, TypeError, RecursionError, nbformat.ValidationError) as error:
+    except (untrusted.UntrustedError, nbformat.ValidationError, ValueError, KeyError, AttributeError, TypeError,
+            RecursionError) as error:  # fmt: skip
         return path.stem, f"this notebook cannot be read: {html.escape(str(error)[:200])}", ""
     ours = [cell for cell in notebook.cells if "papermill-error-cell-tag" not in cell.metadata.get("tags", [])]
     code = [cell for cell in ours if cell.cell_type == "code"]

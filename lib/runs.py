@@ -19,7 +19,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from lib import progress, untrusted
+from lib import SharpenError, progress, untrusted
 from lib.presets import NOTEBOOKS, ROOT, Request, Resolved, in_project, notebook_of, run_name_problems
 from lib.settings import STAGE_FIELDS
 
@@ -37,7 +37,7 @@ _CONTROL = ("manifest.json", "started.json")
 _locks: dict[Path, Any] = {}  # this process's locks: a start cell that is run again must not wait for itself
 
 
-class RunError(RuntimeError):
+class RunError(SharpenError):
     """A run folder is not what a stage needs; the message says what to do."""
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
-from lib import fsdp, presets
+from lib import SharpenError, fsdp, presets
 
 # Published shapes; Qwen's are counted in the Llama form (its biases are nothing beside its matrices).
 _LLAMA = {"vocab_size": 128256, "num_key_value_heads": 8}
@@ -57,7 +57,7 @@ MEASURED = {"demo": "2 to 3 min on two CPU cores (measured)"}
 RESERVE = 2**30  # bytes that CUDA and its libraries take beside
 
 
-class TooLarge(RuntimeError):
+class TooLarge(SharpenError):
     """A model that this device cannot train; the message says what would fit."""
 
 

@@ -154,13 +154,15 @@ class Settings(BaseModel):
 
     # cloud
     bucket: Annotated[str, Field(pattern=r"^([a-z0-9]+://)?[a-z0-9][a-z0-9._-]{1,61}[a-z0-9]$")] | None = Field(
-        None, description="your S3 bucket for code, data, checkpoints, models; for SkyPilot also another's, as gs://NAME"
+        None, description="your S3 bucket's name, of 3 to 63 small letters, digits, '.', '_', '-'; with SkyPilot also gs://NAME"
     )
     role_arn: Annotated[str, Field(pattern=r"^arn:aws[a-z-]*:iam::\d{12}:role/\S+$")] | None = Field(
         None, description="SageMaker's execution role, arn:aws:iam::ACCOUNT:role/NAME; it may use the bucket"
     )
     image_uri: str | None = Field(None, description="training container with Python 3.11 or 3.12, pip, make, and CUDA")
-    instance_type: Annotated[str, Field(pattern=r"^ml\.\S+$")] | None = Field(None, description="e.g. ml.g5.12xlarge")
+    instance_type: Annotated[str, Field(pattern=r"^ml\.\S+$")] | None = Field(
+        None, description="SageMaker's name, as ml.g5.12xlarge"
+    )
     instance_count: int = Field(1, ge=1, le=128, description="machines of a training in the cloud")
     cost_per_hour: Annotated[float, Field(ge=0)] | None = Field(
         None, description="of one machine that trains, by your cloud's price list; only multiplied"
@@ -175,7 +177,7 @@ class Settings(BaseModel):
         ("HF_MODEL_ID=/opt/ml/model",), description="the serving container's NAME=VALUE; no secrets"
     )
     endpoint_instance_type: Annotated[str, Field(pattern=r"^ml\.\S+$")] | None = Field(
-        None, description="e.g. ml.g5.xlarge"
+        None, description="SageMaker's name, as ml.g5.xlarge"
     )
     endpoint_cost_per_hour: Annotated[float, Field(ge=0)] | None = Field(
         None, description="of one machine that serves, by AWS's price list; only multiplied"

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
-from lib import formats, pages, tasks, untrusted
+from lib import SharpenError, formats, pages, tasks, untrusted
 from lib.presets import columns_of, in_project, parts_of
 
 HUB = {  # repository and configuration; what has no rows of one type each (FinQA, TAT-QA, ...) is read from files
@@ -30,7 +30,7 @@ LONGEST_LINE = 16 << 20  # bytes; a filing with its tables has at most some five
 LONGEST_CELL = 1 << 20  # characters of a cell of a CSV file
 
 
-class SourceError(ValueError):
+class SourceError(SharpenError):
     """The data cannot be loaded; the message names the place and the remedy."""
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import sentencepiece
 import torch
 
-from lib import corpus, untrusted
+from lib import SharpenError, corpus, untrusted
 from lib.presets import in_project
 
 VOCABULARY = 2048
@@ -26,7 +26,7 @@ UNPREDICTABLE = 10
 WINDOW = 8192  # documents that are packed at once
 
 
-class CorpusError(ValueError):
+class CorpusError(SharpenError):
     """The text cannot be used; the message names the place and the remedy."""
 
 

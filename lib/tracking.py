@@ -4,6 +4,8 @@ import os
 from importlib import metadata
 from pathlib import Path
 
+from lib import SharpenError
+
 PROJECT = "sharpen"
 FOLDER = ".tracking"  # hidden, so not hashed: viewers write into it, as `wandb sync` does
 INSTALL = {"tensorboard": "tensorboard==2.21.0", "wandb": "wandb==0.31.0", "trackio": "trackio==0.43.0"}
@@ -13,7 +15,7 @@ VIEW = {
 }  # fmt: skip
 
 
-class TrackingError(RuntimeError):
+class TrackingError(SharpenError):
     """A tracker cannot be started; the message says why and what to do."""
 
 

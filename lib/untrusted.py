@@ -10,6 +10,8 @@ import zlib
 from pathlib import Path
 from typing import Any
 
+from lib import SharpenError
+
 JSON_BYTES = 64 << 20  # of a JSON file that is parsed whole; the largest tokenizer.json of a hub model has half of it
 # A gzip file may give so many times its own size, and so many bytes however small it is: text gives 3 to 20 times, a
 # bomb 1,000 times.
@@ -21,7 +23,7 @@ STEERING = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\
 SECRET = re.compile(r"(TOKEN|SECRET|PASSWORD|CREDENTIALS?|(API|ACCESS|PRIVATE|SECRET)_?KEY(_ID)?)$", re.IGNORECASE)
 
 
-class UntrustedError(ValueError):
+class UntrustedError(SharpenError):
     """A file is not what may be read from elsewhere; the message names it, the reason and the remedy."""
 
 
