@@ -132,7 +132,7 @@ def clean(
         typer.echo(visible(f"{size / 2**20:10.1f} MiB  {path.relative_to(folder)}  ({what})"))
     typer.echo(f"{sum(size for *_, size in spare) / 2**20:10.1f} MiB  in all")
     if spare and (yes or (sys.stdin.isatty() and typer.confirm("free it?"))):
-        found.free([path for path, *_ in spare])
+        found.free(folder, [path for path, *_ in spare])
         typer.echo("freed")
     elif spare:
         typer.echo("nothing was freed; --yes frees it")

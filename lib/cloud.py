@@ -358,7 +358,7 @@ def delete(run_folder: Path) -> list[str]:
     name, bucket, prefix = sent["job"], sent["bucket"], f"sharpen/{sent['folder']}/"
     told = found(sagemaker, "describe_training_job", TrainingJobName=name)
     state = told["TrainingJobStatus"] if told else "removed"
-    if state == "Completed" and not (run_folder / runs.FOLDERS["train"] / "manifest.json").exists():
+    if state == "Completed" and not runs.is_complete(run_folder, "train"):
         raise CloudError(f"training job {name} is complete and was not fetched: sharpen cloud fetch {run} first, "
                          f"or remove {noted} and the job's folder in the bucket yourself")  # fmt: skip
     if state == "InProgress":

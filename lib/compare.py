@@ -3,15 +3,17 @@
 import hashlib
 import html
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 from lib import answers, runs, stats
 from lib.answers import change, percent
 from lib.plots import asked, p_text
+from lib.sources import read_rows
 
 COSTS = ("rows", "steps", "trainable_parameters", "train_seconds", "tokens_per_second")  # metrics of a training
 MARGIN = 0.05  # a run that is surely less than this worse than another may stand in for it
@@ -37,11 +39,11 @@ def load(run_folder: Path) -> Finished:
         if not isinstance(manifests["train"]["metrics"].get(name), int | float | None):
             raise runs.RunError(f"{run_folder}: {name!r} of stage 'train' is no number: run 21_train_qlora again")
     metrics = runs.output(run_folder, "train", "metrics.jsonl")
-    summary, answers = (runs.output(run_folder, "evaluate", name) for name in ("summary.json", "generations.jsonl"))
+    summary, generations = (runs.output(run_folder, "evaluate", name) for name in ("summary.json", "generations.jsonl"))
     return Finished(
         run_folder.name, any(manifest["rehearse"] for manifest in manifests.values()), manifests,
-        _lines(metrics), json.loads(summary.read_text(encoding="utf-8")),
-        [answer for answer in _lines(answers) if answer["gold"]],  # the others have no verdict
+        read_rows(metrics), json.loads(summary.read_text(encoding="utf-8")),
+        [answer for answer in read_rows(generations) if answer["gold"]],  # the others have no verdict
     )
 
 
@@ -86,11 +88,7 @@ def costs(finished: Sequence[Finished]) -> list[dict]:
 
 def accuracy_rows(finished: Sequence[Finished]) -> list[dict]:
     """The runs' rows by kind in one list for `plots.accuracy_by_kind`; with several runs each model bears its run."""
-    several = len(finished) > 1
-    return [
-        row | {"model": f"{row['model']} ({run.name})" if several else row["model"]}
-        for run in finished for row in run.summary["table"]
-    ]
+    return _named(finished, lambda run: run.summary["table"])
 
 
 def changes(finished: Sequence[Finished]) -> list[dict]:
@@ -272,15 +270,8 @@ def _paired_answers(first: Finished, other: Finished, split: str, calculator: bo
     return ours, [by_id[row["id"]] for row in ours]
 
 
-def _named(finished: Sequence[Finished]) -> list[dict]:
-    """All runs' answers; with several runs each model bears its run."""
+def _named(finished: Sequence[Finished], rows_of: Callable = attrgetter("results")) -> list[dict]:
+    """All runs' answers (or other rows); with several runs each model bears its run."""
     several = len(finished) > 1
-    return [
-        row | {"model": f"{row['model']} ({run.name})" if several else row["model"]}
-        for run in finished for row in run.results
-    ]  # fmt: skip
-
-
-def _lines(path: Path) -> list[dict]:
-    with path.open(encoding="utf-8") as file:  # not splitlines(): an answer may hold other characters that end lines
-        return [json.loads(line) for line in file if line.strip()]
+    return [row | {"model": f"{row['model']} ({run.name})" if several else row["model"]}
+            for run in finished for row in rows_of(run)]  # fmt: skip

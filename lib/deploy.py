@@ -15,6 +15,7 @@ from typing import Any
 
 from lib import llamacpp, presets, runs, scoring, untrusted
 from lib.llamacpp import Program
+from lib.settings import YOURS
 
 CONCURRENT = (1, 4, 16)  # requests at once in the load test
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM makes room for
@@ -37,24 +38,24 @@ class Choice:
 def settings_of(run_folder: Path, **overrides: Any) -> presets.Settings:
     """The settings that a run was made with, from its manifests, then `overrides`."""
     manifests = _manifests(run_folder)
-    made = {name: value for manifest in manifests for name, value in manifest["settings"].items()}
+    made = {name: value for manifest in manifests for name, value in _made_with(manifest).items()}
     return presets.resolve(manifests[0]["preset"], made | overrides, manifests[0]["rehearse"], stage="deploy").settings
 
 
 def overrides_of(run_folder: Path) -> dict[str, Any]:
     """Those settings of notebook 41 in which a run differs from its preset."""
-    return {name: value for manifest in _manifests(run_folder) for name, value in manifest["settings"].items()
-            if name in presets.STAGE_FIELDS["deploy"] and manifest["origins"][name] == "override"}  # fmt: skip
+    return {name: value for manifest in _manifests(run_folder) for name, value in _made_with(manifest).items()
+            if name in presets.STAGE_FIELDS["deploy"] and manifest["origins"].get(name) == "override"}  # fmt: skip
+
+
+def _made_with(manifest: dict) -> dict[str, Any]:
+    """The settings in a manifest, but for those that only you may give."""
+    return {name: value for name, value in manifest["settings"].items() if name not in YOURS}
 
 
 def _manifests(run_folder: Path) -> list[dict]:
-    later = [stage for stage in ("evaluate", "export") if is_complete(run_folder, stage)]
+    later = [stage for stage in ("evaluate", "export") if runs.is_complete(run_folder, stage)]
     return [runs.read(run_folder, stage) for stage in ("train", *later)]
-
-
-def is_complete(run_folder: Path, stage: str) -> bool:
-    """Has the run's stage come to its end?"""
-    return (run_folder / runs.FOLDERS[stage] / "manifest.json").exists()
 
 
 def choose(run_folder: Path, settings: Any) -> Choice:
@@ -63,7 +64,7 @@ def choose(run_folder: Path, settings: Any) -> Choice:
     if settings.llama_cpp_path is not None:
         llamacpp.check(Path(settings.llama_cpp_path))  # also where nothing here needs it: it was named for a reason
     model, what = run_folder / "adapter", "the adapter, as there is no export"
-    exported = is_complete(run_folder, "export")
+    exported = runs.is_complete(run_folder, "export")
     outputs = runs.read(run_folder, "export" if exported else "train")["outputs"]
     if exported:
         model, what = run_folder / "export" / "merged", "the merged model"
@@ -219,7 +220,7 @@ def earlier(run_folder: Path, choice: Choice) -> list[dict]:
     """The answers to hold a server's against: of a file for llama.cpp those of notebook 40, else the tuned model's of
     notebook 30 without the calculator; none where that notebook was not run."""
     stage = "export" if choice.engine == "llama-server" else "evaluate"
-    if not is_complete(run_folder, stage):
+    if not runs.is_complete(run_folder, stage):
         return []
     lines = open(runs.output(run_folder, stage, "generations.jsonl"), encoding="utf-8")
     found = [row for row in map(json.loads, lines) if "completion" in row]  # without golds notebook 40 asks nothing

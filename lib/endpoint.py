@@ -249,9 +249,8 @@ def invoke(run_folder: Path, question: str, max_new_tokens: int = 256) -> str:
     name = runs.load(noted, _Noted)["endpoint"]
     body = {"messages": [{"role": "user", "content": question}], "max_tokens": max_new_tokens, "temperature": 0}
     with aws(f"asking endpoint {name}"):
-        answer = client("sagemaker-runtime").invoke_endpoint(
-            EndpointName=name, ContentType="application/json", Body=json.dumps(body)
-        )
+        asked = {"EndpointName": name, "ContentType": "application/json", "Body": json.dumps(body)}
+        answer = client("sagemaker-runtime").invoke_endpoint(**asked)
         text = answer["Body"].read().decode(errors="replace")
     try:
         return json.loads(text)["choices"][0]["message"]["content"]

@@ -17,7 +17,6 @@ import statistics
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 from datasketch import MinHash, MinHashLSH
@@ -26,7 +25,6 @@ from lib import SharpenError, chat, formats, scoring
 from lib.calculator import wrong_marks, wrong_sums
 
 Splits = dict[str, list[dict]]  # rows by split: train, validation, test_seen, test
-GATES = ("stop", "drop", "report")
 DROPPED_FROM = ("train", "validation")
 CHECKS = {
     "exact duplicate": "asks what another row asks, but for case, spaces and punctuation",
@@ -127,8 +125,6 @@ def enforce(splits: Splits, findings: Iterable[Finding], gate: str) -> tuple[Spl
     GateError, before anything is dropped, where gate "stop" meets a finding that matters; where "stop" or "drop" meets
     a row without a supervised token (the template is wrong, not the row); and where "drop" would leave less than half
     of a split. "drop" lets stand what no training row is to blame for: findings in test rows, and the pad token."""
-    if gate not in GATES:
-        raise ValueError(f"unknown gate {gate!r}; choose from {', '.join(GATES)}")
     found = [finding for finding in findings if finding.matters and gate != "report"]
     silent = [finding for finding in found if finding.check == "nothing learnt"]
     if silent or (found and gate == "stop"):
@@ -185,32 +181,10 @@ class _Question:
     id: str
     group: str | None
     gold: float | str | bool | None
-    question: str
-
-    @property
-    def is_number(self) -> bool:
-        return _is_number(self.gold)
-
-    @cached_property
-    def text(self) -> str:
-        return normal(self.question)
-
-    @cached_property
-    def _read(self) -> tuple[list[float], frozenset[str]]:
-        return read(self.question)
-
-    @property
-    def sequence(self) -> list[float]:
-        return self._read[0]
-
-    @property
-    def words(self) -> frozenset[str]:
-        return self._read[1]
-
-    @cached_property
-    def numbers(self) -> frozenset[str]:
-        """The multiset of numbers as a set: the second 5 is another member than the first."""
-        return frozenset(f"{n} {k}" for n, times in Counter(self.sequence).items() for k in range(times))
+    text: str  # `normal`
+    sequence: list[float]  # the numbers as they come
+    words: frozenset[str]
+    numbers: frozenset[str]  # the multiset of numbers as a set: the second 5 is another member than the first
 
 
 def normal(text: str) -> str:
@@ -267,7 +241,10 @@ def duplicates(splits: Splits, benchmarks: Splits | None = None) -> list[Finding
 def _questions(split: str, rows: list[dict]) -> Iterator[_Question]:
     for row in rows:
         asked = [message["content"] for message in row["messages"] if message["role"] == "user"]
-        yield _Question(split, row["id"], row.get("group"), (row.get("gold") or {}).get("value"), asked[-1])
+        sequence, words = read(asked[-1])
+        numbers = frozenset(f"{n} {k}" for n, times in Counter(sequence).items() for k in range(times))
+        gold = (row.get("gold") or {}).get("value")
+        yield _Question(split, row["id"], row.get("group"), gold, normal(asked[-1]), sequence, words, numbers)
 
 
 def _most_alike(row: _Question, others: Iterable[_Question], benchmarks: Splits) -> list[Finding]:
@@ -292,7 +269,7 @@ def _alike(a: _Question, b: _Question) -> tuple[float, str] | None:
     numbers = _jaccard(a.numbers, b.numbers)
     if numbers < 0.6 and (a.numbers or b.numbers):
         return None
-    numeric = a.is_number and b.is_number
+    numeric = _is_number(a.gold) and _is_number(b.gold)
     same = a.gold == b.gold is not None or (numeric and math.isclose(a.gold, b.gold, rel_tol=1e-3))
     golds = "equal golds" if same else "DIFFERENT golds" if numeric else "no golds to compare"  # names may be changed
     if a.text == b.text:
@@ -376,11 +353,7 @@ def _answer(row: dict) -> Iterator[tuple[str, str, bool]]:
             reads = f"reads {verdict.value!r}" if verdict.value is not None else "has no marked answer"
             yield "contradicted gold", f"gold {gold['value']!r}, but the worked answer {reads} ({verdict.error})", True
         elif working.strip() and _is_number(verdict.value) and not _stands_in(working, abs(verdict.value)):
-            yield (
-                "contradicted gold",
-                f"{verdict.value!r} is marked as the answer, but stands nowhere in the working",
-                True,
-            )
+            yield "contradicted gold", f"{verdict.value!r} is marked, but stands nowhere in the working", True
     if wrong := [*wrong_marks(answer), *wrong_sums(answer)]:
         yield "wrong arithmetic", ", ".join(wrong[:3]), False
 

@@ -280,11 +280,7 @@ def _answer_sortino(s):
     squares = show(calculate(below))
     deviation = f"sqrt({squares}/{count})"
     ratio = f"({excess})/sqrt(({below})/{count})"
-    steps = [
-        f"Excess: {mark(excess)}.",
-        f"Squared shortfalls: {mark(below)}.",
-        f"Downside deviation: {mark(deviation)}.",
-    ]
+    steps = [f"Excess: {mark(excess)}.", f"Squared shortfalls: {mark(below)}.", f"Downside deviation: {mark(deviation)}."]
     return [*steps, f"Ratio: {mark(ratio)}."], *_gold(ratio, "ratio", 2)
 
 
@@ -313,9 +309,8 @@ def _answer_beta(s):
 
 
 def _draw_var(rng, unseen):
-    confidence, quantile = list((UNSEEN_QUANTILES if unseen else QUANTILES).items())[
-        int(rng.integers(2 + (not unseen)))
-    ]
+    quantiles = list((UNSEEN_QUANTILES if unseen else QUANTILES).items())
+    confidence, quantile = quantiles[int(rng.integers(2 + (not unseen)))]
     return {
         "value": _pick(rng, *((1_200_000, 9_000_000, 100_000) if unseen else (100_000, 900_000, 10_000))),
         "volatility": _pick(rng, *((2.25, 4, 0.05) if unseen else (0.5, 2, 0.05))),

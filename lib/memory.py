@@ -16,15 +16,14 @@ TRIM_THRESHOLD, MMAP_MAX, ARENA_MAX = -1, -4, -8
 GLIBC = ctypes.CDLL(None) if sys.platform.startswith("linux") else None
 
 
-def keep_freed() -> bool:
-    """Let this process keep what it frees. False where the system's allocator cannot be told (no Linux, no glibc).
+def keep_freed() -> None:
+    """Let this process keep what it frees, where the system's allocator is glibc's.
 
     glibc maps each large tensor anew and gives it back when it is freed; the system then zeroes every page at the next
     step. For small models that is a good part of a training step."""
-    if not hasattr(GLIBC, "mallopt"):
-        return False
-    return all([GLIBC.mallopt(name, value) for name, value in
-                ((MMAP_MAX, 0), (TRIM_THRESHOLD, 2**31 - 1), (ARENA_MAX, 1))])  # fmt: skip
+    if hasattr(GLIBC, "mallopt"):
+        for name, value in ((MMAP_MAX, 0), (TRIM_THRESHOLD, 2**31 - 1), (ARENA_MAX, 1)):
+            GLIBC.mallopt(name, value)
 
 
 def reset_peak() -> int | None:

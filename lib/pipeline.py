@@ -32,7 +32,7 @@ STAGES = tuple((stage, NOTEBOOKS[stage], runs.FOLDERS[stage]) for stage in ("pre
 EXPORT = ("export", NOTEBOOKS["export"], runs.FOLDERS["export"])  # only where it is asked for: it builds llama.cpp
 DEPLOY = ("deploy", NOTEBOOKS["deploy"], runs.FOLDERS["deploy"])  # by `sharpen deploy`
 NOTEBOOK_FOLDER = ROOT / "notebooks"
-STOP_SECONDS = 60  # that a training step and its checkpoint may take after Ctrl-C
+STOP_SECONDS = 600  # that a training step, its held-out rows and its checkpoint may take after Ctrl-C
 
 
 class StageFailed(RuntimeError):
@@ -150,8 +150,8 @@ def command(
 def headline(run_folder: Path) -> dict[str, str]:
     """The figures that the stages' notebooks put first: label -> text, in the order of the stages."""
     found = {}
-    for stage, _, folder in (*STAGES, EXPORT, DEPLOY):
-        if (run_folder / folder / "manifest.json").exists():
+    for stage, *_ in (*STAGES, EXPORT, DEPLOY):
+        if runs.is_complete(run_folder, stage):
             found |= runs.read(run_folder, stage).get("metrics", {}).get("headline") or {}
     return found
 
@@ -177,6 +177,7 @@ def _execute(stage: str, run_folder: Path, resolved: Resolved, overridden: set[s
             value = getattr(resolved.settings, field)
             parameters[field] = "none" if value is None else list(value) if isinstance(value, tuple) else value
     papermill_io.register(str(executed), Executed())
+    (run_folder / "progress.json").unlink(missing_ok=True)  # of an attempt that was killed
     # papermill formats paths: braces in a folder's name would be taken for its placeholders
     paths = [str(path).replace("{", "{{").replace("}", "}}") for path in (notebook_path(notebook), executed)]
     try:
@@ -235,7 +236,10 @@ def _children_end_with_us() -> Iterator[None]:
     def stop(signum: int, frame: Any) -> None:
         again = bool(family)
         family.extend(psutil.Process().children(recursive=True))  # now, while the tree still hangs together
-        kernels = [process for process in family if "ipykernel_launcher" in process.cmdline()]
+        kernels = []
+        for process in family:
+            with contextlib.suppress(psutil.Error):  # it ends in this moment, or has ended
+                kernels += [process] * ("ipykernel_launcher" in process.cmdline())
         if again or not kernels:
             raise KeyboardInterrupt
         print("\nstopping; in training after the step at hand (again: at once)", file=sys.stderr, flush=True)
@@ -272,7 +276,7 @@ def _telling(place: str, run_folder: Path, stage: str, echo: Callable[[str], Any
     def tell() -> None:
         said = ""
         while not over.wait(2 if terminal else 10):
-            text = f"{place} {status.line(run_folder, stage)}"
+            text = visible(f"{place} {status.line(run_folder, stage)}")
             if terminal:
                 print(f"\r\x1b[K{text}", end="", flush=True)
             elif text != said:

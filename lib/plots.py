@@ -49,12 +49,7 @@ def loss_curves(
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     for index, (run, lines) in enumerate(metrics_by_run.items()):
         colour = COLOURS[index % len(COLOURS)]
-        steps, losses = _series(lines, "loss")
-        upper.plot(steps, losses, color=colour, linewidth=1.4, label=f"{run}: training")
-        steps, losses = _series(lines, "eval_loss")
-        if steps:
-            upper.plot(steps, losses, color=colour, marker="o", linestyle=":", markeredgecolor="white",
-                       markersize=7, label=f"{run}: held-out (last {losses[-1]:.3g})")
+        _training_and_held_out(upper, run, lines, "loss", colour)
         lower.plot(*_series(lines, "learning_rate"), color=colour, linewidth=1.4)
     for axis in (upper, lower):
         axis.grid(color="#e5e5e5", linewidth=0.7)
@@ -68,22 +63,19 @@ def loss_curves(
     return figure
 
 
-def accuracy_curve(
-    metrics_by_run: Mapping[str, Sequence[dict]], title: str = "Accuracy while training", rehearse: bool = False
-) -> Picture:
+def accuracy_curve(metrics_by_run: Mapping[str, Sequence[dict]], rehearse: bool = False) -> Picture:
     """Share of held-out questions answered right before training and at each checkpoint, with 95 % Wilson intervals.
 
     `metrics_by_run`: as for `loss_curves`; "accuracy" and "questions" of a line count.
     """
-    figure = _picture(8, 3.2, title, rehearse)
+    figure = _picture(8, 3.2, "Accuracy while training", rehearse)
     axis = figure.subplots()
     for index, (run, lines) in enumerate(metrics_by_run.items()):
         (steps, shares), (_, counts) = _series(lines, "accuracy"), _series(lines, "questions")
         found = [stats.wilson(round(share * n), n) for share, n in zip(shares, counts)]
-        rows = [{"share": one.estimate, "low": one.low, "high": one.high} for one in found]
         colour = COLOURS[index % len(COLOURS)]
         axis.plot(steps, shares, color=colour, linewidth=1.2)
-        _points(axis, rows, "share", steps, upright=True, color=colour, marker="o", label=run)
+        _points(axis, list(map(vars, found)), "estimate", steps, upright=True, color=colour, marker="o", label=run)
     axis.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
     axis.grid(color="#e5e5e5", linewidth=0.7)
     axis.set_ylabel("right answers")
@@ -92,24 +84,17 @@ def accuracy_curve(
     return figure
 
 
-def preference_curves(
-    metrics_by_run: Mapping[str, Sequence[dict]], title: str = "Chosen against rejected answers", rehearse: bool = False
-) -> Picture:
+def preference_curves(metrics_by_run: Mapping[str, Sequence[dict]], rehearse: bool = False) -> Picture:
     """By how much the chosen answer's reward is the higher, and in which share of pairs it is, by optimiser step: of
     training batches (lines) and of held-out pairs (points).
 
     `metrics_by_run`: as for `loss_curves`; "rewards/margins", "rewards/accuracies" and their "eval_" forms count.
     """
-    figure = _picture(8, 5.5, title, rehearse)
+    figure = _picture(8, 5.5, "Chosen against rejected answers", rehearse)
     upper, lower = figure.subplots(2, 1, sharex=True)
     for axis, name in ((upper, "rewards/margins"), (lower, "rewards/accuracies")):
         for index, (run, lines) in enumerate(metrics_by_run.items()):
-            colour = COLOURS[index % len(COLOURS)]
-            axis.plot(*_series(lines, name), color=colour, linewidth=1.4, label=f"{run}: training")
-            steps, values = _series(lines, f"eval_{name}")
-            if steps:
-                axis.plot(steps, values, color=colour, marker="o", linestyle=":", markeredgecolor="white",
-                          markersize=7, label=f"{run}: held-out (last {values[-1]:.3g})")  # fmt: skip
+            _training_and_held_out(axis, run, lines, name, COLOURS[index % len(COLOURS)])
         axis.grid(color="#e5e5e5", linewidth=0.7)
         axis.legend(frameon=False, fontsize=9)
     upper.axhline(0, color="#444444", linewidth=1)
@@ -122,15 +107,13 @@ def preference_curves(
 
 
 def accuracy_by_kind(
-    table: Sequence[dict],
-    title: str = "Accuracy by kind, with 95 % Wilson intervals",
-    rehearse: bool = False,
+    table: Sequence[dict], title: str = "Accuracy by kind, with 95 % Wilson intervals", rehearse: bool = False,
     word: str = "kind",
-) -> Picture:
+) -> Picture:  # fmt: skip
     """Accuracy of each model on each kind, a panel for each split and calculator setting in `table`.
 
-    `table`: rows of `answers.summarise`; "model" may be any name, those starting with "base" or ending in "base" are
-    grey. The open marker is the format rate: the share of answers that end with an explicit answer mark.
+    `table`: rows of `answers.summarise`; "model" may be any name, and the only one that begins with "base" is grey. The
+    open marker is the format rate: the share of answers that end with an explicit answer mark.
     """
     panels = list(dict.fromkeys((row["split"], row["calculator"]) for row in table))
     kinds, models = _names(table, "kind", last="all"), _names(table, "model")
@@ -166,25 +149,19 @@ def accuracy_by_kind(
     return figure
 
 
-def accuracy_by_level(
-    table: Sequence[dict], title: str = "Accuracy by level, with 95 % Wilson intervals", rehearse: bool = False
-) -> Picture:
+def accuracy_by_level(table: Sequence[dict], rehearse: bool = False) -> Picture:
     """Accuracy of each model by the steps of reasoning that a question takes: rows of `answers.summarise` by level."""
     levels = [row | {"kind": f"level {row['level']}"} for row in table]
-    return accuracy_by_kind(levels, title, rehearse, word="level")
+    return accuracy_by_kind(levels, "Accuracy by level, with 95 % Wilson intervals", rehearse, "level")
 
 
-def tolerance_curve(
-    errors_by_model: Mapping[str, Sequence[float]],
-    title: str = "Share right, by the error allowed",
-    rehearse: bool = False,
-) -> Picture:
+def tolerance_curve(errors_by_model: Mapping[str, Sequence[float]], rehearse: bool = False) -> Picture:
     """Share of questions answered within each relative tolerance from 0.01 % to 10 %, a curve for each model.
 
     `errors_by_model`: relative errors, infinite where no number was read (`answers.relative_errors`). A curve that is
     flat says that answers are right or far off; one that rises says that they are imprecise.
     """
-    figure = _picture(8, 4.4, title, rehearse)
+    figure = _picture(8, 4.4, "Share right, by the error allowed", rehearse)
     axis, names = figure.subplots(), list(errors_by_model)
     tolerances, marks = np.geomspace(1e-4, 1e-1, 301), np.array([1e-3, 1e-2, 5e-2])  # the grader's own are marked
     for index, (name, errors) in enumerate(errors_by_model.items()):
@@ -193,10 +170,9 @@ def tolerance_curve(
         colour, distances = _colour(name, names), np.asarray(errors)[:, None]
         axis.plot(tolerances, (distances <= tolerances).mean(axis=0), color=colour, linewidth=1.6)
         found = [stats.wilson(int(right), len(errors)) for right in (distances <= marks).sum(axis=0)]
-        rows = [{"share": one.estimate, "low": one.low, "high": one.high} for one in found]
         shift = 1 + 0.04 * (index - (len(names) - 1) / 2)  # bars beside each other, not on top
-        _points(axis, rows, "share", marks * shift, upright=True, color=colour, marker=MARKERS[index % len(MARKERS)],
-                label=f"{name} (n = {len(errors)} with a numeric gold)")  # fmt: skip
+        _points(axis, list(map(vars, found)), "estimate", marks * shift, upright=True, color=colour,
+                marker=MARKERS[index % len(MARKERS)], label=f"{name} (n = {len(errors)} with a numeric gold)")
     axis.set_xscale("log")
     axis.set_xlim(1e-4, 1e-1)
     axis.set_ylim(-0.02, 1.02)
@@ -237,9 +213,7 @@ def paired_change(
     return figure
 
 
-def error_classes(
-    results: Sequence[dict], title: str = "What kind of wrong: answers by error class", rehearse: bool = False
-) -> Picture:
+def error_classes(results: Sequence[dict], rehearse: bool = False) -> Picture:
     """Counts of right answers and of each error class, a bar for each model, split and calculator setting.
 
     `results`: rows of `evaluate.ask`.
@@ -251,7 +225,7 @@ def error_classes(
     bars = sorted(counts, key=lambda bar: (bar[0], not bar[1]))
     total = sum(counts.values(), Counter())
     classes = ["correct", *(name for name, _ in total.most_common() if name != "correct")]
-    figure = _picture(9, 2.2 + 0.4 * max(1, len(bars)), title, rehearse)
+    figure = _picture(9, 2.2 + 0.4 * max(1, len(bars)), "What kind of wrong: answers by error class", rehearse)
     axis, starts = figure.subplots(), np.zeros(len(bars))
     splits = {bar[0] for bar in bars}
     for index, name in enumerate(classes):
@@ -294,14 +268,12 @@ def token_lengths(
     return figure
 
 
-def answer_magnitudes(
-    values_by_kind: Mapping[str, Iterable[Any]], title: str = "Gold answers by kind", rehearse: bool = False
-) -> Picture:
+def answer_magnitudes(values_by_kind: Mapping[str, Iterable[Any]], rehearse: bool = False) -> Picture:
     """Each gold value as a dot on a logarithmic axis; zeros and negative values have their place on it.
 
     Values that are no number (a choice, a bool) are counted in the kind's name instead.
     """
-    figure = _picture(8, 1.6 + 0.5 * max(1, len(values_by_kind)), title, rehearse)
+    figure = _picture(8, 1.6 + 0.5 * max(1, len(values_by_kind)), "Gold answers by kind", rehearse)
     axis, names, shown = figure.subplots(), [], []
     for index, (kind, values) in enumerate(values_by_kind.items()):
         values = list(values)
@@ -324,11 +296,9 @@ def answer_magnitudes(
     return figure
 
 
-def speed_and_memory(
-    rows: Sequence[dict], title: str = "Training speed and peak memory", rehearse: bool = False
-) -> Picture:
+def speed_and_memory(rows: Sequence[dict], rehearse: bool = False) -> Picture:
     """Tokens a second and peak GiB of each run: {"run", "tokens_per_second", "memory_bytes", "memory_of"} rows."""
-    figure = _picture(9, 1.7 + 0.45 * max(1, len(rows)), title, rehearse)
+    figure = _picture(9, 1.7 + 0.45 * max(1, len(rows)), "Training speed and peak memory", rehearse)
     axes = figure.subplots(1, 2, sharey=True)
     speeds = [row.get("tokens_per_second") or 0 for row in rows]
     memory = [(row.get("memory_bytes") or 0) / 2**30 for row in rows]
@@ -363,10 +333,10 @@ def ablation(rows: Sequence[dict], rehearse: bool = False) -> Picture:
     return figure
 
 
-def load_test(rows: Sequence[dict], title: str = "The server under load", rehearse: bool = False) -> Picture:
+def load_test(rows: Sequence[dict], rehearse: bool = False) -> Picture:
     """Seconds to the first and to the last token, and tokens a second, by requests at once: rows of `deploy.load_test`.
     """
-    figure = _picture(10, 3.6, title, rehearse)
+    figure = _picture(10, 3.6, "The server under load", rehearse)
     left, right = figure.subplots(1, 2)
     counts = [row["concurrent"] for row in rows]
     for index, (name, label) in enumerate((("latency", "whole answer"), ("first_token", "first token"))):
@@ -408,6 +378,14 @@ def _picture(width: float, height: float, title: str, rehearse: bool) -> Picture
     return figure
 
 
+def _training_and_held_out(axis: Any, run: str, lines: Sequence[dict], name: str, colour: str) -> None:
+    axis.plot(*_series(lines, name), color=colour, linewidth=1.4, label=f"{run}: training")
+    steps, values = _series(lines, f"eval_{name}")
+    if steps:
+        axis.plot(steps, values, color=colour, marker="o", linestyle=":", markeredgecolor="white", markersize=7,
+                  label=f"{run}: held-out (last {values[-1]:.3g})")  # fmt: skip
+
+
 def _series(lines: Sequence[dict], name: str) -> tuple[list[int], list[float]]:
     """(steps, values) in the order of steps; a step that was logged again after a resume counts once."""
     found = {line["step"]: line[name] for line in lines if line.get(name) is not None}
@@ -427,15 +405,8 @@ def _colour(model: str, models: list[str]) -> str:
     return COLOURS[[name for name in models if bases != [name]].index(model) % len(COLOURS)]
 
 
-def _points(
-    axis: Any,
-    rows: Sequence[dict],
-    key: str,
-    places: Iterable[float],
-    scale: float = 1,
-    upright: bool = False,
-    **style: Any,
-) -> None:
+def _points(axis: Any, rows: Sequence[dict], key: str, places: Iterable[float], scale: float = 1, upright: bool = False,
+            **style: Any) -> None:  # fmt: skip
     """Estimates as points with bars from "low" to "high", lying on `places` (or `upright` above them)."""
     values, lows, highs = (scale * np.array([row[name] for row in rows]) for name in (key, "low", "high"))
     reach = np.maximum(0, [values - lows, highs - values])  # rounding can put a limit a hair inside the estimate
@@ -455,12 +426,12 @@ def _sizes(rows: Sequence[dict], word: str = "kind") -> str:
     return f"n = {each} a {word}" + (f", {whole} in all" if whole > kinds[-1] else "")
 
 
-def chain(rows: Sequence[dict], title: str = "From base to the file to ship", rehearse: bool = False) -> Picture:
+def chain(rows: Sequence[dict], rehearse: bool = False) -> Picture:
     """Accuracy (without golds: perplexity) with its 95 % interval, and size, of each artefact in the chain's order.
 
     `rows`: of `chain.row`, with "artefact", "n", "accuracy" or "perplexity", "low", "high" and "bytes".
     """
-    figure = _picture(10, 1.7 + 0.45 * max(1, len(rows)), title, rehearse)
+    figure = _picture(10, 1.7 + 0.45 * max(1, len(rows)), "From base to the file to ship", rehearse)
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
     places = range(len(rows))
     graded = not rows or "accuracy" in rows[0]

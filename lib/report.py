@@ -58,8 +58,8 @@ def write(run_folder: Path) -> Path:
     runs.check_links(run_folder)
     manifests, problems = {}, []
     wanted = [row[0] for row in STAGES]
-    for stage, folder in runs.FOLDERS.items():
-        if stage not in wanted and not (run_folder / folder / "manifest.json").exists():
+    for stage in runs.FOLDERS:
+        if stage not in wanted and not runs.is_complete(run_folder, stage):
             continue  # pretraining and export are not part of every run
         try:
             manifests[stage] = runs.read(run_folder, stage)

@@ -9,10 +9,13 @@ from typing import Any
 
 from lib import pipeline, runs
 from lib.presets import NOTEBOOKS, ROOT, in_project
+from lib.settings import YOURS
 from lib.untrusted import visible
 
 # No results: time and memory, the runs' names, whether a stage was interrupted, and texts that repeat the figures.
 NO_FIGURE = re.compile(r"seconds|per_second|runtime|memory|peak|^(headline|runs|resumed_from|restarts)\b")
+# Files that hold times, or the run's name
+NO_RESULT = re.compile(r"(metrics\.jsonl|comparison\.json|\.png|^export/summary\.json|^export/README\.md)$")
 CAUSES = ("versions", "git", "code", "notebook", "device", "settings", "resumed")
 ABSENT = "(absent)"
 MOST = 40  # lines of one file's figures that are printed
@@ -31,7 +34,8 @@ def reproduce(run_name: str, outputs: str | Path | None = None, echo: Callable[[
     export, others = (["export"] if "export" in manifests else []), [name for name in manifests if name != "export"]
     settings: dict[str, Any] = {}
     for stages in filter(None, (others, export)):  # apart: an export may ask fewer questions than the evaluation did
-        settings = settings | {name: value for stage in stages for name, value in manifests[stage]["settings"].items()}
+        settings = settings | {name: value for stage in stages for name, value in manifests[stage]["settings"].items()
+                               if name not in YOURS}  # fmt: skip
         pipeline.run(preset, again.name, settings, rehearse, outputs, stages=stages, echo=echo)
     found = compare(first, again, manifests)
     runs.write_atomically(again / "reproduction.json", [json.dumps(found, indent=2, ensure_ascii=False) + "\n"])
@@ -41,14 +45,12 @@ def reproduce(run_name: str, outputs: str | Path | None = None, echo: Callable[[
 
 def finished(run_folder: Path) -> dict[str, dict]:
     """The manifests of a run's complete stages, in order; RunError names all that keeps it from being reproduced."""
-    complete = [stage for stage, folder in runs.FOLDERS.items() if (run_folder / folder / "manifest.json").exists()]
-    stages = [stage for stage, *_ in (*pipeline.STAGES, pipeline.EXPORT)]
-    manifests = {stage: runs.read(run_folder, stage) for stage in stages
-                 if stage in (*complete, "prepare", "train", "evaluate")}  # fmt: skip
+    manifests = {stage: runs.read(run_folder, stage) for stage, *_ in (*pipeline.STAGES, pipeline.EXPORT)
+                 if stage in ("prepare", "train", "evaluate") or runs.is_complete(run_folder, stage)}  # fmt: skip
     first, stage_of = manifests["prepare"], {folder: stage for stage, folder in runs.FOLDERS.items()}
     problems = []
     for stage, manifest in manifests.items():
-        found = runs.changes(run_folder, stage)
+        found = [text for text in runs.changes(run_folder, stage) if not text.endswith(" is missing")]  # hashes suffice
         if [manifest["preset"], manifest["rehearse"]] != [first["preset"], first["rehearse"]]:
             found.append(f"is of preset {manifest['preset']}, not of {first['preset']} in the same way")
         for key, recorded in manifest["inputs"].items():
@@ -69,7 +71,8 @@ def finished(run_folder: Path) -> dict[str, dict]:
 
 def compare(first: Path, again: Path, stages: Iterable[str]) -> dict[str, Any]:
     """Two runs: {"equal": are all figures?, "figures", "files", "causes": what differs around them}, each of these a
-    list of {"in", "name", "first", "again", "equal"}. Floats are equal where every digit is."""
+    list of {"in", "name", "first", "again", "equal"}; "left_out" are complete stages that were not made again. Floats
+    are equal where every digit is."""
     figures, files, causes = [], [], []
     for stage in stages:
         folder = runs.FOLDERS[stage]
@@ -84,6 +87,7 @@ def compare(first: Path, again: Path, stages: Iterable[str]) -> dict[str, Any]:
         "first": first.name, "again": again.name, "rehearse": then["rehearse"],
         "equal": all(row["equal"] for row in figures), "figures": figures, "files": files,
         "causes": [row for row in causes if not row["equal"]],
+        "left_out": [stage for stage in runs.FOLDERS if stage not in stages and runs.is_complete(first, stage)],
     }  # fmt: skip
 
 
@@ -99,19 +103,23 @@ def text(found: Mapping[str, Any]) -> str:
         lines += [f"  and {len(shown) - MOST} more in reproduction.json"] * (len(shown) > MOST)
     lines += [f"files: {sum(row['equal'] for row in found['files'])} of {len(found['files'])} are equal"]
     lines += [f"  {_verdict(row)}  {row['in']}/{row['name']}" for row in found["files"]]
-    if not all(row["equal"] for row in found["files"]):
-        lines += ["  (expected: metrics.jsonl and comparison.json hold times, some pictures the run's name, and PEFT "
-                  "writes a set in any order into adapter_config.json)"]  # fmt: skip
+    differ = [f"{row['in']}/{row['name']}" for row in found["files"] if not row["equal"]]
+    others = [name for name in differ if not NO_RESULT.search(name)]
+    if differ != others:
+        lines += ["  (expected of metrics.jsonl, comparison.json and pictures: they hold times, or the run's name)"]
+    if found["left_out"]:
+        lines += [f"not made again: {', '.join(found['left_out'])}"]
     causes: dict[str, list[str]] = {}
     for row in found["causes"]:
         causes.setdefault(f"{row['name']}: {_change(row)}", []).append(row["in"])
     lines += ["around them differ:"] * bool(causes)
     lines += [f"  {cause} ({', '.join(places)})" for cause, places in causes.items()]
-    differ = sum(not row["equal"] for row in found["figures"])
-    if not differ:
-        return "\n".join([*lines, f"REPRODUCED: all {len(found['figures'])} figures are equal"])
+    wrong = sum(not row["equal"] for row in found["figures"])
+    if not wrong:
+        files = f", but not the bytes of {', '.join(others)}" if others else ""
+        return "\n".join([*lines, f"REPRODUCED: all {len(found['figures'])} figures are equal{files}"])
     why = "possible causes are above" if causes else "nothing recorded differs: sums in another order, as threads make"
-    return "\n".join([*lines, f"NOT REPRODUCED: {differ} of {len(found['figures'])} figures differ; {why}"])
+    return "\n".join([*lines, f"NOT REPRODUCED: {wrong} of {len(found['figures'])} figures differ; {why}"])
 
 
 def _tables(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:

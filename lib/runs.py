@@ -63,6 +63,7 @@ class _Manifest(Form):
     preset: str
     rehearse: bool
     settings: dict[str, Any]
+    origins: dict[str, str]
     git: dict[str, str | bool | None]
     code: Modules
     inputs: Inputs
@@ -177,10 +178,6 @@ class Stage:
         unlock(self.run_folder, "writer")
         return json.loads(_json(manifest))
 
-    def show(self) -> "Stage":
-        """The stage itself, which Jupyter shows as the table of its settings and where each came from."""
-        return self
-
     def _table(self) -> tuple[str, list[tuple[str, str, str]]]:
         resolved, own = self.request.resolved, STAGE_FIELDS[self.request.stage]
         note = "REHEARSAL (a walk through, no result): " if resolved.rehearse else ""
@@ -256,6 +253,11 @@ def read(run_folder: Path, stage: str) -> dict[str, Any]:
     return manifest
 
 
+def is_complete(run_folder: Path, stage: str) -> bool:
+    """Has the run's stage come to its end?"""
+    return (run_folder / FOLDERS[stage] / "manifest.json").exists()
+
+
 def output(run_folder: Path, stage: str, name: str) -> Path:
     """A file that a complete stage wrote; RunError where it is not as the manifest says."""
     path, recorded = run_folder / FOLDERS[stage] / name, read(run_folder, stage)["outputs"]
@@ -273,7 +275,7 @@ def changes(run_folder: Path, stage: str) -> list[str]:
 def is_current(outputs: Path, run: str, stage: str, resolved: Resolved, notebook: Path) -> tuple[bool, str]:
     """Whether a stage is complete and would come out the same again; if not, the first reason why."""
     run_folder = run_folder_of(outputs, run)
-    if not (run_folder / FOLDERS[stage] / "manifest.json").exists():
+    if not is_complete(run_folder, stage):
         return False, NOT_COMPLETE
     try:
         manifest = read(run_folder, stage)
@@ -371,7 +373,7 @@ def lock(run_folder: Path, name: str) -> None:
     held = FileLock(path, thread_local=False)
     with writing(run_folder):
         try:
-            held.acquire(timeout=0)
+            held.acquire(timeout=1)  # `holder` takes it for a moment, to look
         except Timeout:
             who = _who(run_folder, name)
             raise RunError(f"{run_folder} is being written by process {who.get('pid', '?')} on {who.get('host', '?')} "

@@ -227,6 +227,7 @@ def _tokens(settings) -> int:
     """Tokens of one forward pass on one device; a preference pair is two rows."""
     return settings.per_device_train_batch_size * settings.max_length * (2 if settings.trainer == "dpo" else 1)
 
+
 def memory(config, ranks: int, four_bit: bool, r: int = 16, tokens: int = 2048) -> Memory:
     """Memory a GPU, with all linear layers adapted and blocks computed again in the backward pass; `tokens` are those
     of one forward pass on one GPU. What CUDA, NCCL and the allocator take beside (1 to 2 GiB) is not in it."""

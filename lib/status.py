@@ -30,10 +30,15 @@ def line(run_folder: Path, stage: str) -> str:
     """How far a stage at work is: `step 120 of 228, loss 0.3124, 1.2 min left`; `running` where it counts no steps."""
     told = progress.read(run_folder, stage)
     if told is None:
-        return "ending" if (run_folder / runs.FOLDERS[stage] / "manifest.json").exists() else "starting"
-    found = _words(told)
+        return "ending" if runs.is_complete(run_folder, stage) else "starting"
+    found, now = _words(told), datetime.now(UTC)
     parts = [f"{name} {found[name]}" for name in ("step", "loss") if name in found]
-    return ", ".join(parts + [f"{found.get('left')} left"] * ("left" in found)) or "running"
+    parts += [f"{found.get('left')} left"] * ("left" in found)
+    if _is_silent(told, now):
+        parts.append("stalled: its process does not answer")
+    elif (still := (now - told.moved_at).total_seconds()) > STALLED_SECONDS:
+        parts.append(f"stalled? no step for {still / 60:.0f} min")
+    return ", ".join(parts) or "running"
 
 
 def spare(outputs: Path, names: list[str]) -> list[tuple[Path, str, int]]:
@@ -43,24 +48,37 @@ def spare(outputs: Path, names: list[str]) -> list[tuple[Path, str, int]]:
     for name in names:
         if not runs.run_folder_of(outputs, name).is_dir():
             raise runs.RunError(f"no run {name!r} in {outputs}; there are: {', '.join(f.name for f in _runs(outputs))}")
-    found = []
-    for folder in _runs(outputs):
-        if (names and folder.name not in names) or folder.is_symlink() or runs.holder(folder) is not None:
-            continue
-        for pattern, what in SPARE:
-            for path in sorted(folder.glob(pattern)):
-                whole = path.parent == folder or (path.parent / "manifest.json").exists()
-                ours = path.relative_to(folder).parts[0].split(".")[0] in runs.FOLDERS.values()
-                if whole and ours and not path.is_symlink() and not untrusted.leads_out(path, folder):
-                    found.append((path, what, _size(path)))
-    return found
+    return [(path, what, _size(path)) for folder in _runs(outputs)
+            if (not names or folder.name in names) and not folder.is_symlink() and runs.holder(folder) is None
+            for path, what in _spare_of(folder)]  # fmt: skip
 
 
-def free(paths: list[Path]) -> None:
-    """Delete files and folders that `spare` named."""
-    for path in paths:
-        with runs.writing(path):
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+def free(outputs: Path, paths: list[Path]) -> None:
+    """Delete what `spare` named, if it can still be spared; RunError names who has begun to write to a run since."""
+    for folder in dict.fromkeys(outputs / path.relative_to(outputs).parts[0] for path in paths):
+        runs.lock(folder, "writer")
+        try:
+            for path, _ in _spare_of(folder):
+                if path in paths:
+                    with runs.writing(path):
+                        shutil.rmtree(path) if path.is_dir() else path.unlink()
+        finally:
+            runs.unlock(folder, "writer")
+
+
+def _spare_of(folder: Path) -> list[tuple[Path, str]]:
+    names = {name: stage for stage, name in runs.FOLDERS.items()}
+    return [(path, what) for pattern, what in SPARE for path in sorted(folder.glob(pattern))
+            if (stage := names.get(path.relative_to(folder).parts[0].split(".")[0]))
+            and (path.parent == folder or _is_whole(folder, stage))
+            and not path.is_symlink() and not untrusted.leads_out(path, folder)]  # fmt: skip
+
+
+def _is_whole(folder: Path, stage: str) -> bool:
+    """Whether a stage's manifest is there, and whole."""
+    with contextlib.suppress(runs.RunError):
+        return bool(runs.read(folder, stage))
+    return False
 
 
 def _runs(outputs: Path) -> Iterator[Path]:
@@ -69,24 +87,31 @@ def _runs(outputs: Path) -> Iterator[Path]:
 
 
 def _row(folder: Path, now: datetime) -> dict[str, str]:
-    complete = [stage for stage, name in runs.FOLDERS.items() if (folder / name / "manifest.json").exists()]
-    begun = {stage: folder / name for stage, name in runs.FOLDERS.items()
-             if stage not in complete and (folder / name / "started.json").exists()}  # fmt: skip
-    row = {"run": folder.name, "complete": ", ".join(complete) or "-"}
+    there = [stage for stage in runs.FOLDERS if runs.is_complete(folder, stage)]
+    complete = [stage + " (unreadable)" * (not _is_whole(folder, stage)) for stage in there]
+    row, begun = {"run": folder.name, "complete": ", ".join(complete) or "-"}, {}
+    for stage in runs.FOLDERS.keys() - there:
+        with contextlib.suppress(FileNotFoundError):  # not begun, or it ends in this moment
+            begun[stage] = (folder / runs.FOLDERS[stage] / "started.json").stat().st_mtime
     if not begun:
         return row
-    stage = max(begun, key=lambda stage: (begun[stage] / "started.json").stat().st_mtime)
+    stage = max(begun, key=begun.get)
     told = progress.read(folder, stage)
     found = _words(told) if told else {}
-    silent = now.timestamp() - max(_last_sign(begun[stage]), told.moved_at.timestamp() if told else 0)
+    last = max(_last_sign(folder / runs.FOLDERS[stage]), begun[stage], told.moved_at.timestamp() if told else 0)
+    silent = now.timestamp() - last
     if runs.holder(folder) is None:
         found.pop("left", None)
         state = "stopped"
-    elif told and (now - told.heartbeat).total_seconds() > HEARTBEAT_SECONDS:
+    elif told and _is_silent(told, now):
         state = "stalled: its process does not answer"
     else:
         state = "stalled?" if silent > STALLED_SECONDS else "running"
     return row | {"unfinished": f"{stage} ({state})"} | found | {"last sign": f"{silent:,.0f} s ago"}
+
+
+def _is_silent(told: progress.Told, now: datetime) -> bool:
+    return (now - told.heartbeat).total_seconds() > HEARTBEAT_SECONDS
 
 
 def _words(told: progress.Told) -> dict[str, str]:
@@ -104,7 +129,7 @@ def _words(told: progress.Told) -> dict[str, str]:
 
 def _last_sign(folder: Path) -> float:
     """When a stage last wrote anything, in seconds since 1970."""
-    newest = folder.stat().st_mtime
+    newest = 0.0
     for place, _, names in os.walk(folder):
         for name in names:
             with contextlib.suppress(FileNotFoundError):  # a checkpoint that is being replaced

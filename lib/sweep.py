@@ -63,16 +63,9 @@ def plan(
     return list(rows.values())
 
 
-def run(
-    preset: str,
-    grid: Mapping[str, Sequence[Any]],
-    seeds: int = 3,
-    name: str | None = None,
-    overrides: Mapping[str, Any] | None = None,
-    rehearse: bool = False,
-    outputs: str | Path | None = None,
-    echo: Callable[[str], Any] = print,
-) -> dict[str, Any]:
+def run(preset: str, grid: Mapping[str, Sequence[Any]], seeds: int = 3, name: str | None = None,
+        overrides: Mapping[str, Any] | None = None, rehearse: bool = False, outputs: str | Path | None = None,
+        echo: Callable[[str], Any] = print) -> dict[str, Any]:  # fmt: skip
     """Make every run of the grid, write outputs/<name>/sweep.json after each and sweep.txt last; return the former.
 
     Each is an ordinary run: complete ones are skipped, a stopped one is gone on with, and each prepares its own data,

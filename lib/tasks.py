@@ -40,18 +40,12 @@ class Problem:
 
     def row(self) -> dict:
         """The problem in the project's row schema; rows of one template form a group."""
+        said = {"user": self.question, "assistant": self.reasoning}
         return {
-            "id": self.id,
-            "source": "quant_tasks",
-            "kind": self.kind,
-            "level": self.level,
-            "messages": [
-                {"role": "user", "content": self.question},
-                {"role": "assistant", "content": self.reasoning},
-            ],
-            "gold": self.gold,
-            "group": f"{self.kind}/{self.template}",
-        }
+            "id": self.id, "source": "quant_tasks", "kind": self.kind, "level": self.level,
+            "messages": [{"role": role, "content": text} for role, text in said.items()],
+            "gold": self.gold, "group": f"{self.kind}/{self.template}",
+        }  # fmt: skip
 
 
 def _write(template: str, slots: dict) -> str:
@@ -77,9 +71,8 @@ def solve(question: str) -> tuple[str, dict]:
     for kind in KINDS.values():
         for template in kind.phrasings:
             if match := _pattern(template).fullmatch(question):
-                steps, final, gold = kind.answer(
-                    {name: SLOTS[name].read(text) for name, text in match.groupdict().items()}
-                )
+                slots = {name: SLOTS[name].read(text) for name, text in match.groupdict().items()}
+                steps, final, gold = kind.answer(slots)
                 return "\n".join([*steps, f"#### {final}"]), gold
     raise ValueError(f"no kind of task reads {question[:120]!r}")
 

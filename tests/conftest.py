@@ -89,6 +89,8 @@ def write_run():
                     stage.save_json("summary.json", {"perplexity": {"base": {"perplexity": 9.0}, "tuned": tuned}})
                     ways = {"tuned, test, calculator on": figures["accuracy"], "base, test, calculator on": 0.0}
                     stage.finish(accuracy=ways, headline={"test": f"took {time.perf_counter()} s"})
+                case "pretrain":
+                    stage.finish()
                 case "compare" | "export":
                     stage.input("evaluate" if stage.request.stage == "compare" else "train")
                     stage.finish(runs=[name], eval_rows=resolved.settings.eval_rows)

@@ -81,19 +81,19 @@ def test_a_prompt_that_is_tokenised_differently_alone_is_refused(tokenizer):
     template = "{{ bos_token }}{% for m in messages %}{{ m['content'] }}" + end + "{% endfor %}"
     glued = with_template(tokenizer, template)
     assert chat.supervised_text(chat.encode(conversation("What is the price?", "#### 5"), glued), glued) == "#### 5</s>"
-    with pytest.raises(ValueError, match="row row-7: its prompt's tokens are not the beginning"):
+    with pytest.raises(chat.EncodingError, match="row row-7: its prompt's tokens are not the beginning"):
         chat.encode(conversation("What is the pri", "ce is $5"), glued)
 
 
 def test_a_template_without_an_end_token_is_refused(tokenizer):
     endless = with_template(tokenizer, chat.TEMPLATE.replace("{{ eos_token }}", ""))
-    with pytest.raises(ValueError, match="row row-7: the chat template closes the answer with '5', not .*'</s>'"):
+    with pytest.raises(chat.EncodingError, match="row row-7: .* closes the answer with '5', not .*'</s>'"):
         chat.encode(conversation("How much?", "$5"), endless)
 
 
 def test_an_answer_without_tokens_is_refused(tokenizer):
     silent = with_template(tokenizer, "{{ bos_token }}{{ messages[0]['content'] }}<|assistant|>")
-    with pytest.raises(ValueError, match="row row-7: its answer has no tokens"):
+    with pytest.raises(chat.EncodingError, match="row row-7: its answer has no tokens"):
         chat.encode(conversation("How much?", "$5"), silent)
 
 

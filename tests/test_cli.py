@@ -43,9 +43,9 @@ def asked(monkeypatch):
         (["run", "demo", "--set", "learning_rate"], "must be KEY=VALUE"),
         (["run", "demo", "--run", "../up"], "run = '../up': must be a name"),
         (["run", "llama32_3b_gsm8k", "--data-dir", "no/such"], "no such folder"),
-        (["compare", "no_such_run"], "run 30_evaluate first"),
+        (["compare", "no_such_run"], "there is no run 'no_such_run' in"),
         (["compare", "../up"], "must be a name"),
-        (["push", "demo", "--to", "demo"], "push_to_hub = 'demo': must be USER/NAME"),
+        (["push", "demo", "--to", "demo"], "there is no run 'demo' in"),
         (["rnu"], "No such command"),
     ],
 )
@@ -103,10 +103,25 @@ def test_doctor_fails_only_on_a_failure(sharpen, monkeypatch, state, code):
 
 def test_compare_asks_for_the_comparison_alone(sharpen, asked, monkeypatch, tmp_path):
     monkeypatch.setattr("lib.runs.read", lambda folder, stage: {"preset": "demo", "rehearse": True})
+    for name in "abc":
+        (tmp_path / name).mkdir()
     assert sharpen("compare", "a", "b", "c", "--outputs", str(tmp_path))[0] == 0
     (arguments, named) = asked[0]
     assert arguments == ("demo", "a", {"others": ("b", "c")}, True, tmp_path)
+    assert named.pop("again") == f"sharpen compare a b c --outputs {tmp_path}"
     assert named == {"force": True, "stages": ["compare"]}
+
+
+def test_a_setting_of_another_notebook_is_refused_by_deploy(sharpen, asked, write_run, tmp_path):
+    write_run(tmp_path, "done")
+    code, _, err = sharpen("deploy", "done", "--set", "r=3", "--outputs", str(tmp_path))
+    assert (code, asked) == (2, []) and "'r' belongs to 21_train_qlora, not to 41_deploy" in err
+
+
+def test_a_file_is_no_folder_of_runs(sharpen, tmp_path):
+    (tmp_path / "file").write_text("")
+    code, _, err = sharpen("status", "--outputs", str(tmp_path / "file"))
+    assert code == 2 and "is no folder" in err
 
 
 # ---- sharpen grade

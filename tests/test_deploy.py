@@ -168,6 +168,25 @@ def test_a_run_is_served_with_the_settings_that_it_was_made_with(export):
     assert deploy.overrides_of(folder) == {"max_new_tokens": 77}  # r is no setting of notebook 41
 
 
+def test_a_run_chooses_no_program_and_nothing_in_the_cloud(export, tmp_path):
+    folder = export()
+    planted = {"llama_cpp_path": str(tmp_path), "bucket": "theirs", "submit": True}
+    for stage in ("adapter", "export"):
+        path = folder / stage / "manifest.json"
+        manifest = json.loads(path.read_text())
+        manifest["settings"] |= planted
+        manifest["origins"] |= dict.fromkeys(planted, "override")
+        path.write_text(json.dumps(manifest))
+    assert not planted.keys() & deploy.overrides_of(folder).keys()
+    settings = deploy.settings_of(folder)
+    assert (settings.llama_cpp_path, settings.bucket, settings.submit) == (None, None, False)
+
+
+def test_a_program_that_is_named_and_not_there_is_told_also_where_nothing_needs_it(export, tmp_path):
+    with pytest.raises(llamacpp.LlamaCppError, match="llama_cpp_path = '.*' lacks convert_hf_to_gguf.py"):
+        choose(export(ships=None), llama_cpp_path=str(tmp_path))
+
+
 # --- how it is started ------------------------------------------------------------------------------------------------
 @pytest.fixture
 def started(monkeypatch):
@@ -393,7 +412,7 @@ def test_an_engine_that_ends_by_itself_ends_the_command_with_its_last_words(serv
 @pytest.mark.parametrize("words, told", [
     (["serve", "nobody"], "there is no run 'nobody' in"), (["serve", "../up"], "must be a name"),
     (["serve", "demo", "--engine", "ollama"], "engine = 'ollama': must be one of auto"),
-    (["serve", "demo", "--port", "99999"], "port = 99999: must be a whole number at least 0 and at most 65,535"),
+    (["serve", "demo", "--port", "99999"], "less than or equal to 65535"),
     (["ask", "nobody", "?"], "there is no run 'nobody'"),
     (["ask", "demo", "?", "--top-p", "0.5"], "top_p = 0.5: counts only while sampling; give a temperature"),
     (["demo", "nobody"], "there is no run 'nobody'"), (["deploy", "nobody"], "there is no run 'nobody'"),

@@ -303,7 +303,7 @@ def test_the_marked_answer_must_stand_in_the_working(tokenizer, working, marked,
     splits = {"train": [row("a", "x", f"{working}\n#### {marked}", float(marked))]}
     found = [f.reason for f in audited(tokenizer, splits).findings if f.check == "contradicted gold"]
     assert found == (
-        [] if stands else [f"{float(marked)!r} is marked as the answer, but stands nowhere in the working"]
+        [] if stands else [f"{float(marked)!r} is marked, but stands nowhere in the working"]
     )
 
 
@@ -326,8 +326,6 @@ def test_stop_names_the_rows_and_the_remedy():
     )
     assert "let gate = 'drop' leave them out; gate = 'report' only shows" in told
     assert gate.enforce(planted, gate.duplicates(planted), "report") == (planted, [])
-    with pytest.raises(ValueError, match="unknown gate 'block'; choose from stop, drop, report"):
-        gate.enforce(CLEAN, [], "block")
 
 
 def test_a_row_with_several_faults_is_rejected_once_with_all_reasons():

@@ -91,7 +91,7 @@ def check_after_a_kill(whole: Path, cut: Path, family: list[psutil.Process], sta
     """Nothing is left running; what is believed to be complete is whole, and what nobody touched came to."""
     _, left = psutil.wait_procs(family, timeout=GONE_SECONDS)
     assert [one for one in left if one.status() != psutil.STATUS_ZOMBIE] == []
-    complete = [stage for stage in stages if (cut / "trial" / runs.FOLDERS[stage] / "manifest.json").exists()]
+    complete = [stage for stage in stages if runs.is_complete(cut / "trial", stage)]
     assert all(runs.changes(cut / "trial", stage) == [] for stage in complete)
     assert not complete or differences(whole, cut, complete) == []
 
@@ -100,7 +100,7 @@ def go_on_after_kills(whole: Path, cut: Path, moments: list[tuple[float, str]], 
     """Kill a run at moments of the whole run's time, one after the other, each time going on where it was stopped."""
     for moment, victim in moments:
         behind = sum(seconds(whole, stage) for stage in stages
-                     if (cut / "trial" / runs.FOLDERS[stage] / "manifest.json").exists())  # fmt: skip
+                     if runs.is_complete(cut / "trial", stage))  # fmt: skip
         process, deadline = start(cut, stages), time.monotonic() + max(0.5, moment - behind)
         while time.monotonic() < deadline and process.poll() is None:
             time.sleep(0.01)

@@ -185,6 +185,7 @@ def test_interrupt_ends_the_kernel_and_its_children(place, number):
     pids = place / "pids"
     write_notebooks(place / "note{books}", {
         "prepare": "import os, subprocess, time\nchild = subprocess.Popen(['sleep', '60'], start_new_session=True)\n"
+                   "zombie = subprocess.Popen(['true'])\n"
                    f"open({str(pids) + '.part'!r}, 'w').write(f'{{os.getpid()}} {{child.pid}}')\n"
                    f"os.rename({str(pids) + '.part'!r}, {str(pids)!r})\ntime.sleep(60)",
     })

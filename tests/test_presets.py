@@ -77,8 +77,8 @@ def test_ill_typed_and_out_of_range_values_are_refused_by_name(field, value):
 def test_refusal_says_what_is_allowed():
     assert "one of quant_tasks, gsm8k, svamp, " in refusal({"source": "gsm8"})
     assert "mixture; did you mean 'gsm8k'?" in refusal({"source": "gsm8"})
-    assert "a whole number at least 1 and at most 1,024" in refusal({"r": 5000})
-    assert "a whole number at least 1, or none" in refusal({"eval_rows": 0})
+    assert "a whole number of at least 1 and at most 1,024" in refusal({"r": 5000})
+    assert "a whole number of at least 1, or none" in refusal({"eval_rows": 0})
 
 
 def test_numbers_given_as_text_are_numbers():

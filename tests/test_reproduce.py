@@ -100,6 +100,30 @@ def test_a_setting_that_is_newer_than_the_run_is_named(tmp_path, write_run, agai
     assert "settings.devices: (absent) -> 1 (adapter)" in told and found["equal"]
 
 
+def test_weights_that_are_gone_are_held_against_by_their_hashes(tmp_path, write_run, again):
+    (write_run(tmp_path, "first") / "adapter/adapter_model.safetensors").unlink()
+    found, told = again()
+    assert found["equal"] and "equal    adapter/adapter_model.safetensors" in told
+
+
+def test_bytes_that_differ_and_stages_left_out_are_said_beside_equal_figures(tmp_path, write_run, again):
+    first = write_run(tmp_path, "first", stages=("pretrain", *WHOLE[:3]))
+    manifest = json.loads((first / "eval/manifest.json").read_text())
+    edit(first / "eval/manifest.json", outputs=manifest["outputs"] | {"generations.jsonl": "0" * 64})
+    (first / "eval/generations.jsonl").unlink()
+    found, told = again()
+    assert found["left_out"] == ["pretrain"] and "not made again: pretrain" in told
+    assert re.search(r"REPRODUCED: all \d+ figures are equal, but not the bytes of eval/generations.jsonl", told)
+
+
+def test_what_only_you_may_give_is_not_taken_from_a_run(tmp_path, write_run, again):
+    first = write_run(tmp_path, "first", stages=WHOLE)
+    settings = json.loads((first / "export/manifest.json").read_text())["settings"]
+    edit(first / "export/manifest.json", settings=settings | {"llama_cpp_path": "planted", "push_to_hub": "a/b"})
+    again()
+    assert all(not {"llama_cpp_path", "push_to_hub"} & settings.keys() for _, settings in again.asked)
+
+
 def test_an_export_keeps_its_own_settings(tmp_path, write_run, again):
     write_run(tmp_path, "first", stages=WHOLE[:4])
     write_run(tmp_path, "first", {"eval_rows": 60}, stages=["export"])
@@ -121,7 +145,6 @@ def foreign(run, **changes):
         (lambda run: (run / "adapter/manifest.json").write_text("{"), "adapter/manifest.json"),
         (lambda run: (run / "adapter/manifest.json").write_text('{"epochs": 3}'), "adapter/manifest.json"),
         (lambda run: (run / "data/train.jsonl").write_text("{}"), "data: train.jsonl was changed (10_prepare_data)"),
-        (lambda run: (run / "data/test.jsonl").unlink(), "data: test.jsonl is missing"),
         (lambda run: (run / "eval/more.json").write_text(""), "eval: more.json was added"),
         (lambda run: foreign(run, preset="mine"), "adapter: is of preset mine, not of demo"),
         (lambda run: foreign(run, inputs={"data": {}}), "adapter: was made from other files than are in data now"),
@@ -152,6 +175,7 @@ def test_an_unknown_setting_or_preset_of_another_version_is_refused_by_name(tmp_
 @pytest.mark.parametrize(("equal", "code"), [(True, 0), (False, 1)])
 def test_the_command_fails_where_a_figure_differs(monkeypatch, tmp_path, equal, code):
     asked = []
+    (tmp_path / "first").mkdir()
     monkeypatch.setattr(reproduce, "reproduce", lambda *words: asked.append(words) or {"equal": equal})
     monkeypatch.setattr(sys, "argv", ["sharpen", "reproduce", "first", "--outputs", str(tmp_path)])
     with pytest.raises(SystemExit) as ended:
@@ -164,4 +188,4 @@ def test_the_command_says_in_one_message_that_there_is_no_such_run(monkeypatch, 
     with pytest.raises(SystemExit) as ended:
         cli.main()
     told = capsys.readouterr().err
-    assert ended.value.code == 2 and "run 'nowhere' has no complete stage" in told and "Traceback" not in told
+    assert ended.value.code == 2 and "there is no run 'nowhere' in" in told and "Traceback" not in told

@@ -335,7 +335,7 @@ def test_secrets_of_the_environment_reach_no_output(outputs, monkeypatch):
 
 def test_shown_settings_tell_their_origin_rehearsal_and_no_markup(outputs):
     stage = start(outputs, "evaluate", rehearse=True, base_model="<script>alert(1)</script>")
-    page, text = stage.show()._repr_html_(), repr(stage)
+    page, text = stage._repr_html_(), repr(stage)
     assert "REHEARSAL" in page and "REHEARSAL" in text
     assert "<script>" not in page and "&lt;script&gt;" in page
     assert "override" in page and "rehearsal" in page and "preset" in page

@@ -1,5 +1,6 @@
 """What `sharpen status` says of runs, and what `sharpen clean` would free."""
 
+import json
 import os
 import signal
 import subprocess
@@ -15,11 +16,15 @@ import pytest
 from lib import presets, progress, runs, status
 from lib.presets import ROOT
 
+MANIFEST = {"preset": "demo", "rehearse": False, "ended_at": "", "elapsed_seconds": 1.0} | dict.fromkeys(
+    ("settings", "origins", "git", "code", "inputs", "external", "outputs", "versions", "device", "peak_memory_bytes",
+     "metrics"), {})  # fmt: skip
+
 
 def make(folder, complete=(), begun=None):
     for stage in complete:
         (folder / runs.FOLDERS[stage]).mkdir(parents=True)
-        (folder / runs.FOLDERS[stage] / "manifest.json").write_text("{}")
+        (folder / runs.FOLDERS[stage] / "manifest.json").write_text(json.dumps(MANIFEST | {"stage": stage}))
     if begun:
         (folder / runs.FOLDERS[begun]).mkdir(parents=True)
         (folder / runs.FOLDERS[begun] / "started.json").write_text("{}")
@@ -74,16 +79,22 @@ def test_a_run_at_work_is_told_with_its_step_its_loss_and_what_is_left(tmp_path,
 
 def test_a_stage_that_lives_and_does_not_move_is_named(tmp_path, writer, monkeypatch):
     monkeypatch.setattr(status, "HEARTBEAT_SECONDS", 10**6)
+    assert wait_for(lambda: row(tmp_path).get("step") == "5 of 20")
     assert row(tmp_path, minutes=6)["unfinished"] == "train (stalled?)"
+    monkeypatch.setattr(status, "STALLED_SECONDS", 0)
+    assert status.line(tmp_path / "busy", "train").endswith(" left, stalled? no step for 0 min")
 
 
-def test_a_process_that_says_nothing_is_named(tmp_path, writer):
+def test_a_process_that_says_nothing_is_named(tmp_path, writer, monkeypatch):
+    assert wait_for(lambda: row(tmp_path).get("step") == "5 of 20")
     writer.send_signal(signal.SIGSTOP)
     time.sleep(0.2)
     last = (tmp_path / "busy" / "progress.json").read_bytes()
+    monkeypatch.setattr(status, "HEARTBEAT_SECONDS", 0.2)
     time.sleep(0.3)
     assert (tmp_path / "busy" / "progress.json").read_bytes() == last
-    assert row(tmp_path, seconds=40)["unfinished"] == "train (stalled: its process does not answer)"
+    assert row(tmp_path)["unfinished"] == "train (stalled: its process does not answer)"
+    assert status.line(tmp_path / "busy", "train").endswith(" left, stalled: its process does not answer")
 
 
 def test_the_heart_beats_while_a_step_takes_long(tmp_path, writer):
@@ -168,9 +179,29 @@ def test_what_can_be_freed_is_never_what_a_run_needs(tmp_path, writer):
     assert [(path.relative_to(tmp_path).as_posix(), size) for path, _, size in found] == [
         ("done/data.former", 5), ("done/adapter/checkpoints", 5),
     ]  # fmt: skip
-    status.free([path for path, *_ in found])
+    status.free(tmp_path, [path for path, *_ in found])
     assert status.spare(tmp_path, []) == []
     assert (done / "adapter" / "adapter_model.safetensors").exists() and (begun / "adapter" / "checkpoints").exists()
+
+
+def test_what_has_come_to_be_needed_since_it_was_shown_is_not_freed(tmp_path, writer):
+    done = make(tmp_path / "done", ["prepare", "train"])
+    shown = [done / "adapter/checkpoints", tmp_path / "busy/data.former"]
+    for path in shown:
+        path.mkdir()
+    (done / "adapter/manifest.json").unlink()  # it is trained anew
+    status.free(tmp_path, shown[:1])
+    with pytest.raises(runs.RunError, match=f"busy is being written by process {writer.pid}"):
+        status.free(tmp_path, shown[1:])
+    assert all(path.is_dir() for path in shown)
+
+
+def test_a_torn_manifest_makes_no_stage_complete(tmp_path):
+    done = make(tmp_path / "done", ["prepare", "train"])
+    (done / "adapter/checkpoints").mkdir()
+    (done / "adapter/manifest.json").write_text('{"stage": "tra')
+    assert status.table(tmp_path) == [{"run": "done", "complete": "prepare, train (unreadable)"}]
+    assert status.spare(tmp_path, []) == []
 
 
 def test_a_link_out_of_the_run_is_never_followed(tmp_path):
