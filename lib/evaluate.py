@@ -66,10 +66,10 @@ def generate(model, tokenizer, prompts: list[list[int]], max_new_tokens: int, ba
     same prompts are not asked again."""
     device = next(model.parameters()).device
     ends, answers, done = set(chat.end_ids(tokenizer)), [None] * len(prompts), 0
-    answered = _read_journal(journal)
     order = sorted(range(len(prompts)), key=lambda i: (kinds[i] if kinds else "", len(prompts[i])))
-    for start in range(0, len(order), batch_size):
-        batch = order[start : start + batch_size]
+    batches = {start: order[start : start + batch_size] for start in range(0, len(order), batch_size)}
+    answered = _read_journal(journal, batches)
+    for start, batch in batches.items():
         if start in answered:
             for i, answer in zip(batch, answered[start], strict=True):
                 answers[i] = answer
@@ -92,7 +92,7 @@ def generate(model, tokenizer, prompts: list[list[int]], max_new_tokens: int, ba
             answers[i] = {"completion": text, "tokens": len(new) if length is None else length + 1,
                           "finished": length is not None}  # fmt: skip
         if journal:
-            with open(journal, "a", encoding="utf-8") as file:
+            with runs.writing(journal), open(journal, "a", encoding="utf-8") as file:
                 file.write(json.dumps([start, [answers[i] for i in batch]]) + "\n")
         done += len(batch)
         if progress:
@@ -100,13 +100,18 @@ def generate(model, tokenizer, prompts: list[list[int]], max_new_tokens: int, ba
     return answers
 
 
-def _read_journal(journal: Path | None) -> dict[int, list[dict]]:
+def _read_journal(journal: Path | None, batches: dict[int, list[int]]) -> dict[int, list[dict]]:
     """{where a batch starts: its answers}; a line that a killed process left half written ends it."""
     found = {}
     if journal and journal.exists():
-        whole = runs.whole_lines(journal)
-        journal.write_text("".join(whole), encoding="utf-8")
-        found = dict(map(json.loads, whole))
+        whole, names = runs.whole_lines(journal), ("completion", "tokens", "finished")
+        try:
+            for start, answers in map(json.loads, whole):
+                rows = zip(batches[start], answers, strict=True)
+                found[start] = [{name: answer[name] for name in names} for _, answer in rows]
+        except (ValueError, TypeError, LookupError):
+            raise runs.RunError(f"{journal} has lines that no evaluation wrote: move it away") from None
+        runs.write_atomically(journal, whole)
     return found
 
 

@@ -1,5 +1,6 @@
 """Questions through a tiny random Llama: batching, the calculator, grading and perplexity."""
 
+import errno
 import json
 import math
 from types import SimpleNamespace
@@ -9,7 +10,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from lib import chat, evaluate, guards, presets, tasks
+from lib import chat, evaluate, guards, presets, runs, tasks
 from lib.calculator import MARK, calculate, show
 
 KEPT = ("id", "kind", "level", "group", "gold")
@@ -91,6 +92,42 @@ def test_an_evaluation_that_was_stopped_goes_on_with_the_same_answers(model, tok
     asked = []
     assert ask(asked.append) == whole and asked == [12]  # only the last batch
     assert ask(asked.append) == whole and asked == [12]
+
+
+ANSWER = {"completion": "#### 5", "tokens": 4, "finished": True}
+
+
+@pytest.mark.parametrize("line", [
+    "no JSON", "7", "null", '[0, [{"completion": "#### 5"}]]', json.dumps([0, [ANSWER] * 4]), json.dumps([3, [ANSWER]]),
+    json.dumps([0, 5]),
+])  # fmt: skip
+def test_a_journal_with_lines_that_no_evaluation_wrote_is_named_and_left_as_it_is(
+    model, tokenizer, prompts, tmp_path, line
+):  # fmt: skip
+    journal = tmp_path / "journal"
+    journal.write_text(f"{line}\n")
+    with pytest.raises(runs.RunError, match=f"{journal} has lines that no evaluation wrote: move it away"):
+        evaluate.generate(model, tokenizer, prompts, 8, 5, False, journal=journal)
+    assert journal.read_text() == f"{line}\n"
+
+
+def test_a_disk_that_is_full_takes_no_answer_away(model, tokenizer, prompts, tmp_path, monkeypatch):
+    def ask():
+        return evaluate.generate(model, tokenizer, prompts, 1, 5, False, journal=tmp_path / "journal")
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    ask()
+    answered = (tmp_path / "journal").read_text()
+    with monkeypatch.context() as patch, pytest.raises(runs.RunError, match="cannot write to .*No space left.*make"):
+        patch.setattr(runs.os, "fsync", full)
+        ask()
+    assert (tmp_path / "journal").read_text() == answered
+    (tmp_path / "journal").unlink()
+    monkeypatch.setattr(evaluate, "open", full, raising=False)
+    with pytest.raises(runs.RunError, match="cannot write to .*No space left on device; make room"):
+        ask()
 
 
 # --- the calculator ---------------------------------------------------------------------------------------------------
