@@ -13,7 +13,7 @@ from statistics import median
 
 import torch
 import torch.distributed as dist
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from transformers import AddedToken, LlamaTokenizer
 
@@ -216,13 +216,21 @@ def save_checkpoint(path: Path, step: int, model, peaks: dict, entry: dict, loss
         for index, values in optimizer.state_dict()["state"].items():
             state |= {f"optimizer.{number}.{index}.{name}": tensor for name, tensor in values.items()}
     save_file(state, f"{path}.part", {"told": json.dumps([step, entry, losses])})
+    with open(f"{path}.part", "rb") as file:
+        os.fsync(file.fileno())
     os.replace(f"{path}.part", path)
 
 
 def load_checkpoint(path: Path, model, peaks: dict) -> tuple[int, dict, list[float]]:
-    """(step, entry, losses) as `save_checkpoint` got them; model and optimisers are put back to that step."""
-    with safe_open(path, "pt") as file:
-        state, told = {name: file.get_tensor(name) for name in file.keys()}, json.loads(file.metadata()["told"])
+    """(step, entry, losses) as `save_checkpoint` got them; model and optimisers are put back to that step.
+
+    TrainingError where the file is torn."""
+    try:
+        with safe_open(path, "pt") as file:
+            state, told = {name: file.get_tensor(name) for name in file.keys()}, json.loads(file.metadata()["told"])
+    except (SafetensorError, OSError, ValueError, TypeError, LookupError) as error:
+        why = f"{path} does not load ({error}): move it away, and pretraining begins anew"
+        raise guards.TrainingError(why) from error
     model.load_state_dict({n.removeprefix("model."): t for n, t in state.items() if n.startswith("model.")})
     for number, optimizer in enumerate(peaks):
         values: dict[int, dict] = {}

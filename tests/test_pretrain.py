@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from types import SimpleNamespace
 
 import numpy as np
@@ -110,6 +111,26 @@ def test_a_stopped_run_goes_on_with_the_same_curve_and_not_beyond_its_end(stream
     for _ in range(2):  # the second time as after a kill between the training's end and the stage's
         assert go("stopped") == end and curves["stopped"] == curves["whole"]
     assert [step for step, *_ in curves["whole"]] == [4, 6, 8, 12]
+
+
+def test_a_checkpoint_is_on_the_disk_before_it_takes_the_former_ones_place(tmp_path, monkeypatch):
+    synced, path = [], tmp_path / "checkpoint.safetensors"
+    monkeypatch.setattr(pretrain.os, "fsync", lambda number: synced.append(os.fstat(number).st_ino))
+    monkeypatch.setattr(pretrain.os, "replace", lambda part, whole: synced.append(os.stat(part).st_ino))
+    pretrain.save_checkpoint(path, 1, torch.nn.Linear(2, 2), {}, {}, [])
+    assert len(synced) == 2 and synced[0] == synced[1]
+
+
+@pytest.mark.parametrize("damage", [
+    lambda whole: whole[: len(whole) // 2], lambda whole: bytes(len(whole)), lambda _: b"",
+    lambda whole: whole.replace(b'"told"', b'"tale"'),
+])  # fmt: skip
+def test_a_checkpoint_that_does_not_load_is_named_with_what_to_do(streams, settings, tmp_path, damage):
+    own, path = settings(), tmp_path / "checkpoint.safetensors"
+    pretrain.save_checkpoint(path, 1, pretrain.FastGPT(SMALL), {}, {}, [])
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(guards.TrainingError, match=f"{path} does not load .*: move it away, and pretraining begins"):
+        pretrain.train(own, blocks_of(streams[0] / "train", own), tmp_path, RECIPE)
 
 
 def test_accumulated_parts_train_as_one_batch_does(streams, settings):
