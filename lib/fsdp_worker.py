@@ -182,6 +182,7 @@ def train(plan: dict) -> dict:
 
     proof = Proof(plan["step_timeout_seconds"])
     states = [state_name(rank) for rank in range(ranks)]
+    states += [f"rng_state_{rank}.pth" for rank in range(ranks)] if ranks > 1 else ["rng_state.pth"]
     resume = plan["resume"] or os.environ["TORCHELASTIC_RESTART_COUNT"] != "0"
     if resume and settings.nodes > 1:  # without a shared disk they may hold different checkpoints: then none is used
         newest = qlora.newest_checkpoint(folder / "checkpoints", states)

@@ -27,6 +27,7 @@ from peft import IA3Config, PeftModel, PrefixTuningConfig, get_peft_model
 from peft.optimizers import create_loraplus_optimizer
 from safetensors.torch import load_file
 from transformers import EarlyStoppingCallback, TrainerCallback, set_seed
+from transformers.trainer_pt_utils import safe_globals
 from trl import DPOConfig, SFTConfig, SFTTrainer
 from unsloth_zoo.pad_token import fix_pad_token
 
@@ -37,7 +38,7 @@ from lib.order import Order
 gc.freeze()
 gc.enable()
 
-STATE = ("optimizer.pt", "scheduler.pt")  # a checkpoint's files beside the weights and trainer_state.json
+STATE = ("optimizer.pt", "scheduler.pt", "rng_state.pth")  # a checkpoint's files beside weights and trainer_state.json
 SHAPE = (  # what an adapter that goes on must have been made with
     "base_model", "peft_type", "r", "lora_alpha", "lora_dropout", "target_modules", "use_rslora", "use_dora",
     "num_virtual_tokens", "full_finetuning",
@@ -318,16 +319,19 @@ def check_mask(trainer, train_rows: Dataset) -> None:
 
 
 def newest_checkpoint(folder: Path, state: Iterable[str] = STATE) -> Path | None:
-    """The newest checkpoint whose files load (a killed process can leave a torn one); `state` names the optimiser's.
+    """The newest checkpoint whose files load (a killed process can leave a torn one); `state` names those beside the
+    weights. Other folders than `checkpoint-<step>`, such as a synchroniser's copies, are none.
 
     Not one that was written when training ended: transformers would go one step beyond it."""
-    for path in sorted(folder.glob("checkpoint-*"), key=lambda p: -int(p.name.split("-")[1])):
+    names = {path.name.removeprefix("checkpoint-"): path for path in folder.glob("checkpoint-*")}
+    for _, path in sorted(((int(name), names[name]) for name in names if name.isdecimal()), reverse=True):
         try:
             for file in [*path.glob("model*.safetensors")] or [path / "adapter_model.safetensors"]:
                 load_file(file)
             told = json.loads((path / "trainer_state.json").read_text())
-            for name in state:
-                load_file(path / name) if name.endswith("safetensors") else torch.load(path / name, weights_only=True)
+            for file in [*(path / name for name in state), *path.glob("scaler.pt")]:  # of fp16 alone
+                with safe_globals():  # numpy's state, as transformers itself reads it
+                    load_file(file) if file.suffix == ".safetensors" else torch.load(file, weights_only=True)
             if not told["stateful_callbacks"]["TrainerControl"]["args"]["should_training_stop"]:
                 return path
         except Exception as error:  # whatever is torn about it, an older one will do; say so

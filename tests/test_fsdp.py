@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -240,6 +242,8 @@ def refusal(stage, data, **arguments) -> str:
 
 def test_a_launch_that_would_train_unsharded_stops_with_the_reason(data, tmp_path, monkeypatch):
     monkeypatch.setenv("UNSLOTH_FSDP2_LAYOUT", "fit")  # Unsloth's default: what fits on a device is kept whole on each
+    newer = shutil.copytree(newest, newest.with_name("checkpoint-15"))
+    (newer / "rng_state_1.pth").unlink()  # rank 0 does not wait for it
     assert "training would run unsharded: rank" in refusal(start(tmp_path, "unsharded", 2), data)
 
 

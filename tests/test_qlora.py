@@ -3,8 +3,10 @@
 import copy
 import json
 import os
+import random
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from lib import presets, runs
@@ -31,6 +33,8 @@ def save_checkpoint(folder, step, ended=False):
     (path / "trainer_state.json").write_text(json.dumps(
         {"global_step": step, "stateful_callbacks": {"TrainerControl": {"args": {"should_training_stop": ended}}}}
     ))  # fmt: skip
+    random_states = {"python": random.getstate(), "numpy": np.random.get_state(), "cpu": torch.random.get_rng_state()}
+    torch.save(random_states, path / "rng_state.pth")
     for name in ("optimizer.pt", "scheduler.pt"):
         torch.save({"state": torch.zeros(100)}, path / name)
     return path
@@ -76,7 +80,9 @@ def test_the_newest_checkpoint_is_the_one_of_the_highest_step(qlora, tmp_path):
     assert qlora.newest_checkpoint(tmp_path) == tmp_path / "checkpoint-100"
 
 
-@pytest.mark.parametrize("file", ["adapter_model.safetensors", "trainer_state.json", "optimizer.pt", "scheduler.pt"])
+@pytest.mark.parametrize("file", [
+    "adapter_model.safetensors", "trainer_state.json", "optimizer.pt", "scheduler.pt", "rng_state.pth",
+])  # fmt: skip
 @pytest.mark.parametrize("damage", [cut, os.unlink])
 def test_a_torn_newest_checkpoint_is_skipped_and_named(qlora, tmp_path, capsys, file, damage):
     for step in (20, 100):
@@ -84,6 +90,20 @@ def test_a_torn_newest_checkpoint_is_skipped_and_named(qlora, tmp_path, capsys, 
     damage(tmp_path / "checkpoint-100" / file)
     assert qlora.newest_checkpoint(tmp_path) == tmp_path / "checkpoint-20"
     assert "checkpoint-100 does not load" in capsys.readouterr().out
+
+
+def test_a_torn_scaler_of_fp16_is_torn_too_and_where_there_is_none_none_is_missed(qlora, tmp_path):
+    save_checkpoint(tmp_path, 20)
+    torn = save_checkpoint(tmp_path, 100) / "scaler.pt"
+    torn.write_bytes(b"PK")
+    assert qlora.newest_checkpoint(tmp_path) == tmp_path / "checkpoint-20"
+
+
+def test_folders_that_are_no_steps_checkpoint_are_passed_over(qlora, tmp_path):
+    save_checkpoint(tmp_path, 20)
+    for name in ("checkpoint-20 (1)", "checkpoint-best", "checkpoint-"):
+        save_checkpoint(tmp_path, 100).rename(tmp_path / name)
+    assert qlora.newest_checkpoint(tmp_path) == tmp_path / "checkpoint-20"
 
 
 def test_the_checkpoint_of_an_ended_training_is_not_gone_beyond(qlora, tmp_path):
