@@ -102,7 +102,7 @@ def launch(stage, data: Path, show: Callable[[dict], None], step_timeout_seconds
     if (control / "refusal.txt").exists():
         raise LaunchError((control / "refusal.txt").read_text())
     if torchrun.returncode:
-        raise LaunchError(what_failed(log.read_text(errors="replace"), control))
+        raise LaunchError(what_failed(log.read_text(errors="replace"), control, stage))
     result = json.loads((control / "result.json").read_text())
     shutil.rmtree(control)
     return result
@@ -128,7 +128,7 @@ def follow(stage, data: Path) -> None:
         ended = subprocess.run(command(stage.settings, path), env=environment(), stdout=output,
                                stderr=subprocess.STDOUT, preexec_fn=end_with_parent)  # fmt: skip
     if ended.returncode:
-        raise LaunchError(what_failed(log.read_text(errors="replace"), path.parent))
+        raise LaunchError(what_failed(log.read_text(errors="replace"), path.parent, stage))
 
 
 def environment() -> dict[str, str]:
@@ -188,13 +188,15 @@ def end(torchrun: subprocess.Popen) -> None:
     psutil.wait_procs(family, timeout=10)
 
 
-def what_failed(told: str, control: Path) -> str:
+def what_failed(told: str, control: Path, stage) -> str:
     """The rank that torchrun says failed first, how, and the last lines that it wrote."""
     found = re.search(r"Root Cause.*?rank\s*:\s*(\d+) \(local_rank: (\d+)\).*?exitcode\s*:\s*(-?\d+)", told, re.DOTALL)
     if not found:
         return f"torchrun failed:\n{last_lines(told)}"
     rank, local_rank, code = map(int, found.groups())
     how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"failed with exit code {code}"
+    if code == -signal.SIGKILL:
+        how += f" (most often as memory runs out: {progress.less_memory(stage.request.stage, stage.settings)})"
     logs = sorted(control.glob(f"*/attempt_*/{local_rank}/std*.log"), key=lambda path: path.stat().st_mtime)
     text = "".join(path.read_text(errors="replace") for path in logs if path.parts[-3] == logs[-1].parts[-3])
     return f"rank {rank} {how}, {RESTARTS} restarts did not help; its last lines:\n{last_lines(text)}"

@@ -39,7 +39,7 @@ from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 from trl import SFTTrainer
 
-from lib import chat, fsdp, presets, runs
+from lib import chat, fsdp, guards, presets, runs
 from lib.sources import read_rows
 
 TOLERANCE = 0.1  # of 1/N, for the parameter bytes that a rank holds
@@ -187,10 +187,11 @@ def train(plan: dict) -> dict:
     if resume and settings.nodes > 1:  # without a shared disk they may hold different checkpoints: then none is used
         newest = qlora.newest_checkpoint(folder / "checkpoints", states)
         resume = len(set(on_every_rank(int(newest.name.split("-")[1]) if newest else 0))) == 1
-    metrics = qlora.train(
-        model, tokenizer, rows, validation_rows, fsdp.share(settings), folder, log, [proof], resume, ShardedTrainer,
-        states, **plan["arguments"],
-    )  # fmt: skip
+    with guards.memory_told("train", settings):  # by what the user set: a rank knows only its share
+        metrics = qlora.train(
+            model, tokenizer, rows, validation_rows, fsdp.share(settings), folder, log, [proof], resume, ShardedTrainer,
+            states, **plan["arguments"],
+        )  # fmt: skip
     memory = on_every_rank(peak_memory())
     kind = "cuda" if torch.cuda.is_available() else "cpu"
     peaks = {f"cuda:{i}": size for i, size in enumerate(memory)} if kind == "cuda" else {"resident": sum(memory)}

@@ -140,5 +140,7 @@ def less_memory(stage: str, settings: Any) -> str:
         return "close other programs, or take a machine with more memory"
     rows, length = LEVERS[stage]
     now, tokens = getattr(settings, rows), getattr(settings, length)
+    # of several devices each has its share of a step's rows at once (`fsdp.share`)
+    at_once = now if stage != "train" else min(now, now * settings.gradient_accumulation_steps // settings.devices)
     same = f" and raise {SAME_STEP[stage]} as much, for the same step" if stage in SAME_STEP else ""
-    return f"lower {rows} (now {now}; try {max(1, now // 2)}){same}, or lower {length} (now {tokens} tokens)"
+    return f"lower {rows} (now {now}; try {max(1, at_once // 2)}){same}, or lower {length} (now {tokens} tokens)"

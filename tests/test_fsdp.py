@@ -11,13 +11,14 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from lib import fsdp, pipeline, presets, runs, scale, tasks
+from lib import fsdp, pipeline, presets, progress, runs, scale, tasks
 
 pytestmark = pytest.mark.slow
 WITHIN_SECONDS = 90
@@ -153,6 +154,43 @@ def test_a_step_has_as_many_rows_with_any_number_of_devices():
         assert rows == per_device * accumulation and part.per_device_train_batch_size <= per_device
 
 
+@pytest.mark.parametrize(("per_device", "accumulation", "devices"), [(16, 1, 4), (16, 1, 1), (8, 2, 2), (4, 4, 8)])
+def test_advice_where_memory_runs_out_halves_a_ranks_rows_and_leaves_the_steps(per_device, accumulation, devices):
+    settings = presets.resolve("demo", {
+        "per_device_train_batch_size": per_device, "gradient_accumulation_steps": accumulation, "devices": devices,
+        "pretrain_batch_size": devices,
+    }).settings  # fmt: skip
+    told = re.search(r"batch_size \(now (\d+); try (\d+)\)", progress.less_memory("train", settings))
+    now, tried = map(int, told.groups())
+    assert now == per_device
+    changed = {"per_device_train_batch_size": tried, "gradient_accumulation_steps": accumulation * now // tried}
+    before, after = fsdp.share(settings), fsdp.share(settings.model_copy(update=changed))
+    assert after.per_device_train_batch_size <= before.per_device_train_batch_size / 2 or tried == 1
+    assert after.per_device_train_batch_size * after.gradient_accumulation_steps * devices == per_device * accumulation
+
+
+TOLD = """
+Root Cause (first observed failure):
+[0]:
+  time      : 2026-11-20_10:00:00
+  rank      : 1 (local_rank: 1)
+  exitcode  : {} (pid: 5)
+"""
+
+
+@pytest.mark.parametrize("stage", ["train", "pretrain"])
+def test_a_rank_that_the_system_killed_says_what_to_lower(tmp_path, stage):
+    (tmp_path / "none/attempt_0/1").mkdir(parents=True)
+    (tmp_path / "none/attempt_0/1/stderr.log").write_text("its last line")
+    settings = presets.resolve("demo", {"devices": 2}).settings
+    advice = progress.less_memory(stage, settings)
+    stage = SimpleNamespace(settings=settings, request=SimpleNamespace(stage=stage))
+    told = fsdp.what_failed(TOLD.format(-9), tmp_path, stage)
+    assert told.startswith(f"rank 1 was ended by SIGKILL (most often as memory runs out: {advice}), 2 restarts did not")
+    assert told.endswith("its last line")
+    assert "memory" not in fsdp.what_failed(TOLD.format(1), tmp_path, stage)
+
+
 # --- faults -----------------------------------------------------------------------------------------------------------
 def test_a_killed_and_a_stopped_rank_are_made_good_bit_for_bit(trained, data, tmp_path):
     uninterrupted, _ = trained(2)
@@ -204,6 +242,8 @@ def test_a_killed_launcher_leaves_no_rank_and_is_gone_on_from_the_newest_whole_c
     assert workers(stage) == [] and stage.resumed
     assert not (stage.folder / "adapter_model.safetensors").exists()
     newest, shard = stage.folder / "checkpoints/checkpoint-10", "optimizer-1-of-2.safetensors"
+    newer = shutil.copytree(newest, newest.with_name("checkpoint-15"))
+    (newer / "rng_state_1.pth").unlink()  # rank 0 does not wait for it
     (newest / shard).write_bytes((newest / shard).read_bytes()[:1000])  # torn: rank 1 was still writing
 
     metrics = fsdp.launch(stage, data, lambda line: None, bf16=False)
@@ -242,8 +282,6 @@ def refusal(stage, data, **arguments) -> str:
 
 def test_a_launch_that_would_train_unsharded_stops_with_the_reason(data, tmp_path, monkeypatch):
     monkeypatch.setenv("UNSLOTH_FSDP2_LAYOUT", "fit")  # Unsloth's default: what fits on a device is kept whole on each
-    newer = shutil.copytree(newest, newest.with_name("checkpoint-15"))
-    (newer / "rng_state_1.pth").unlink()  # rank 0 does not wait for it
     assert "training would run unsharded: rank" in refusal(start(tmp_path, "unsharded", 2), data)
 
 
