@@ -115,6 +115,8 @@ class Guard(TrainerCallback, ExportableState):
             raise stopped(state.global_step)
 
     def on_log(self, args, state, control, logs=None, processing_class=None, **kwargs):
+        if state.global_step == state.max_steps:  # transformers leaves out what follows the last full interval
+            control.should_log = True
         values = {k: float(v) for k, v in (logs or {}).items() if isinstance(v, int | float)}
         if "train_runtime" in values:
             return
@@ -131,20 +133,23 @@ class Guard(TrainerCallback, ExportableState):
         """(guard, what was found, what to do, the batches it was found in) for one logged line."""
         slower = f"lower learning_rate (now {args.learning_rate}) or max_grad_norm (now {args.max_grad_norm})"
         last_step = self.batches[-args.gradient_accumulation_steps :]
-        for name in ("loss", "eval_loss", "grad_norm"):
+        finite = ("loss", "eval_loss") if args.fp16 else ("loss", "eval_loss", "grad_norm")  # fp16 skips such a step
+        for name in finite:
             if not math.isfinite(values.get(name, 0.0)):
                 first = [batch for batch in self.batches if not batch[2].isfinite()][:1]
-                yield "loss", f"{name} is {values[name]} at step {step}", slower, first or last_step
+                suspects = [] if name == "eval_loss" else last_step  # no batch here has held-out rows
+                yield "loss", f"{name} is {values[name]} at step {step}", slower, first or suspects
         bare = [batch for batch in self.batches if not (batch[1] != chat.IGNORED).any(dim=1).all()][:1]
         if bare:
             found = f"a row without a supervised token was trained on at step {step}, or shortly before"
             yield "supervised_tokens", found, "leave the row out, or raise max_length", bare
-        if "grad_norm" in values:
+        norm = values.get("grad_norm", math.nan)
+        if math.isfinite(norm):
             usual = median(self.norms) if len(self.norms) >= NORMS else math.inf
-            if values["grad_norm"] > EXPLODED * usual:
-                found = f"the gradient norm is {values['grad_norm']:.3g} at step {step}, usually it is {usual:.3g}"
+            if norm > EXPLODED * usual:
+                found = f"the gradient norm is {norm:.3g} at step {step}, usually it is {usual:.3g}"
                 yield "grad_norm", found, slower, last_step
-            self.norms.append(values["grad_norm"])
+            self.norms.append(norm)
         if "eval_loss" in values:
             self.held_out.append(values["eval_loss"])
             last = self.held_out[-RISES - 1 :]

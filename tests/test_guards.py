@@ -31,13 +31,14 @@ WITHIN_SECONDS = 120
 # --- logged lines -----------------------------------------------------------------------------------------------------
 @pytest.fixture
 def told(tmp_path):
-    """`told(warn)` -> (guard, show): a guard, and what shows it a logged line of step 1, 2, 3, ..."""
+    """`told(warn, fp16)` -> (guard, show): a guard, and what shows it a logged line of step 1, 2, 3, ..."""
 
-    def make(warn=()):
+    def make(warn=(), fp16=False):
         lines = []
         guard = guards.Guard(lambda step, **metrics: lines.append((step, metrics)), [], warn)
         args = SimpleNamespace(learning_rate=0.5, max_grad_norm=1.0, num_train_epochs=4.0, max_steps=-1,
-                               gradient_accumulation_steps=1, output_dir=str(tmp_path / "checkpoints"))
+                               gradient_accumulation_steps=1, output_dir=str(tmp_path / "checkpoints"), fp16=fp16,
+                               process_index=0, world_size=1)  # fmt: skip
         state = SimpleNamespace(global_step=0, max_steps=100)
 
         def show(**logs):
@@ -57,6 +58,22 @@ def test_a_loss_that_is_no_number_stops_training_with_the_remedy(told, name, bad
         told()[1](**{"learning_rate": 0.5} | {name: bad})
 
 
+def test_a_held_out_loss_that_is_no_number_accuses_no_training_batch(told, tmp_path):
+    guard, show = told()
+    guard.batches = [(torch.tensor([[5]]), torch.tensor([[5]]), torch.tensor(1.0))]
+    with pytest.raises(guards.TrainingError, match="eval_loss is nan at step 1: lower"):
+        show(eval_loss=float("nan"))
+    assert not (tmp_path / "failed_batch.json").exists()
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_step_that_fp16_leaves_out_for_its_gradient_does_not_stop_training(told, bad):
+    _, show = told(fp16=True)
+    assert len(show(loss=1.0, grad_norm=bad)) == 1
+    with pytest.raises(guards.TrainingError, match="loss is nan at step 2"):
+        show(loss=float("nan"), grad_norm=1.0)
+
+
 def test_other_lines_are_passed_on_and_the_closing_one_is_not(told):
     _, show = told()
     assert show(loss=1.5, learning_rate=0.1, note="text") == [(1, {"loss": 1.5, "learning_rate": 0.1})]
@@ -70,6 +87,15 @@ def test_a_gradient_that_explodes_is_measured_by_those_before(told):
         show(grad_norm=norm)
     with pytest.raises(guards.TrainingError, match="the gradient norm is 201 at step 12, usually it is 2: lower"):
         show(grad_norm=201.0)
+
+
+def test_norms_that_are_no_number_hide_no_explosion(told):
+    guard, show = told(["loss"])
+    for norm in [float("nan"), float("inf")] * 10 + [2.0] * 10:
+        show(grad_norm=norm)
+    assert list(guard.warnings) == ["loss"], "an infinite norm is told once, as no number"
+    with pytest.raises(guards.TrainingError, match="the gradient norm is 1e.09 at step 31, usually it is 2: lower"):
+        show(grad_norm=1e9)
 
 
 def test_a_held_out_loss_that_keeps_rising_is_told_and_one_that_wavers_is_not(told):
@@ -165,6 +191,13 @@ def train(folder, rows, tokenizer, warn=(), callbacks=(), resume=None, **changes
                               num_attention_heads=2, num_key_value_heads=1))  # fmt: skip
     arguments = dict(
         output_dir=str(folder / "checkpoints"), per_device_train_batch_size=2, max_steps=8, logging_steps=3, seed=1,
+def test_steps_after_the_last_full_interval_of_lines_are_looked_at(tokenizer, tmp_path):
+    _, _, lines = train(tmp_path, rows_of(), tokenizer)
+    assert [line["step"] for line in lines[:-1]] == [3, 6, 8]
+    with pytest.raises(guards.TrainingError, match="loss is nan at step 8"):
+        train(tmp_path, rows_of(POISON), tokenizer, logging_steps=100)
+
+
         save_strategy="no", logging_nan_inf_filter=False, report_to="none", use_cpu=True, disable_tqdm=True,
         remove_unused_columns=False,
     )  # fmt: skip
