@@ -12,6 +12,7 @@ from statistics import median
 import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
+from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
@@ -73,6 +74,7 @@ class Guard(TrainerCallback, ExportableState):
         self.norms, self.held_out, self.warnings = [], [], {}
 
     def watch(self, trainer) -> None:
+        self.before = []  # totals of the weights that training began with
         """Keep each batch and its loss, which callbacks are not shown; a GPU need not wait to be asked for them."""
         step = trainer.training_step
 
@@ -87,7 +89,8 @@ class Guard(TrainerCallback, ExportableState):
 
     def state(self):
         """For a checkpoint: what was found so far, and sums of what is not logged yet (none before training begins)."""
-        of, kept = vars(self.trainer or self), {name: getattr(self, name) for name in ("norms", "held_out", "warnings")}
+        found = ("norms", "held_out", "warnings", "before")
+        of, kept = vars(self.trainer or self), {name: getattr(self, name) for name in found}
         kept |= {"sums": {name: of[name] for name in SUMS if name in of}, "loss": float(of.get("_tr_loss", 0))}
         return {"args": {}, "attributes": kept | {"metrics": dict(of.get("_metrics", {}).get("train", {}))}}
 
@@ -96,6 +99,7 @@ class Guard(TrainerCallback, ExportableState):
         if state.global_step == 0:
             return
         for callback in self.trainer.callback_handler.callbacks:
+            self.before = totals(self.trainer.model)
             if isinstance(callback, ExportableState):
                 vars(callback).update(state.stateful_callbacks[type(callback).__name__]["attributes"])
         trainer = self.trainer
@@ -180,10 +184,13 @@ class Guard(TrainerCallback, ExportableState):
         return f" (its batch is in {file.parent.name}/{file.name})"
 
     def check_adapter(self, folder: Path) -> None:
-        try:
-            check_adapter(folder)
-        except TrainingError as error:
-            self.act("adapter", str(error))
+        """The weights saved in `folder` are finite, and training moved those that it was to train."""
+        weights = [tensor for file in folder.glob("*.safetensors") for tensor in load_file(file).values()]
+        if not weights or not all(tensor.isfinite().all() for tensor in weights):
+            self.act("adapter", "the adapter holds numbers that are not finite: lower learning_rate")
+        elif totals(self.trainer.model) == self.before or (self.norms and not any(self.norms)):
+            found = "training did not change the adapter (every trained weight is as before, or only decayed)"
+            self.act("adapter", f"{found}: raise learning_rate")
 
 
 def parts(row: tuple[int, ...], known) -> list[slice]:
@@ -206,15 +213,10 @@ def seen(inputs: dict) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.cat(ids.chunk(2), dim=1), torch.cat(labels.chunk(2), dim=1)  # (B, 2 T)
 
 
-def check_adapter(folder: Path) -> None:
-    """The saved weights are finite, and training moved the adapter (LoRA's B starts at zero, IA3's scales at one)."""
-    weights = [pair for file in folder.glob("*.safetensors") for pair in load_file(file).items()]
-    if not weights or not all(tensor.isfinite().all() for _, tensor in weights):
-        raise TrainingError("the adapter holds numbers that are not finite: lower learning_rate")
-    for part, start in STARTS.items():
-        fresh = [tensor for name, tensor in weights if part in name]
-        if fresh and all((tensor == start).all() for tensor in fresh):
-            raise TrainingError(f"training did not change the adapter (every {part} is {start:g}): raise learning_rate")
+def totals(model) -> list[float]:
+    """The sum of each trained parameter, exact enough to show any change; of a sharded one, of this rank's part."""
+    trained = (parameter.detach() for parameter in model.parameters() if parameter.requires_grad)
+    return [float((p.to_local() if isinstance(p, DTensor) else p).sum(dtype=torch.float64)) for p in trained]
 
 
 def on_any_rank(asked: bool) -> bool:

@@ -126,42 +126,6 @@ def test_every_guard_can_warn_and_no_other(told):
     assert sorted(set(used)) == sorted(GUARDS)
 
 
-# --- adapters ---------------------------------------------------------------------------------------------------------
-def save_adapter(folder, **tensors):
-    plain = {"q.lora_A.weight": [0.5, 0.5], "q.lora_B.weight": [0.1, 0.0], "v.lora_B.weight": [0.0, 0.0]}
-    tensors = {name: torch.tensor(values) for name, values in (plain | tensors).items()}
-    save_file(tensors, folder / "adapter_model.safetensors")
-
-
-def test_an_adapter_that_moved_passes(tmp_path):
-    save_adapter(tmp_path)
-    guards.check_adapter(tmp_path)
-
-
-def test_an_adapter_whose_b_is_all_zero_is_refused_or_warned_of(told, tmp_path, capsys):
-    save_adapter(tmp_path, **{"q.lora_B.weight": [0.0, 0.0]})
-    with pytest.raises(guards.TrainingError, match=r"training did not change the adapter \(every .*raise lear"):
-        told()[0].check_adapter(tmp_path)
-    told(["adapter"])[0].check_adapter(tmp_path)
-    assert "warning: training did not change the adapter" in capsys.readouterr().out
-
-
-def test_an_ia3_adapter_whose_scales_are_all_one_is_refused(tmp_path):
-    save_file({"k.ia3_l": torch.tensor([1.0, 0.9])}, tmp_path / "adapter_model.safetensors")
-    guards.check_adapter(tmp_path)
-    save_file({"k.ia3_l": torch.tensor([1.0, 1.0])}, tmp_path / "adapter_model.safetensors")
-    with pytest.raises(guards.TrainingError, match="every ia3_l is 1.: raise learning_rate"):
-        guards.check_adapter(tmp_path)
-
-
-@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-@pytest.mark.parametrize("name", ["q.lora_A.weight", "v.lora_B.weight"])
-def test_an_adapter_with_numbers_that_are_not_finite_is_refused(tmp_path, name, bad):
-    save_adapter(tmp_path, **{name: [1.0, bad]})
-    with pytest.raises(guards.TrainingError, match="the adapter holds numbers that are not finite: lower"):
-        guards.check_adapter(tmp_path)
-
-
 # --- a real trainer ---------------------------------------------------------------------------------------------------
 POISON = 7  # a token that makes the loss of its batch NaN
 
@@ -285,6 +249,51 @@ def test_a_second_signal_ends_it_at_once():
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(1)
         pytest.fail("it went on")
+
+
+# --- adapters ---------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("name", ["q.lora_A.weight", "v.lora_B.weight"])
+def test_an_adapter_with_numbers_that_are_not_finite_is_refused_or_warned_of(told, tmp_path, capsys, name, bad):
+    tensors = {"q.lora_A.weight": [0.5, 0.5], "v.lora_B.weight": [0.0, 0.0]} | {name: [1.0, bad]}
+    save_file({name: torch.tensor(values) for name, values in tensors.items()}, tmp_path / "adapter_model.safetensors")
+    with pytest.raises(guards.TrainingError, match="the adapter holds numbers that are not finite: lower"):
+        told()[0].check_adapter(tmp_path)
+    told(["adapter"])[0].check_adapter(tmp_path)
+    assert "warning: the adapter holds numbers that are not finite" in capsys.readouterr().out
+
+
+def trained_weights(folder, *arguments, **changes):
+    """What `train` (below) gives, with its weights saved in `folder`: the guard."""
+    weights, guard, _ = train(folder, rows_of(), *arguments, **changes)
+    save_file({name: tensor.clone() for name, tensor in weights.items()}, folder / "model.safetensors")
+    return guard
+
+
+UNCHANGED = r"training did not change the adapter \(every trained weight is as before.*: raise learning_rate"
+
+
+def test_weights_that_training_did_not_move_are_refused_and_moved_ones_pass(tokenizer, tmp_path):
+    trained_weights(tmp_path, tokenizer).check_adapter(tmp_path)
+    with pytest.raises(guards.TrainingError, match=UNCHANGED):
+        trained_weights(tmp_path, tokenizer, learning_rate=0.0).check_adapter(tmp_path)
+
+
+def test_weights_that_only_decayed_are_refused(tokenizer, tmp_path, monkeypatch):
+    loss_of = Model.forward
+    monkeypatch.setattr(Model, "forward", lambda self, **inputs: (loss_of(self, **inputs).loss * 0.0,))  # no gradient
+    guard = trained_weights(tmp_path, tokenizer, weight_decay=0.5, learning_rate=0.1)
+    assert guards.totals(guard.trainer.model) != guard.before
+    with pytest.raises(guards.TrainingError, match=UNCHANGED):
+        guard.check_adapter(tmp_path)
+
+
+def test_what_moved_is_measured_from_the_start_also_after_a_resumption(tokenizer, tmp_path):
+    every = {"save_strategy": "steps", "save_steps": 4, "lr_scheduler_type": "constant"}
+    whole = trained_weights(tmp_path, tokenizer, **every)
+    checkpoint = tmp_path / "checkpoints" / "checkpoint-4"
+    resumed = trained_weights(tmp_path, tokenizer, resume=str(checkpoint), **every)
+    assert resumed.before == whole.before != guards.totals(resumed.trainer.model)
 
 
 # --- memory -----------------------------------------------------------------------------------------------------------

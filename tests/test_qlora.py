@@ -274,6 +274,11 @@ def test_what_was_trained_is_what_is_saved_and_the_base_is_still_there(qlora, le
     assert metrics["bits_asked"] == metrics["bits_ran"] == (4 if settings.load_in_4bit else 16)
 
 
+def test_a_prefix_that_training_did_not_move_is_refused(qlora, learn):
+    with pytest.raises(qlora.TrainingError, match=r"training did not change the adapter \(every"):
+        learn(peft_type="prefix_tuning", num_virtual_tokens=3, learning_rate=1e-30)
+
+
 def test_full_finetuning_moves_every_weight_and_saves_a_plain_model(learn, tmp_path):
     from safetensors.torch import load_file
 
