@@ -21,7 +21,9 @@ from lib import SharpenError, chat, progress, runs
 SUMS = ("_total_loss_scalar", "_globalstep_last_logged", "_total_train_tokens")  # of transformers and TRL
 EXPLODED = 100  # times the median of the gradient norms before
 NORMS = 10  # gradient norms that such a median needs
-STARTS = {"lora_B": 0.0, "ia3_l": 1.0}  # what these start as; all of one value at the end, and nothing was learnt
+FULL = (  # what is said where memory runs out, by torch, cuBLAS, and transformers of a model in 4 or 8 bit
+    "out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "dispatched on the CPU or the disk",
+)  # fmt: skip
 RISES = 3  # held-out losses in a row, each above the one before
 
 
@@ -72,9 +74,9 @@ class Guard(TrainerCallback, ExportableState):
         self.trainer = None
         self.batches = []  # (input_ids, labels, loss) of each forward pass since the last logged line
         self.norms, self.held_out, self.warnings = [], [], {}
+        self.before = []  # totals of the weights that training began with
 
     def watch(self, trainer) -> None:
-        self.before = []  # totals of the weights that training began with
         """Keep each batch and its loss, which callbacks are not shown; a GPU need not wait to be asked for them."""
         step = trainer.training_step
 
@@ -97,9 +99,9 @@ class Guard(TrainerCallback, ExportableState):
     def on_train_begin(self, args, state, control, **kwargs):
         """After a resumption each callback goes on with its state (transformers would make them anew instead)."""
         if state.global_step == 0:
+            self.before = totals(self.trainer.model)
             return
         for callback in self.trainer.callback_handler.callbacks:
-            self.before = totals(self.trainer.model)
             if isinstance(callback, ExportableState):
                 vars(callback).update(state.stateful_callbacks[type(callback).__name__]["attributes"])
         trainer = self.trainer
@@ -113,14 +115,14 @@ class Guard(TrainerCallback, ExportableState):
         self.leaving = on_any_rank(self.stop.asked) and state.global_step < state.max_steps
         if self.leaving:
             control.should_save = True
+        if state.global_step == state.max_steps:  # transformers leaves out what follows the last full interval
+            control.should_log = True
 
     def on_save(self, args, state, control, **kwargs):
         if self.leaving:
             raise stopped(state.global_step)
 
     def on_log(self, args, state, control, logs=None, processing_class=None, **kwargs):
-        if state.global_step == state.max_steps:  # transformers leaves out what follows the last full interval
-            control.should_log = True
         values = {k: float(v) for k, v in (logs or {}).items() if isinstance(v, int | float)}
         if "train_runtime" in values:
             return
@@ -233,9 +235,9 @@ def memory_told(stage: str, settings) -> Iterator[None]:
     """Where memory runs out, TrainingError says how much was held and which settings to lower."""
     try:
         yield
-    except (MemoryError, RuntimeError, TrainingError) as error:  # torch has no class of its own for a CPU's allocator
+    except (MemoryError, RuntimeError, ValueError, TrainingError) as error:
         cause = error.__cause__ or error  # of one within another, the outer knows whose settings they are
-        if not isinstance(cause, MemoryError | torch.OutOfMemoryError) and "can't allocate memory" not in str(cause):
+        if not isinstance(cause, MemoryError) and not any(words in str(cause) for words in FULL):
             raise
         advice, held = progress.less_memory(stage, settings), progress.memory_bytes() / 2**30
         raise TrainingError(f"out of memory ({held:.1f} GiB were held): {advice}") from cause

@@ -155,13 +155,6 @@ def train(folder, rows, tokenizer, warn=(), callbacks=(), resume=None, **changes
                               num_attention_heads=2, num_key_value_heads=1))  # fmt: skip
     arguments = dict(
         output_dir=str(folder / "checkpoints"), per_device_train_batch_size=2, max_steps=8, logging_steps=3, seed=1,
-def test_steps_after_the_last_full_interval_of_lines_are_looked_at(tokenizer, tmp_path):
-    _, _, lines = train(tmp_path, rows_of(), tokenizer)
-    assert [line["step"] for line in lines[:-1]] == [3, 6, 8]
-    with pytest.raises(guards.TrainingError, match="loss is nan at step 8"):
-        train(tmp_path, rows_of(POISON), tokenizer, logging_steps=100)
-
-
         save_strategy="no", logging_nan_inf_filter=False, report_to="none", use_cpu=True, disable_tqdm=True,
         remove_unused_columns=False,
     )  # fmt: skip
@@ -196,6 +189,13 @@ def test_the_batch_with_the_bad_loss_is_kept_and_not_a_later_one(tokenizer, tmp_
     assert found["guard"] == "loss" and len(found["rows"]) == 2
     (bad,) = [row for row in found["rows"] if row["id"] == "row-5"]
     assert bad["text"] == tokenizer.decode([300, POISON, *range(302, 308)]) and bad["supervised_tokens"] == 8
+
+
+def test_steps_after_the_last_full_interval_of_lines_are_looked_at(tokenizer, tmp_path):
+    _, _, lines = train(tmp_path, rows_of(), tokenizer)
+    assert [line["step"] for line in lines[:-1]] == [3, 6, 8]
+    with pytest.raises(guards.TrainingError, match="loss is nan at step 8"):
+        train(tmp_path, rows_of(POISON), tokenizer, logging_steps=100)
 
 
 def test_packed_rows_are_kept_apart_each_with_its_id(tokenizer, tmp_path):
@@ -305,7 +305,23 @@ def gpu_full():
     raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
 
-@pytest.mark.parametrize("work", [too_much, gpu_full])
+def gpu_full_elsewhere():
+    raise torch.AcceleratorError("CUDA error: out of memory\nCUDA kernel errors might be reported at another call")
+
+
+def cublas_full():
+    raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
+
+
+def too_small_for_four_bit():
+    """As transformers says it, and Unsloth of that."""
+    try:
+        raise ValueError("Some modules are dispatched on the CPU or the disk. Make sure you have enough GPU RAM to fit")
+    except ValueError as error:
+        raise ValueError("Unsloth: data/base does not fit in GPU memory") from error
+
+
+@pytest.mark.parametrize("work", [too_much, gpu_full, gpu_full_elsewhere, cublas_full, too_small_for_four_bit])
 def test_out_of_memory_says_what_was_held_and_what_to_lower(work):
     settings = presets.resolve("demo").settings
     with pytest.raises(guards.TrainingError) as caught, guards.memory_told("train", settings):
@@ -324,9 +340,10 @@ def test_of_two_that_tell_the_outer_one_speaks_as_it_knows_whose_settings_they_a
             gpu_full()
 
 
-def test_another_error_is_left_as_it_is():
-    with pytest.raises(RuntimeError, match="^shapes differ$"), guards.memory_told("train", None):
-        raise RuntimeError("shapes differ")
+@pytest.mark.parametrize("kind", [RuntimeError, ValueError])
+def test_another_error_is_left_as_it_is(kind):
+    with pytest.raises(kind, match="^shapes differ$"), guards.memory_told("train", None):
+        raise kind("shapes differ")
 
 
 @pytest.mark.parametrize("stage", sorted(presets.STAGE_FIELDS))
