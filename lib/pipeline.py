@@ -4,6 +4,7 @@ import contextlib
 import logging
 import os
 import shlex
+import shutil
 import signal
 import sys
 import threading
@@ -32,6 +33,7 @@ STAGES = tuple((stage, NOTEBOOKS[stage], runs.FOLDERS[stage]) for stage in ("pre
 EXPORT = ("export", NOTEBOOKS["export"], runs.FOLDERS["export"])  # only where it is asked for: it builds llama.cpp
 DEPLOY = ("deploy", NOTEBOOKS["deploy"], runs.FOLDERS["deploy"])  # by `sharpen deploy`
 NOTEBOOK_FOLDER = ROOT / "notebooks"
+FULL_BYTES = 64 * 2**20  # less is left on a full disk
 STOP_SECONDS = 600  # that a training step, its held-out rows and its checkpoint may take after Ctrl-C
 
 
@@ -195,8 +197,11 @@ def _execute(stage: str, run_folder: Path, resolved: Resolved, overridden: set[s
             held = f"{told.memory_bytes / 2**30:.1f} GiB" if told else "an unknown amount of memory"
             advice = progress.less_memory(stage, resolved.settings)
             message = f"the kernel died holding {held}; most often the system ends it as memory runs out: {advice}"
+        full = ""
+        if shutil.disk_usage(run_folder).free < FULL_BYTES:  # torch and safetensors say it in words of their own
+            full = f"the disk that holds {run_folder} is full: make room (`sharpen clean`), or use --outputs\n"
         raise StageFailed(
-            f"stage {stage!r} failed: {name}: {message.strip()[:2000]}\n"
+            f"stage {stage!r} failed: {name}: {message.strip()[:2000]}\n{full}"
             f"the notebook as far as it came: {executed}\nto go on after the cause is mended: {again}"
         ) from error
 

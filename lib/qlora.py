@@ -285,6 +285,7 @@ def train(model, tokenizer, train_rows: Dataset, validation_rows: Dataset | None
         "packing_asked": settings.packing, "packing_ran": settings.packing and trainer.args.packing,
         "ended_early": trainer.state.global_step < trainer.state.max_steps,
         "best_step": trainer.state.best_global_step if patience else None,
+        "base_commit": getattr(model.config, "_commit_hash", None),  # of a base from the hub
         "resumed_from": checkpoint.name if checkpoint else None, "warnings": guard.warnings,
     }  # fmt: skip
 

@@ -148,12 +148,14 @@ def test_papermill_alone_refuses_a_misspelt_parameter_in_the_first_cell(place, m
 
 
 @pytest.mark.notebooks
-def test_a_notebook_that_does_not_finish_its_stage_has_failed(place):
+def test_a_notebook_that_does_not_finish_its_stage_has_failed(place, monkeypatch):
+    monkeypatch.setattr(pipeline, "FULL_BYTES", 2**63)
     write_notebooks(place / "note{books}", {"prepare": "print('forgot to finish')"})
     talk = Talk()
     with pytest.raises(pipeline.StageFailed):
         go(place, talk, stages=["prepare"])
     assert "no complete stage 'prepare'" in "\n".join(talk)
+    assert f"the disk that holds {place / 'out/trial'} is full: make room" in "\n".join(talk)
 
 
 @pytest.mark.notebooks
