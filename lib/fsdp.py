@@ -181,10 +181,8 @@ def end(torchrun: subprocess.Popen) -> None:
     torchrun.kill()
     torchrun.wait()
     for process in family:
-        try:
+        with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
-        except psutil.NoSuchProcess:
-            pass
     psutil.wait_procs(family, timeout=10)
 
 
