@@ -4,6 +4,7 @@ import ast
 import io
 import re
 import subprocess
+import symtable
 import tokenize
 from pathlib import Path
 
@@ -133,6 +134,15 @@ def test_its_parameters_are_those_that_its_stage_reads(path, cells):
     assert list(values)[:4] == ["preset", "run", "outputs", "rehearse"]
     assert presets.from_notebook(stage, values).resolved == presets.resolve(values["preset"])
     assert any(f'presets.from_notebook("{stage}", globals())' in cell.source for cell in code(cells))
+
+
+def test_no_other_cell_names_anything_like_a_setting_of_its_stage(path, cells):
+    """The start cell, run again after the others, would take that for the setting's value."""
+    settings, bound = set(parameters(cells)[1]), {}
+    for cell in code(cells):
+        table = symtable.symtable(TransformerManager().transform_cell(cell.source), cell.id, "exec")
+        bound[cell.id] = settings & {symbol.get_name() for symbol in table.get_symbols() if symbol.is_local()}
+    assert [names for names in bound.values() if names] == [settings]
 
 
 def test_a_wrong_setting_is_refused_before_anything_else_is_imported(path, cells):
