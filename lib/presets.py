@@ -6,8 +6,9 @@ import functools
 import math
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ NOTEBOOKS = {
     "prepare": "10_prepare_data", "pretrain": "20_pretrain_gpt", "train": "21_train_qlora",
     "evaluate": "30_evaluate", "compare": "31_compare", "export": "40_export", "deploy": "41_deploy",
 }
+HUB_ID = r"(?a)(?!.*(--|\.\.))(\b[\w.-]{1,96}\b/)?\b[\w.-]{1,96}\b"  # the hub's own rule, without its slow import
 SEVERAL_DEVICES = "22_train_fsdp"  # the "train" stage's notebook where the settings ask for more than one device
 
 
@@ -130,13 +132,12 @@ def resolve(
     values = base.model_dump()
     origins = {field: "preset" if field in base.model_fields_set else "default" for field in values}
     if rehearse:
-        for field, value in REHEARSAL.items() | _capped(values).items():
+        capped = {f: most for f, most in REHEARSAL_AT_MOST.items() if values[f] is None or values[f] > most}
+        for field, value in (REHEARSAL | capped).items():
             values[field], origins[field] = value, "rehearsal"
-    for field, value in overrides.items():
-        if field in values:
-            values[field], origins[field] = _read(field, value), "override"
-        else:
-            problems.append(f"unknown setting {_short(field)} = {_short(value)}{_nearest(field, values)}")
+    problems += unknown(overrides)
+    for field in overrides.keys() & values.keys():
+        values[field], origins[field] = _read(field, overrides[field]), "override"
     try:
         settings = Settings.model_validate(values)
     except ValidationError as error:
@@ -144,7 +145,8 @@ def resolve(
         problems += [_refusal(field, overrides.get(field, values[field])) for field in values if field in suspect]
         settings = Settings.model_construct(**values | {field: getattr(base, field) for field in suspect})
     if known:
-        problems += _contradictions(settings, suspect | (values.keys() - set(STAGE_FIELDS[stage]) if stage else set()))
+        suspect |= values.keys() - set(STAGE_FIELDS[stage]) if stage else set()
+        problems += _contradictions(settings, suspect, stage)
     if problems:
         raise SettingsError(problems)
     return Resolved(name, settings, origins, rehearse)
@@ -157,19 +159,16 @@ def from_notebook(stage: str, namespace: dict[str, Any]) -> Request:
     read are refused here, in the first cell, because papermill itself only warns of them.
     """
     own, run_parameters = STAGE_FIELDS[stage], ("preset", "run", "outputs", "rehearse")
-    problems, overrides = [], {}
-    for name, value in _parameters(namespace, {*own, *run_parameters}).items():
-        if name in own and value is not None:
-            overrides[name] = value
-        elif found := not_of(stage, [name]):
-            problems += found
-        elif name not in own and name not in run_parameters:
-            nearest = _nearest(name, [*own, *run_parameters])
-            problems.append(f"unknown setting {_short(name)} = {_short(value)}{nearest}")
-    preset, outputs, rehearse = namespace.get("preset"), namespace.get("outputs"), namespace.get("rehearse", False)
+    given = _parameters(namespace, {*own, *run_parameters})
+    overrides = {name: value for name, value in given.items() if name in own and value is not None}
+    made_up = {name: value for name, value in given.items() if name not in Settings.model_fields}
+    problems = not_of(stage, given) + unknown(made_up, (*own, *run_parameters))
+    preset, rehearse = namespace.get("preset"), namespace.get("rehearse", False)
+    run, outputs = (None if isinstance(value, str) and value.lower() == "none" else value
+                    for value in (namespace.get("run"), namespace.get("outputs")))  # fmt: skip
     if isinstance(rehearse, str) and rehearse.lower() in ("true", "false"):  # papermill -p rehearse true
         rehearse = rehearse.lower() == "true"
-    run = namespace.get("run") or default_run(preset if isinstance(preset, str) else "demo", rehearse)
+    run = default_run(preset if isinstance(preset, str) else "demo", rehearse) if run is None else run
     if not isinstance(rehearse, bool):
         problems.append(f"rehearse = {_short(rehearse)}: must be True or False")
     folder = str(outputs) if isinstance(outputs, str | Path) else ""
@@ -185,12 +184,23 @@ def from_notebook(stage: str, namespace: dict[str, Any]) -> Request:
     return Request(stage, run, Path(os.path.realpath(in_project(outputs or "outputs"))), resolved)
 
 
+def unknown(named: Mapping[str, Any], known: Iterable[str] = Settings.model_fields) -> list[str]:
+    """Which of these are no settings, each with its value and the nearest of those there are."""
+    return [f"unknown setting {_short(name)} = {_short(value)}{_nearest(name, known)}"
+            for name, value in named.items() if name not in known]  # fmt: skip
+
+
+def unread(stages: Iterable[str], names: Iterable[str]) -> dict[str, str]:
+    """{setting named that none of these stages reads: the notebooks that do}."""
+    foreign = Settings.model_fields.keys() - {field for stage in stages for field in STAGE_FIELDS[stage]}
+    owners = {name: [NOTEBOOKS[stage] for stage, fields in STAGE_FIELDS.items() if name in fields] for name in foreign}
+    return {name: " and ".join(owners[name] or ["sharpen run"]) for name in names if name in foreign}
+
+
 def not_of(stage: str, names: Iterable[str]) -> list[str]:
     """Which of the settings named a stage does not read, each with the notebooks that do."""
-    foreign = [name for name in names if name in Settings.model_fields and name not in STAGE_FIELDS[stage]]
-    owners = {name: [NOTEBOOKS[other] for other, fields in STAGE_FIELDS.items() if name in fields] for name in foreign}
-    return [f"{name!r} belongs to {' and '.join(owners[name] or ['sharpen run'])}, not to {NOTEBOOKS[stage]}: leave it "
-            f"out" for name in foreign]
+    return [f"{name!r} belongs to {owners}, not to {NOTEBOOKS[stage]}: leave it out"
+            for name, owners in unread([stage], names).items()]  # fmt: skip
 
 
 def default_run(preset: str, rehearse: bool) -> str:
@@ -279,8 +289,10 @@ def _kinds(field: str) -> tuple[dict, ...]:
 
 
 def _read(field: str, value: Any) -> Any:
-    """Text as the type that the field asks for (papermill and YAML give 1e-4 as text); anything else as it came."""
+    """Text as the type that the field asks for (papermill and YAML give 1e-4 as text), a path as text, a number as
+    Python's own; anything else as it came."""
     types = {kind["type"] for kind in _kinds(field)}
+    value = str(value) if isinstance(value, Path) else value
     if isinstance(value, str):
         text = value.strip()
         if "null" in types and text.lower() in ("none", "null"):
@@ -288,23 +300,27 @@ def _read(field: str, value: Any) -> Any:
         if "boolean" in types and text.lower() in ("true", "false"):
             return text.lower() == "true"
         if "array" in types:
-            return tuple(part.strip() for part in text.strip("[]()").split(",") if part.strip())
+            parts = (part.strip() for part in text.strip("[]()").split(","))
+            return tuple(re.sub(r"^(['\"])(.*)\1$", r"\2", part) for part in parts if part)
         if types & {"integer", "number"}:
             try:
                 value = int(text) if re.fullmatch(r"[+-]?\d+", text) else float(text)
             except ValueError:
                 return value
-    if isinstance(value, float) and "integer" in types and value.is_integer():
-        value = int(value)
-    if isinstance(value, int) and abs(value) >= 2**63:
-        return math.inf  # no setting may be so large, and Python writes out no number of over 4,300 digits
+    if isinstance(value, Real) and not isinstance(value, bool):  # NumPy's numbers too
+        whole = isinstance(value, Integral) or "integer" in types and float(value).is_integer()
+        if whole and abs(value) >= 2**63:
+            return math.inf  # no setting may be so large, and Python writes out no number of over 4,300 digits
+        return int(value) if whole else float(value)
     return tuple(value) if isinstance(value, list) and "array" in types else value
 
 
 def _refusal(field: str, value: Any) -> str:
-    choices = [choice for kind in _kinds(field) for choice in kind.get("enum", ())]
+    choices = [choice for kind in _kinds(field) for choice in kind.get("items", kind).get("enum", ())]
     about = f" ({text})" if (text := Settings.model_fields[field].description) else ""
-    return f"{field} = {_short(value)}: must be {allowed(field)}{_nearest(value, choices)}{about}"
+    parts = found if isinstance(found := _read(field, value), tuple) else [value]
+    nearest = next((text for part in parts if part not in choices and (text := _nearest(part, choices))), "")
+    return f"{field} = {_short(value)}: must be {allowed(field)}{nearest}{about}"
 
 
 def _short(value: Any) -> str:
@@ -318,17 +334,17 @@ def _short(value: Any) -> str:
 
 def _nearest(name: Any, choices: Any) -> str:
     text = name if isinstance(name, str) else _short(name)
-    longer = [choice for choice in choices if len(choice) > 2]  # `lr` is no `r`
+    longer = {choice.lower(): choice for choice in choices if len(choice) > 2}  # `lr` is no `r`
     found = difflib.get_close_matches(text[:100].lower(), longer, n=1)
-    return f"; did you mean {found[0]!r}?" if found else ""
+    return f"; did you mean {longer[found[0]]!r}?" if found else ""
 
 
-def _capped(values: dict[str, Any]) -> dict[str, int]:
-    return {f: most for f, most in REHEARSAL_AT_MOST.items() if values[f] is None or values[f] > most}
-
-
-def _contradictions(s: Settings, suspect: set[str]) -> list[str]:
-    """Settings that are fine alone but not together; a rule about a setting refused already is left out."""
+def _contradictions(s: Settings, suspect: set[str], stage: str | None) -> list[str]:
+    """Settings that are fine alone but not together, or not here; a rule about one refused already is left out."""
+    empty = [field for field, value in s for text in (value if isinstance(value, tuple) else [value])
+             if isinstance(text, str) and not text.strip() and field not in suspect]  # fmt: skip
+    told = [f"{field} = {_short(getattr(s, field))}: a text must not be empty; leave it out" for field in empty]
+    suspect = suspect | set(empty)
     generated = s.source == "quant_tasks"
     parts = [] if suspect & {"source", "mixture"} else parts_of(s)
     names, weighted = [part.source for part in parts], {part.weight is not None for part in parts}
@@ -347,6 +363,7 @@ def _contradictions(s: Settings, suspect: set[str]) -> list[str]:
     unsafe = [] if "base_model" in suspect else _unsafe(s.base_model)
     no_tracker = None if "report_to" in suspect or s.report_to == "none" else _no_tracker(s.report_to)
     no_upload = [] if "push_to_hub" in suspect or s.push_to_hub is None else hub_problems(s.push_to_hub)
+    meeting = re.fullmatch(r"[\w.-]+:(\d{1,5})", s.rdzv_endpoint or "")
     rules = [  # (settings it is about, is it broken, what to say); tests that compare numbers guard against suspects
         (("max_steps",), lambda: s.max_steps == 0, "max_steps = 0: must be -1 (by num_train_epochs) or at least 1"),
         (("warmup_steps",), lambda: s.warmup_steps >= 1 and not math.isclose(s.warmup_steps, round(s.warmup_steps)),
@@ -428,15 +445,19 @@ def _contradictions(s: Settings, suspect: set[str]) -> list[str]:
          f"one of them"),
         (("nodes", "rdzv_endpoint"), lambda: s.nodes > 1 and s.rdzv_endpoint is None,
          f"nodes = {s.nodes!r} needs rdzv_endpoint, e.g. '10.0.0.1:29500': where the machines meet, on the first"),
-        (("rdzv_endpoint",), lambda: s.rdzv_endpoint and not re.fullmatch(r"[\w.-]+:\d{1,5}", s.rdzv_endpoint),
-         f"rdzv_endpoint = {_short(s.rdzv_endpoint)}: must be host:port"),
+        (("rdzv_endpoint",), lambda: s.rdzv_endpoint and not (meeting and 0 < int(meeting[1]) < 2**16),
+         f"rdzv_endpoint = {_short(s.rdzv_endpoint)}: must be host:port, the port from 1 to 65535"),
         (("base_model",), lambda: unsafe, "\n".join(unsafe)),
+        (("base_model",),  # a GGUF file is served without its base
+         lambda: stage != "deploy" and not is_local(s.base_model) and not re.fullmatch(HUB_ID, s.base_model),
+         f"base_model = {_short(s.base_model)}: neither a folder here nor a hub id, NAME or USER/NAME"),
+        (("others",), lambda: len(set(s.others)) < len(s.others), f"others = {_short(s.others)}: name each once"),
         (("report_to",), lambda: no_tracker, f"report_to = {s.report_to!r}: its package is not here: {no_tracker}"),
         (("push_to_hub",), lambda: no_upload, "\n".join(no_upload)),
         (("data_dir",), lambda: not generated and s.data_dir is not None and not os.path.exists(in_project(s.data_dir)),
          f"data_dir = {_short(s.data_dir)}: no such folder or file; give the one that holds {s.source}/train.jsonl"),
     ]
-    return [message for fields, broken, message in rules if not suspect & set(fields) and broken()]
+    return told + [message for fields, broken, message in rules if not suspect & set(fields) and broken()]
 
 
 def _no_tracker(name: str) -> str | None:
@@ -456,22 +477,19 @@ def _unknown_kinds(named: tuple[str, ...] | None) -> tuple[tuple[str, ...], list
 
 
 def _parameters(namespace: dict[str, Any], known: set[str]) -> dict[str, Any]:
-    """The plain literals that a user named in `namespace`, without IPython's own names.
+    """What a user named in `namespace`: the `known` names, whatever their values are, and plain literals.
 
     Under IPython (`In` holds the cells run so far) an unknown name counts only where a parameters cell, ours or
     papermill's, set it: else running the first cell again, after the rest of the notebook, would refuse every variable
     that the notebook itself made.
     """
-    plain = {
+    told = set().union(*(_told(source) for source in namespace.get("In", ())))
+    plain = (str, int, float, bool, type(None), list, tuple, dict)
+    return {
         name: value
         for name, value in namespace.items()
-        if type(value) in (str, int, float, bool, type(None), list, tuple, dict)
-        and not name.startswith("_") and name not in ("In", "Out", "exit", "quit", "get_ipython", "open")
+        if name in known or not name.startswith("_") and (name in told if "In" in namespace else type(value) in plain)
     }
-    if not namespace.get("In"):
-        return plain
-    told = set().union(*(_told(source) for source in namespace["In"]))
-    return {name: value for name, value in plain.items() if name in known or name in told}
 
 
 def _told(source: str) -> set[str]:

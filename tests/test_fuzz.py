@@ -27,7 +27,7 @@ ODD = [
     "question=", "question=a=b", "host:1", "host:\uff11\uff12", "data/base", "cosine", [], [None], ["gsm8k", "gsm8k"],
     ["finqa=2", "gsm8k"], ["a", 1, [2, [3]]], ["compounding", "compounding"], ["compounding\u0000"], {},
     {"a": {"b": [1, {"c": None}]}}, [[[[[]]]]], [[], {}], "\u0000", "\ud800", "~\u0000", ["\ud800"], b"bytes", (1, 2),
-    {1, 2}, 10**5000, -(10**5000), [10**5000],
+    {1, 2}, 10**5000, -(10**5000), [10**5000], Path("/nope"), frozenset("a"), json,
 ]  # fmt: skip
 
 
@@ -74,6 +74,9 @@ def test_200_odd_settings_are_each_taken_or_refused_in_words():
         told(lambda: presets.resolve("demo", cli._overrides(pairs, None)))  # noqa: B023
 
         stage = chance.choice(list(STAGE_FIELDS))
+        own = {name: value for name, value in found.items() if name in STAGE_FIELDS[stage] and value is not None}
+        request = told(lambda: presets.from_notebook(stage, {"preset": "demo"} | own))  # noqa: B023
+        assert request is None or {request.resolved.origins[name] for name in own} <= {"override"}, "one was ignored"
         typed = {name: _resolve_type(value) for name, value in texts.items()}  # as `papermill -p`
         told(lambda: presets.from_notebook(stage, typed | {"preset": preset, "run": chance.choice(ODD)}))  # noqa: B023
         with contextlib.suppress(yaml.YAMLError, UnicodeEncodeError):  # as `papermill -f`

@@ -2,12 +2,18 @@
 
 import itertools
 import json
+import re
 import subprocess
 import sys
+from decimal import Decimal
+from pathlib import Path
 
+import numpy as np
 import pytest
+from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 from lib.presets import (
+    HUB_ID,
     NOTEBOOKS,
     PRESETS,
     REHEARSAL,
@@ -81,6 +87,24 @@ def test_refusal_says_what_is_allowed():
     assert "a whole number of at least 1, or none" in refusal({"eval_rows": 0})
 
 
+@pytest.mark.parametrize(
+    ("overrides", "nearest"),
+    [
+        ({"guard_warnings": "los"}, "loss"), ({"guard_warnings": ["loss", "grad-norm"]}, "grad_norm"),
+        ({"quantizations": "Q4KM"}, "Q4_K_M"), ({"quantizations": "Q8_0,q6_k"}, "Q6_K"),
+    ],
+)
+def test_a_misspelt_choice_names_the_nearest_also_in_a_list(overrides, nearest):
+    assert f"; did you mean '{nearest}'?" in refusal(overrides)
+
+
+@pytest.mark.parametrize("field", ["data_dir", "dataset_revision", "push_to_hub", "others", "target_modules"])
+def test_an_empty_text_is_refused_and_told_once(field):
+    for text in ("", " "):
+        value = ("a", text) if field in ("others", "target_modules") else text
+        assert refusal({field: value}) == f"{field} = {value!r}: a text must not be empty; leave it out"
+
+
 def test_numbers_given_as_text_are_numbers():
     text = {"learning_rate": "1e-4", "r": "8", "eval_rows": " 12 ", "num_train_epochs": "2", "weight_decay": 0}
     settings = resolve("demo", text | {"max_steps": 5.0, "load_in_4bit": "False"}).settings
@@ -90,7 +114,8 @@ def test_numbers_given_as_text_are_numbers():
 
 
 def test_lists_and_comma_text_name_modules():
-    for value in (["q_proj", "v_proj"], ("q_proj", "v_proj"), "q_proj, v_proj", "[q_proj,v_proj]"):
+    quoted = ("['q_proj','v_proj']", '("q_proj", "v_proj")')  # as papermill -p hands a list on
+    for value in (["q_proj", "v_proj"], ("q_proj", "v_proj"), "q_proj, v_proj", "[q_proj,v_proj]", *quoted):
         assert resolve("demo", {"target_modules": value}).settings.target_modules == ("q_proj", "v_proj")
 
 
@@ -127,6 +152,11 @@ def test_none_means_all_where_it_means_something():
     [
         ({"eval_rows": 301}, "test_rows = 300"),
         ({"max_steps": 0}, "max_steps = 0"),
+        ({"base_model": "/nonexistent/model"}, "base_model = '/nonexistent/model': neither a folder here nor a hub id"),
+        ({"base_model": "data/base/nowhere"}, "neither a folder here nor a hub id"),
+        ({"others": "a, b, a"}, "others = ('a', 'b', 'a'): name each once"),
+        ({"devices": 2, "nodes": 2, "rdzv_endpoint": ""}, "rdzv_endpoint = '': a text must not be empty"),
+        ({"rdzv_endpoint": "h:99999"}, "rdzv_endpoint = 'h:99999': must be host:port, the port from 1 to 65535"),
         ({"warmup_steps": 1.5}, "warmup_steps = 1.5"),
         ({"warmup_steps": 20, "max_steps": 10}, "max_steps = 10"),
         ({"data_dir": str(ROOT)}, "generates its rows"),
@@ -177,6 +207,22 @@ def test_a_notebook_does_not_hold_its_settings_against_those_that_only_other_sta
         assert request.resolved.of_stage(stage).items() >= own.items()
     with pytest.raises(SettingsError, match="lower it, or give a share"):
         from_notebook("train", {"preset": "demo", "max_steps": 5, "warmup_steps": 9})
+
+
+@pytest.mark.parametrize(
+    "name", ["gpt2", "unsloth/Llama-3.2-3B", "a/b/c", "/a/b", "a--b", "a/..", "../a", "./a", "a/", ".a", "a-", "é/a",
+             "a b", "x" * 96, "x" * 97, "a\n"]
+)  # fmt: skip
+def test_a_hub_id_is_what_the_hubs_own_library_takes(name):
+    try:
+        validate_repo_id(name)
+        assert re.fullmatch(HUB_ID, name)
+    except HFValidationError:
+        assert not re.fullmatch(HUB_ID, name)
+
+
+def test_a_file_is_served_also_where_its_base_model_is_gone():
+    assert resolve("demo", {"base_model": "/gone/base"}, stage="deploy").settings.base_model == "/gone/base"
 
 
 def test_a_mixtures_parts_are_read_with_revision_weight_and_cap():
@@ -318,6 +364,22 @@ def test_notebook_parameters_resolve_and_none_keeps_the_preset():
     assert json.dumps(request.resolved.of_stage("train"))
 
 
+def test_a_setting_of_any_type_is_refused_by_name_or_taken_as_the_number_or_path_that_it_is():
+    taken = {"learning_rate": np.float64(3e-4), "r": np.int64(8), "eval_steps": np.float32(4)}
+    settings = from_notebook("train", PLAIN | taken).resolved.settings
+    assert [settings.learning_rate, settings.r, settings.eval_steps] == [3e-4, 8, 4]
+    assert [type(getattr(settings, name)) for name in taken] == [float, int, int]
+    own = {"source": "gsm8k", "preset": "llama32_3b_gsm8k", "data_dir": ROOT}
+    assert from_notebook("prepare", PLAIN | own).resolved.settings.data_dir == str(ROOT)
+    assert "data_dir = '/nope': no such folder" in notebook_refusal("prepare", **own | {"data_dir": Path("/nope")})
+    for name, value in [
+        ("target_modules", {"q_proj"}), ("base_model", b"data/base"), ("r", lambda: 8), ("load_in_4bit", np.True_),
+        ("trainer", json), ("r", Decimal("8.5")), ("target_modules", np.array(["q_proj"])), ("optim", np.array([1])),
+    ]:  # fmt: skip
+        assert notebook_refusal(**{name: value}).startswith(f"{name} = {value!r}"[:60])
+        assert notebook_refusal(**{name: value}, In=["", "preset = 'demo'"]).startswith(f"{name} = {value!r}"[:60])
+
+
 def test_notebook_refuses_unknown_names_and_those_of_other_stages():
     assert "unknown setting 'learning_rte' = 0.1; did you mean 'learning_rate'?" in notebook_refusal(learning_rte=0.1)
     told = notebook_refusal("prepare", learning_rate=0.1, prset="x")
@@ -325,12 +387,16 @@ def test_notebook_refuses_unknown_names_and_those_of_other_stages():
     assert "unknown setting 'prset' = 'x'; did you mean 'preset'?" in told
 
 
-@pytest.mark.parametrize("run", ["../up", "a/b", "..", ".", "", " ", "a..b", "x" * 200, 7, "-rf"])
+@pytest.mark.parametrize("run", ["../up", "a/b", "..", ".", "", " ", "a..b", "x" * 200, 7, "-rf", 0, False, []])
 def test_run_names_stay_inside_outputs(run):
-    if run == "":  # none given: the preset's name
-        assert from_notebook("train", PLAIN | {"run": run}).run == "demo"
-    else:
-        assert "run = " in notebook_refusal(run=run) and "must be a name" in notebook_refusal(run=run)
+    assert "run = " in notebook_refusal(run=run) and "must be a name" in notebook_refusal(run=run)
+
+
+def test_only_none_stands_for_the_usual_run_and_folder():
+    for none in (None, "none", "None"):
+        request = from_notebook("train", PLAIN | {"run": none, "outputs": none})
+        assert (request.run, request.outputs) == ("demo", ROOT / "outputs")
+    assert "outputs = ''" in notebook_refusal(outputs="")
 
 
 def test_rehearsal_gets_a_run_of_its_own():

@@ -334,7 +334,7 @@ def test_secrets_of_the_environment_reach_no_output(outputs, monkeypatch):
 
 
 def test_shown_settings_tell_their_origin_rehearsal_and_no_markup(outputs):
-    stage = start(outputs, "evaluate", rehearse=True, base_model="<script>alert(1)</script>")
+    stage = start(outputs, "evaluate", rehearse=True, chat_template="<script>alert(1)</script>")
     page, text = stage._repr_html_(), repr(stage)
     assert "REHEARSAL" in page and "REHEARSAL" in text
     assert "<script>" not in page and "&lt;script&gt;" in page

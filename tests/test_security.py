@@ -334,7 +334,7 @@ def test_a_shared_report_runs_and_fetches_nothing_whatever_the_data_say(outputs)
 
     rows, names = answers(), (f"base {EVIL}", f"tuned {EVIL}")
     pair = [graded.arm(rows, model, "test", True) for model in graded.MODELS]
-    stage = start(outputs, base_model=STEERING.sub("", EVIL))  # with the others it would be refused
+    stage = start(outputs, chat_template=STEERING.sub("", EVIL))  # with the others it would be refused
     stage.write_rows(f"{EVIL.replace('/', '')[:100]}.jsonl", rows)
     shown = [
         stage, HTML(graded.flips(*pair, names)), HTML(graded.side_by_side(rows, "test", True, 4)),

@@ -78,7 +78,7 @@ def test_runs_are_named_by_their_cell_so_that_a_grid_can_grow():
 @pytest.mark.parametrize("value", ["a/../../b", "x" * 90])
 def test_no_value_makes_a_run_name_that_leaves_the_outputs(value):
     try:
-        (row,) = sweep.plan("demo", {"base_model": [value]}, 1, "s", {}, False)
+        (row,) = sweep.plan("demo", {"chat_template": [value]}, 1, "s", {}, False)
         assert "/" not in row["run"] and ".." not in row["run"]
     except SettingsError as error:
         assert "100 are the most: shorten --run" in str(error)
