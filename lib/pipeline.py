@@ -26,7 +26,9 @@ from lib.presets import (
     notebook_of,
     resolve,
     run_name_problems,
+    unread,
 )
+from lib.settings import RUN_FIELDS, Settings
 from lib.untrusted import redact, visible
 
 STAGES = tuple((stage, NOTEBOOKS[stage], runs.FOLDERS[stage]) for stage in ("prepare", "train", "evaluate", "compare"))
@@ -75,9 +77,13 @@ def run(
     overrides = overrides or {}
     chosen = [row[0] for row in STAGES] if stages is None else list(stages)
     chosen += ["export"] if export and "export" not in chosen else []
-    run_name = run_name or default_run(preset, rehearse)
+    run_name = default_run(preset, rehearse) if run_name is None else run_name
     problems = run_name_problems(run_name)
     problems += [f"unknown stage {s!r}; choose from {', '.join(NOTEBOOKS)}" for s in chosen if s not in NOTEBOOKS]
+    if stages is None:  # a stage that is named may be given the settings of those that follow elsewhere
+        problems += [f"{name!r} belongs to {owners}, which this run does not execute: "
+                     f"{'add --export, or ' * (EXPORT[1] in owners)}leave it out"
+                     for name, owners in unread(chosen, overrides).items() if name not in RUN_FIELDS]  # fmt: skip
     try:
         alone = chosen[0] if len(chosen) == 1 and chosen[0] in STAGE_FIELDS else None
         resolved = resolve(preset, overrides, rehearse, alone)
@@ -86,6 +92,7 @@ def run(
         if "export" in chosen and resolved.settings.peft_type == "prefix_tuning":
             problems.append("peft_type = 'prefix_tuning': a prefix changes no weights, so it cannot be merged: leave "
                             "the export out, or choose 'lora' or 'ia3'")  # fmt: skip
+        problems += _missing(resolved.settings, chosen, Path(in_project(outputs or "outputs")).resolve() / run_name)
     except SettingsError as error:
         problems += error.problems
     if problems:
@@ -129,6 +136,29 @@ def run(
     if repo_id:
         echo(f"uploaded: {share.push(run_folder, repo_id, resolved.settings.hub_private_repo, echo)}")
     return summary
+
+
+def _missing(settings: Settings, chosen: list[str], run_folder: Path) -> list[str]:
+    """What the stages chosen would miss in the end, told before the first: other runs, a build of llama.cpp."""
+    needed = [("others", name, "evaluate") for name in settings.others if "compare" in chosen]
+    if "train" in chosen and settings.continue_from is not None:
+        needed.append(("continue_from", settings.continue_from, "train"))
+    problems = []
+    for field, name, stage in needed:
+        try:
+            if name == run_folder.name:
+                raise runs.RunError(f"{name!r} is this very run: name another")
+            runs.read(runs.run_folder_of(run_folder.parent, name), stage)
+        except runs.RunError as error:
+            problems.append(f"{field}: {error}")
+    if "export" in chosen and (path := settings.llama_cpp_path or os.environ.get("LLAMA_CPP_PATH")):
+        from lib import llamacpp
+
+        try:
+            llamacpp.check(Path(path).expanduser())
+        except llamacpp.LlamaCppError as error:
+            problems.append(str(error))
+    return problems
 
 
 def notebook_path(notebook: str) -> Path:

@@ -74,15 +74,44 @@ def go(place, talk=None, **arguments) -> pipeline.Summary:
         ({"overrides": {"learning_rte": "0.1"}}, "did you mean 'learning_rate'?"),
         ({"overrides": {"r": "many"}}, "r = 'many': must be a whole number"),
         ({"stages": ["trian"]}, "unknown stage 'trian'"),
+        ({"overrides": {"port": 8080}}, "'port' belongs to 41_deploy, which this run does not execute: leave it out"),
+        ({"overrides": {"model_size": "tiny"}}, "'model_size' belongs to 20_pretrain_gpt, which this run does not"),
+        ({"overrides": {"margin": 3}}, "'margin' belongs to 40_export, which this run does not execute: add --export"),
+        ({"overrides": {"base_model": "a/b/c"}}, "base_model = 'a/b/c': neither a folder here nor a hub id"),
+        ({"overrides": {"others": "typo"}}, "others: run 'typo' has no complete stage 'evaluate': run 30_evaluate"),
+        ({"overrides": {"others": "../x"}}, "others: run = '../x': must be a name"),
+        ({"overrides": {"others": "trial"}}, "others: 'trial' is this very run: name another"),
+        ({"overrides": {"continue_from": "typo"}}, "continue_from: run 'typo' has no complete stage 'train': run 21"),
+        ({"overrides": {"llama_cpp_path": "/nope"}, "export": True}, "llama_cpp_path = '/nope' lacks convert_hf_to"),
     ],
 )
 def test_wrong_settings_are_refused_before_anything_starts(place, monkeypatch, arguments, told):
     monkeypatch.setattr(pipeline, "_execute", lambda *_: pytest.fail("a kernel would have started"))
-    with pytest.raises(SettingsError, match=told.replace("?", r"\?")):
+    with pytest.raises(SettingsError, match=re.escape(told)):
         go(place, **arguments)
-    with pytest.raises(SettingsError, match="must be a name"):
-        pipeline.run("demo", "../up", outputs=place / "out")
+    for name in ("../up", ""):
+        with pytest.raises(SettingsError, match=f"run = '{name}': must be a name"):
+            pipeline.run("demo", name, outputs=place / "out")
     assert not (place / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"overrides": {"others": "first", "continue_from": "first", "push_to_hub": None}},
+        {"overrides": {"quantizations": "Q8_0"}, "export": True},
+        {"overrides": {"r": 8, "bucket": "name"}, "stages": ["prepare"]},  # `sharpen cloud train` trains elsewhere
+        {"overrides": {"others": "typo", "continue_from": "typo"}, "stages": ["evaluate"]},
+    ],
+)
+def test_what_a_chosen_stage_will_find_or_another_reads_is_no_fault(place, write_run, monkeypatch, arguments):
+    def started(*_):
+        raise pipeline.StageFailed("started")
+
+    monkeypatch.setattr(pipeline, "_execute", started)
+    write_run(place / "out", "first")
+    with pytest.raises(pipeline.StageFailed, match="^started$"):
+        go(place, **arguments)
 
 
 def test_the_command_to_go_on_reads_as_it_was_given():
