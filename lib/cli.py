@@ -430,19 +430,25 @@ def _of_deploy(pairs: list[str]) -> dict[str, str]:
 
 def _overrides(pairs: list[str], data_dir: Path | None) -> dict[str, str]:
     """`key=value` texts as a dictionary; which type a value has is the setting's to say (`lib.presets`)."""
-    from lib.presets import SettingsError
+    from lib.presets import SettingsError, unknown
 
-    wrong = [pair for pair in pairs if "=" not in pair or not pair.split("=")[0].strip()]
-    if wrong:
-        raise SettingsError([f"--set {pair!r}: must be KEY=VALUE, as in --set learning_rate=1e-4" for pair in wrong])
-    split = [pair.partition("=") for pair in pairs]
-    found = {key.strip(): value.strip() for key, _, value in split} | ({"data_dir": str(data_dir)} if data_dir else {})
+    found, problems = {}, []
+    for pair in [*pairs, *([f"data_dir={data_dir}"] if data_dir else [])]:
+        name, equals, value = (part.strip() for part in pair.partition("="))
+        if not (name and equals):
+            problems.append(f"--set {pair!r}: must be KEY=VALUE, as in --set learning_rate=1e-4")
+        elif name in found:
+            problems.append(f"{name} is set twice, to {found[name]!r} and {value!r}: set it once")
+        else:
+            found[name] = value
+    if problems:
+        raise SettingsError(problems + unknown(found))
     return {name: _from_here(name, value) for name, value in found.items()}
 
 
 def _from_here(name: str, value: str) -> str:
     """A setting as it was given; on the command line a path starts where the user is."""
-    if name not in ("data_dir", "llama_cpp_path", "benchmarks") or value == "none":
+    if name not in ("data_dir", "llama_cpp_path", "benchmarks") or value.lower() in ("", "none", "null"):
         return value
     paths = value.split(",") if name == "benchmarks" else [value]
     return ",".join(os.path.realpath(os.path.expanduser(path.strip())) for path in paths)

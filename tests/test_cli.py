@@ -58,11 +58,25 @@ def test_a_users_mistake_is_one_message_and_exit_code_2(sharpen, tmp_path, words
 def test_settings_on_the_command_line_reach_the_pipeline(sharpen, asked, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     words = ["--set", "learning_rate=1e-4", "--set", "base_model=a=b", "--data-dir", "here", "--rehearse", "--force"]
-    words += ["--set", "benchmarks=one.jsonl, sub/two.jsonl", "--set", "llama_cpp_path=none"]
+    words += ["--set", "benchmarks=one.jsonl, sub/two.jsonl", "--set", "llama_cpp_path=None"]
     assert sharpen("run", "demo", "--run", "x", *words, "--outputs", "out")[0] == 0
     overrides = {"learning_rate": "1e-4", "base_model": "a=b", "data_dir": str(tmp_path / "here")}
-    overrides |= {"benchmarks": f"{tmp_path}/one.jsonl,{tmp_path}/sub/two.jsonl", "llama_cpp_path": "none"}
+    overrides |= {"benchmarks": f"{tmp_path}/one.jsonl,{tmp_path}/sub/two.jsonl", "llama_cpp_path": "None"}
     assert asked == [(("demo", "x", overrides, True, tmp_path / "out", True), {"export": False})]
+
+
+def test_a_setting_is_given_once_and_all_that_is_wrong_is_told_at_once(sharpen, asked):
+    words = ["--set", "lerning_rate=1", "--set", "oops", "--set", "r=8", "--set", "r = 16"]
+    malformed, *others = sharpen("run", "demo", *words, "--set", "data_dir=/a", "--data-dir", "/b")[2].splitlines()
+    assert malformed.startswith("--set 'oops': must be KEY=VALUE") and asked == []
+    assert others == [
+        "r is set twice, to '8' and '16': set it once", "data_dir is set twice, to '/a' and '/b': set it once",
+        "unknown setting 'lerning_rate' = '1'; did you mean 'learning_rate'?",
+    ]  # fmt: skip
+
+
+def test_an_empty_text_is_not_the_folder_where_the_user_is():
+    assert cli._overrides(["data_dir=", "llama_cpp_path = "], None) == {"data_dir": "", "llama_cpp_path": ""}
 
 
 def test_a_failed_stage_is_exit_code_1_and_an_interrupt_130(sharpen, monkeypatch):
