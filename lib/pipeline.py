@@ -31,9 +31,7 @@ from lib.presets import (
 from lib.settings import RUN_FIELDS, Settings
 from lib.untrusted import redact, visible
 
-STAGES = tuple((stage, NOTEBOOKS[stage], runs.FOLDERS[stage]) for stage in ("prepare", "train", "evaluate", "compare"))
-EXPORT = ("export", NOTEBOOKS["export"], runs.FOLDERS["export"])  # only where it is asked for: it builds llama.cpp
-DEPLOY = ("deploy", NOTEBOOKS["deploy"], runs.FOLDERS["deploy"])  # by `sharpen deploy`
+STAGES = ("prepare", "train", "evaluate", "compare")  # of every run; the others only where they are asked for
 NOTEBOOK_FOLDER = ROOT / "notebooks"
 FULL_BYTES = 64 * 2**20  # less is left on a full disk
 STOP_SECONDS = 600  # that a training step, its held-out rows and its checkpoint may take after Ctrl-C
@@ -75,14 +73,14 @@ def run(
     children ended; SharingError where the upload fails, when all else is complete.
     """
     overrides = overrides or {}
-    chosen = [row[0] for row in STAGES] if stages is None else list(stages)
+    chosen = list(STAGES if stages is None else stages)
     chosen += ["export"] if export and "export" not in chosen else []
     run_name = default_run(preset, rehearse) if run_name is None else run_name
     problems = run_name_problems(run_name)
     problems += [f"unknown stage {s!r}; choose from {', '.join(NOTEBOOKS)}" for s in chosen if s not in NOTEBOOKS]
     if stages is None:  # a stage that is named may be given the settings of those that follow elsewhere
         problems += [f"{name!r} belongs to {owners}, which this run does not execute: "
-                     f"{'add --export, or ' * (EXPORT[1] in owners)}leave it out"
+                     f"{'add --export, or ' * (NOTEBOOKS['export'] in owners)}leave it out"
                      for name, owners in unread(chosen, overrides).items() if name not in RUN_FIELDS]  # fmt: skip
     try:
         alone = chosen[0] if len(chosen) == 1 and chosen[0] in STAGE_FIELDS else None
@@ -110,7 +108,7 @@ def run(
     runs.lock(run_folder, "pipeline")
     rows = []
     try:
-        for index, (stage, *_) in enumerate((row for row in (*STAGES, EXPORT, DEPLOY) if row[0] in chosen), 1):
+        for index, stage in enumerate((stage for stage in NOTEBOOKS if stage in chosen), 1):
             notebook = notebook_of(stage, resolved.settings)
             place, began = f"[{index}/{len(chosen)}] {notebook:<16}", time.monotonic()
             current, reason = runs.is_current(run_folder.parent, run_name, stage, resolved, notebook_path(notebook))
@@ -182,7 +180,7 @@ def command(
 def headline(run_folder: Path) -> dict[str, str]:
     """The figures that the stages' notebooks put first: label -> text, in the order of the stages."""
     found = {}
-    for stage, *_ in (*STAGES, EXPORT, DEPLOY):
+    for stage in NOTEBOOKS:
         if runs.is_complete(run_folder, stage):
             found |= runs.read(run_folder, stage).get("metrics", {}).get("headline") or {}
     return found

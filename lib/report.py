@@ -7,7 +7,7 @@ from typing import Any
 
 from lib import runs, untrusted
 from lib.pipeline import STAGES
-from lib.presets import SEVERAL_DEVICES
+from lib.presets import NOTEBOOKS, SEVERAL_DEVICES
 
 # Three barriers, as answers of a model are anyone's text: Jupyter's own escaping, `clean`, and this policy, under
 # which a browser neither runs a script nor asks another host.
@@ -57,9 +57,8 @@ def write(run_folder: Path) -> Path:
     run_folder = Path(run_folder)
     runs.check_links(run_folder)
     manifests, problems = {}, []
-    wanted = [row[0] for row in STAGES]
     for stage in runs.FOLDERS:
-        if stage not in wanted and not runs.is_complete(run_folder, stage):
+        if stage not in STAGES and not runs.is_complete(run_folder, stage):
             continue  # pretraining and export are not part of every run
         try:
             manifests[stage] = runs.read(run_folder, stage)
@@ -67,7 +66,8 @@ def write(run_folder: Path) -> Path:
             problems.append(str(error))
     rehearse = any(manifest["rehearse"] for manifest in manifests.values())
     executed = {path.stem for path in (run_folder / "notebooks").glob("*.ipynb")}
-    names = sorted(executed | {row[1] for row in STAGES if row[0] != "train" or SEVERAL_DEVICES not in executed})
+    usual = [stage for stage in STAGES if stage != "train" or SEVERAL_DEVICES not in executed]
+    names = sorted(executed | {NOTEBOOKS[stage] for stage in usual})
     parts = [_notebook(run_folder / "notebooks" / f"{name}.ipynb") for name in names]
     contents = "".join(f'<li><a href="#{html.escape(name)}">{html.escape(title)}</a>{" - " * bool(note)}{note}</li>'
                        for name, (title, note, _) in zip(names, parts, strict=True))

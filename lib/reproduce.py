@@ -45,7 +45,7 @@ def reproduce(run_name: str, outputs: str | Path | None = None, echo: Callable[[
 
 def finished(run_folder: Path) -> dict[str, dict]:
     """The manifests of a run's complete stages, in order; RunError names all that keeps it from being reproduced."""
-    manifests = {stage: runs.read(run_folder, stage) for stage, *_ in (*pipeline.STAGES, pipeline.EXPORT)
+    manifests = {stage: runs.read(run_folder, stage) for stage in (*pipeline.STAGES, "export")
                  if stage in ("prepare", "train", "evaluate") or runs.is_complete(run_folder, stage)}  # fmt: skip
     first, stage_of = manifests["prepare"], {folder: stage for stage, folder in runs.FOLDERS.items()}
     problems = []
