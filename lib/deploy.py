@@ -19,7 +19,10 @@ from lib.settings import YOURS
 
 CONCURRENT = (1, 4, 16)  # requests at once in the load test
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM makes room for
-OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_UPDATE_CHECK": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+# PYTHONSAFEPATH: the engine's folder holds a link of the run's name, which must not be taken for a module, as
+# `statistics`, by the engine or by a process that it starts.
+ENVIRONMENT = {"PYTHONSAFEPATH": "1", "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_UPDATE_CHECK": "1",
+               "HF_HUB_DISABLE_TELEMETRY": "1"}  # fmt: skip
 
 
 class DeployError(runs.RunError):
@@ -99,7 +102,7 @@ def serving(choice: Choice, run_folder: Path, settings: Any) -> Iterator[Program
             model = _loadable(choice.path, Path(folder) / run_folder.name, settings)
             command = {"vllm": _vllm, "transformers": _transformers}[choice.engine](model, settings, context)
             program = Program(f"{choice.engine} serve", command, settings.parallel, settings.port, 600, Path(folder),
-                              OFFLINE)  # fmt: skip
+                              ENVIRONMENT)  # fmt: skip
         with program:
             yield program
 

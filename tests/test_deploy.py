@@ -230,6 +230,16 @@ def test_transformers_serves_a_merged_model_under_the_runs_name_and_offline(expo
     assert "--trust-remote-code" not in started["words"]
 
 
+def test_a_run_that_is_named_like_a_module_is_not_executed(export, started, path, tmp_path):
+    start(export(files=(), ships=None))
+    folder = tmp_path / "work" / "statistics"  # a shared run, as the engine's folder shows it
+    folder.mkdir(parents=True)
+    (folder / "__init__.py").write_text("raise SystemExit('executed')")
+    for words in (["-c", "import statistics"], ["-m", "statistics", "--help"]):
+        asked = subprocess.run([sys.executable, *words], cwd=folder.parent, env=started["env"], capture_output=True)
+        assert (asked.returncode, asked.stderr) == (0, b"")
+
+
 def test_vllm_serves_an_adapter_on_its_quantised_base(tmp_path):
     (tmp_path / "demo").mkdir()
     (tmp_path / "demo" / "adapter_config.json").write_text('{"r": 48}')
