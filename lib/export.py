@@ -131,10 +131,12 @@ def size_of(path: Path) -> int:
 def method(tuned: Path) -> str:
     """How the model in a training's folder was tuned: "LoRA", "DoRA", "IA3" or "all weights".
 
-    ExportError for an adapter that is no change of the base's weights, and so cannot be merged."""
+    ExportError where the folder holds more than data, or an adapter that is no change of the base's weights, and so
+    cannot be merged."""
+    _check_plain(tuned, str(tuned))
     if (tuned / "config.json").exists():  # a whole model; an adapter has none
         return ALL_WEIGHTS
-    config = _json(tuned / "adapter_config.json")
+    config = untrusted.read_json(tuned / "adapter_config.json")
     match config.get("peft_type"):
         case "LORA":
             return "DoRA" if config.get("use_dora") else "LoRA"
@@ -147,6 +149,12 @@ def method(tuned: Path) -> str:
         case other:
             raise ExportError(f"{tuned}: {other} adapters are not merged here, only LoRA, DoRA and IA3: merge it by "
                               f"PEFT's merge_and_unload, and name that folder as base_model")  # fmt: skip
+
+
+def _check_plain(folder: Path, name: str) -> None:
+    """ExportError where a folder holds more than data: code, pickles, links out of it, shards that are elsewhere."""
+    if problems := untrusted.model_problems(folder):
+        raise ExportError(f"{name}: {problems[0]}")
 
 
 def base_folder(name: str) -> Path:
@@ -166,11 +174,10 @@ def base_folder(name: str) -> Path:
         except (OSError, ValueError) as error:  # all that the hub's client raises
             raise ExportError(f"base_model = {name!r} is no folder here, and the hub did not give it "
                               f"({type(error).__name__}): correct the path, or check the network") from error
-    if problems := untrusted.model_problems(folder):
-        raise ExportError(f"base_model = {name!r}: {problems[0]}")
+    _check_plain(folder, f"base_model = {name!r}")
     if not any((folder / file).exists() for file in TOKENIZERS):
         raise ExportError(f"base_model = {name!r} has no {' and no '.join(TOKENIZERS)}: put its tokenizer there")
-    if quantized := _json(folder / "config.json").get("quantization_config"):
+    if quantized := untrusted.read_json(folder / "config.json").get("quantization_config"):
         method = quantized.get("quant_method", "quantised")
         raise ExportError(f"base_model = {name!r} holds {method} weights, and merging into those loses what was "
                           f"learnt: set base_model to the 16-bit model that it was made from")  # fmt: skip
@@ -184,7 +191,7 @@ def merge(base: Path, adapter: Path, folder: Path, tokenizer: Any, rounded: bool
     only saved anew. `rounded`: onto the base as QLoRA saw it (`as_trained`). Returns what was counted."""
     how = method(adapter)
     source = adapter if how == ALL_WEIGHTS else base
-    config, layers = _json(source / "config.json"), {} if how == ALL_WEIGHTS else _layers(adapter)
+    config, layers = untrusted.read_json(source / "config.json"), {} if how == ALL_WEIGHTS else _layers(adapter)
     shards = _shards(source)
     check_space(folder.parent, 2 * sum(shards.values()), "the merged model")
     folder.mkdir()
@@ -242,7 +249,8 @@ def save_tokenizer(tokenizer: Any, base: Path, folder: Path) -> None:
     The converter learns which tokens are marks (<|user|>, ####) from `added_tokens_decoder`, which transformers 5
     leaves out; without it llama.cpp cuts a mark that it meets in a text into pieces."""
     tokenizer.save_pretrained(folder)
-    config, fields = _json(folder / "tokenizer_config.json"), ("content", "lstrip", "normalized", "rstrip", "special")
+    config = untrusted.read_json(folder / "tokenizer_config.json")
+    fields = ("content", "lstrip", "normalized", "rstrip", "special")
     added = tokenizer.added_tokens_decoder.items()
     config["added_tokens_decoder"] = {str(i): {name: getattr(token, name) for name in fields} for i, token in added}
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False))
@@ -253,7 +261,7 @@ def save_tokenizer(tokenizer: Any, base: Path, folder: Path) -> None:
 
 def _layers(adapter: Path) -> dict[str, dict[str, torch.Tensor]]:
     """What the adapter holds for each layer that it changes, in fp32; (alpha / r) is in `lora_B` already."""
-    config = _json(adapter / "adapter_config.json")
+    config = untrusted.read_json(adapter / "adapter_config.json")
     for key, plain in PLAIN.items():
         if config.get(key, plain) != plain and config.get(key):
             raise ExportError(f"{adapter}: {key} = {config[key]!r}, and only plain adapters are merged here: "
@@ -307,9 +315,9 @@ def _half(tensor: torch.Tensor, name: str) -> torch.Tensor:
 def _shards(folder: Path) -> dict[str, int]:
     """{file: its parameters} of a model's safetensors, in the index's order."""
     index = folder / "model.safetensors.index.json"
-    files = list(dict.fromkeys(_json(index)["weight_map"].values())) if index.exists() else ["model.safetensors"]
+    named = untrusted.read_json(index)["weight_map"].values() if index.exists() else ["model.safetensors"]
     counts = {}
-    for file in files:
+    for file in dict.fromkeys(named):
         with _reading(folder / file) as weights:
             counts[file] = sum(int(np.prod(weights.get_slice(n).get_shape())) for n in weights.keys())  # noqa: SIM118
     return counts
@@ -324,13 +332,6 @@ def _reading(path: Path) -> Iterator[Any]:
         raise
     except Exception as error:  # safetensors has an exception type of its own, and raises OSError too
         raise ExportError(f"{path} cannot be read ({error}): it is torn or missing; make it again") from error
-
-
-def _json(path: Path) -> dict:
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise ExportError(f"{path} cannot be read: {error}") from error
 
 
 def _sync(path: Path) -> None:
@@ -352,7 +353,8 @@ def load(folder: Path, device: str | None = None) -> Any:
 
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     dtype = torch.float32 if device == "cpu" else torch.float16
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, trust_remote_code=False).to(device).eval()
+    options = {"dtype": dtype, "trust_remote_code": False, "use_safetensors": True}
+    return AutoModelForCausalLM.from_pretrained(folder, **options).to(device).eval()
 
 
 @torch.no_grad()
@@ -417,7 +419,8 @@ def check_exact(server: Server, model: Any, sequences: Sequence[list[int]]) -> f
 
 # --- the file ---------------------------------------------------------------------------------------------------------
 def to_gguf(llama: LlamaCpp, model: Path, part: Path, outtype: str, name: str) -> dict:
-    """Convert a 16-bit folder by llama.cpp's converter and load-check the file."""
+    """Convert a 16-bit folder by llama.cpp's converter, which would run a tokenizer's code, and load-check the file."""
+    _check_plain(model, str(model))
     if not any((model / file).exists() for file in TOKENIZERS):
         raise ExportError(f"{model} has no {' and no '.join(TOKENIZERS)}: export again without skip_merge")
     check_space(part.parent, size_of(model) * 1.05 + 2**24, part.name)
@@ -433,7 +436,7 @@ def _say_no_space_comes_first(part: Path, model: Path) -> None:
     from gguf.scripts.gguf_new_metadata import MetadataDetails, copy_with_new_metadata
 
     config = model / "tokenizer_config.json"
-    if not config.exists() or _json(config).get("add_prefix_space") is not False:
+    if not config.exists() or untrusted.read_json(config).get("add_prefix_space") is not False:
         return  # reading the file would take seconds where the vocabulary is large
     reader, key = read_gguf(part), gguf.Keys.Tokenizer.ADD_PREFIX
     if key in reader.fields or reader.fields["tokenizer.ggml.model"].contents() != "llama":

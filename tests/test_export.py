@@ -14,7 +14,7 @@ from peft import IA3Config, LoraConfig, PeftModel, PrefixTuningConfig, get_peft_
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
-from lib import chain, chat, evaluate, export, memory, pipeline, plots
+from lib import SharpenError, chain, chat, evaluate, export, memory, pipeline, plots
 from lib.export import ExportError
 from lib.llamacpp import LlamaCppError
 from lib.presets import ROOT, SettingsError
@@ -137,6 +137,38 @@ def test_another_kind_of_adapter_is_named_with_the_remedy(tmp_path):
         export.method(tmp_path)
 
 
+@pytest.mark.parametrize("name, content, told", [
+    ("model.safetensors.index.json", {"weight_map": {"w": "../precious.safetensors"}}, "'../precious.safetensors'"),
+    ("model.safetensors.index.json", {"weight_map": {"w": "/etc/passwd"}}, "names '/etc/passwd', which is no"),
+    ("config.json", {"auto_map": {"AutoModelForCausalLM": "evil.Evil"}}, "config.json names code of its own"),
+    ("adapter_model.bin", {}, "adapter_model.bin is a pickle"),
+])  # fmt: skip
+def test_a_tuned_model_that_is_more_than_data_is_refused(tmp_path, base, tokenizer, name, content, told):
+    precious = tmp_path / "precious.safetensors"
+    save_file({"w": torch.ones(2, 2)}, precious, metadata={"format": "pt"})
+    before, tuned = precious.read_bytes(), shutil.copytree(base, tmp_path / "tuned")
+    (tuned / name).write_text(json.dumps(content))
+    with pytest.raises(ExportError, match=f"^{re.escape(str(tuned))}: .*{re.escape(told)}"):
+        export.merge(base, tuned, tmp_path / "merged", tokenizer)
+    assert not (tmp_path / "merged").exists() and precious.read_bytes() == before
+
+
+def test_the_code_of_a_shared_merged_models_tokenizer_is_not_run(tmp_path, base):
+    """`skip_merge` takes the folder as it is, and llama.cpp's converter loads it with trust_remote_code=True."""
+    merged = shutil.copytree(base, tmp_path / "merged")
+    (merged / "tokenizer_config.json").write_text(json.dumps({"auto_map": {"AutoTokenizer": ["evil.Evil", None]}}))
+    with pytest.raises(ExportError, match="tokenizer_config.json names code of its own"):
+        export.to_gguf(None, merged, tmp_path / "a.gguf.part", "f16", "demo")
+
+
+def test_weights_are_read_from_safetensors_alone(tmp_path, base):
+    folder = shutil.copytree(base, tmp_path / "model")
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(OSError, match="safetensors"):
+        export.load(folder, "cpu")
+
+
 def test_the_base_can_be_rounded_as_qlora_saw_it(tmp_path, base, adapter, tokenizer):
     """bitsandbytes' own layer is the judge of what training saw; embeddings and norms stay as they are."""
     from bitsandbytes.nn import Linear4bit
@@ -257,7 +289,7 @@ def damage(name, base, adapter, folder):
 
 DAMAGES = {
     "truncated adapter": "adapter_model.safetensors cannot be read", "no adapter": "torn or missing",
-    "no config": "adapter_config.json cannot be read", "torn config": "adapter_config.json cannot be read",
+    "no config": "adapter_config.json cannot be read", "torn config": "adapter_config.json is not JSON",
     "truncated base": "model.safetensors cannot be read", "no base weights": "torn or missing",
     "not finite": "not finite: train again", "another base": "does not have: was it trained on another base",
     "another width": "was it trained on another base", "half a pair": "lora_. for .* do not fit together",
@@ -270,7 +302,7 @@ def test_a_damaged_input_is_named_and_leaves_nothing_that_looks_whole(name, base
     damaged = damage(name, base, adapter, tmp_path)
     stage = tmp_path / "export"
     stage.mkdir()
-    with pytest.raises(ExportError, match=DAMAGES[name]):
+    with pytest.raises(SharpenError, match=DAMAGES[name]):
         export.keep(stage, "merged", {}, lambda part: export.merge(*damaged, part, tokenizer))
     assert list(stage.iterdir()) == []
     facts = export.keep(stage, "merged", {}, lambda part: export.merge(base, adapter, part, tokenizer))  # goes on
