@@ -26,7 +26,6 @@ ENDINGS = (".jsonl", ".jsonl.gz", ".json", ".csv")
 UNSPLIT = ("investopedia", "trader_sft", "trader_dpo", "corpus", "own")  # come as one file; it is split by its groups
 REJECTED_SHARE = 0.01  # above this share of bad rows a source is taken for the wrong file, not for a dirty one
 LARGEST_JSON = 256 << 20  # bytes of a .json file, which is parsed whole
-LONGEST_LINE = 16 << 20  # bytes; a filing with its tables has at most some five million
 LONGEST_CELL = 1 << 20  # characters of a cell of a CSV file
 
 
@@ -226,21 +225,10 @@ def _records(settings, place: Path | str, rejected: list[dict]) -> Iterator[tupl
             yield from (_table if place.suffix == ".csv" else _jsonl)(file, place.name)
 
 
-def _lines(file) -> Iterator[tuple[int, bytes, bool]]:
-    """(number, line, is it whole); of a line of any length at most LONGEST_LINE bytes are in memory."""
-    number = 0
-    while line := file.readline(LONGEST_LINE):
-        number, whole = number + 1, len(line) < LONGEST_LINE or line.endswith(b"\n")
-        rest = line
-        while not whole and rest and not rest.endswith(b"\n"):
-            rest = file.readline(LONGEST_LINE)
-        yield number, line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line, whole
-
-
 def _jsonl(file, name: str) -> Iterator[tuple[str, object]]:
-    for number, line, whole in _lines(file):
+    for number, line, whole in untrusted.lines(file):
         if not whole:
-            yield f"{name}:{number}", formats.BadRow(f"longer than {LONGEST_LINE >> 20} MiB")
+            yield f"{name}:{number}", formats.BadRow(f"longer than {untrusted.LONGEST_LINE >> 20} MiB")
         elif line.strip():
             yield f"{name}:{number}", line
 
@@ -254,10 +242,11 @@ def _table(file, name: str) -> Iterator[tuple[str, object]]:
         nonlocal at
         at, line, whole = numbered
         if not whole:
-            raise csv.Error(f"longer than {LONGEST_LINE >> 20} MiB")
+            raise csv.Error(f"longer than {untrusted.LONGEST_LINE >> 20} MiB")
         return line.decode("utf-8", "surrogateescape")
 
-    rows = csv.DictReader(map(text, _lines(file)), strict=True)  # map goes on after an error, a generator would not
+    numbered = untrusted.lines(file)
+    rows = csv.DictReader(map(text, numbered), strict=True)  # map goes on after an error, a generator would not
     while True:
         try:
             row = next(rows)

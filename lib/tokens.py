@@ -2,7 +2,6 @@
 
 import contextlib
 import hashlib
-import io
 import itertools
 import json
 import zlib
@@ -24,6 +23,7 @@ BOS, EOS, PAD = 1, 2, 3
 # right sum. Text that is not generated weighs 100 throughout.
 UNPREDICTABLE = 10
 WINDOW = 8192  # documents that are packed at once
+Lines = Iterator[tuple[int, bytes, bool]]  # as `untrusted.lines` gives them
 
 
 class CorpusError(SharpenError):
@@ -42,35 +42,43 @@ def documents(path: str | Path, rejected: list[dict] | None = None) -> Iterator[
     if not path.exists():
         raise CorpusError(f"{path}: no such file or folder; corpus = 'generated' needs none")
     files = sorted(path.rglob("*")) if path.is_dir() else [path]
-    texts = [file for file in files if file.name.endswith((".txt", ".md", ".jsonl", ".jsonl.gz"))]
+    texts = [file for file in files if file.name.endswith((".txt", ".md", ".jsonl", ".jsonl.gz")) and not file.is_dir()]
     if not texts:
         raise CorpusError(f"{path}: holds no .txt, .md, .jsonl or .jsonl.gz file")
     for file in texts:
         if file != path and untrusted.leads_out(file, path):
             raise CorpusError(f"{file} is a symbolic link out of {path}: put the file there, or name it as corpus")
-        with untrusted.opened(file) as raw, io.TextIOWrapper(raw, encoding="utf-8") as lines:
+        with untrusted.opened(file) as opened:
             try:
-                texts = _jsonl(lines, file, rejected) if ".jsonl" in file.name else _articles(lines)
+                texts = (_jsonl if ".jsonl" in file.name else _articles)(untrusted.lines(opened), file, rejected)
                 yield from filter(str.strip, texts)
             except UnicodeDecodeError as error:
                 _reject(rejected, str(file), f"is not UTF-8 text ({error.reason} at byte {error.start})")
 
 
-def _articles(lines: Iterable[str]) -> Iterator[str]:
-    article = []
-    for line in lines:
-        if line.startswith("Article ") and line.rstrip().rstrip(":")[8:].isdigit():
-            yield "".join(article).strip()
-            article = []
-        else:
-            article.append(line)
-    yield "".join(article).strip()
+def _articles(lines: Lines, file: Path, rejected: list[dict] | None) -> Iterator[str]:
+    begun, article = 1, bytearray()
+    for number, line, _ in itertools.chain(lines, [(0, b"Article 0:", True)]):  # which ends the last one
+        if line.startswith(b"Article ") and line.rstrip().rstrip(b":")[8:].isdigit():
+            if len(article) < untrusted.LONGEST_LINE:
+                yield article.decode().replace("\r\n", "\n").strip()
+            else:
+                reason = f"begins a text of over {untrusted.LONGEST_LINE >> 20} MiB: part it by lines `Article N:`"
+                _reject(rejected, f"{file}:{begun}", reason)
+            begun, article = number, bytearray()
+        elif len(article) < untrusted.LONGEST_LINE:
+            article += line
 
 
-def _jsonl(lines: Iterable[str], file: Path, rejected: list[dict] | None) -> Iterator[str]:
-    for number, line in enumerate(lines, 1):
+def _jsonl(lines: Lines, file: Path, rejected: list[dict] | None) -> Iterator[str]:
+    for number, line, whole in lines:
+        if not whole:
+            _reject(rejected, f"{file}:{number}", f"is longer than {untrusted.LONGEST_LINE >> 20} MiB")
+            continue
+        record = line.decode()
         try:
-            text = json.loads(line)["text"].strip()
+            text = json.loads(record)["text"].strip()
+            text.encode()  # half a surrogate is no text
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             _reject(rejected, f"{file}:{number}", "is no JSON object with a text in its field 'text'")
         else:

@@ -10,6 +10,7 @@ import zlib
 from pathlib import Path
 from typing import Any
 
+from collections.abc import Iterator
 from lib import SharpenError
 
 JSON_BYTES = 64 << 20  # of a JSON file that is parsed whole; the largest tokenizer.json of a hub model has half of it
@@ -17,6 +18,7 @@ JSON_BYTES = 64 << 20  # of a JSON file that is parsed whole; the largest tokeni
 # bomb 1,000 times.
 GZIP_RATIO, GZIP_BYTES = 100, 64 << 20
 PICKLES = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth")
+LONGEST_LINE = 16 << 20  # bytes; a filing with its tables has at most some five million
 CODE = {"auto_map", "custom_pipelines"}  # what a config calls code of its own by
 # C0 and C1 controls, what reorders the text around it, and half surrogates, which no file can hold.
 STEERING = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]|\r(?!\n)")
@@ -98,27 +100,44 @@ def read_text(path: Path) -> str:
 
 
 def _check_file(path: Path) -> None:
-    """UntrustedError unless a path is a regular file (no pipe, which would wait for ever) of at most JSON_BYTES."""
+    """UntrustedError unless a path is a regular file of at most JSON_BYTES."""
+    if (size := _size_of_file(path)) > JSON_BYTES:
+        raise UntrustedError(f"{path} has {size >> 20:,} MiB, and at most {JSON_BYTES >> 20} are read")
+
+
+def _size_of_file(path: Path) -> int:
+    """Bytes of a regular file; UntrustedError where it is none, as a pipe, which would be waited for for ever."""
     try:
         about = path.stat()
     except OSError as error:
         raise UntrustedError(f"{path} cannot be read ({error.strerror})") from None
     if not stat.S_ISREG(about.st_mode):
         raise UntrustedError(f"{path} is no file")
-    if about.st_size > JSON_BYTES:
-        raise UntrustedError(f"{path} has {about.st_size >> 20:,} MiB, and at most {JSON_BYTES >> 20} are read")
+    return about.st_size
 
 
 def opened(path: Path) -> io.BufferedIOBase:
     """A data file for reading bytes, unpacked where it ends in .gz: torn, it is named; a bomb stops at its limit."""
-    return io.BufferedReader(_Unpacked(path), 1 << 20) if path.suffix == ".gz" else open(path, "rb")
+    size = _size_of_file(path)
+    return io.BufferedReader(_Unpacked(path, size), 1 << 20) if path.suffix == ".gz" else open(path, "rb")
+
+
+def lines(file: io.BufferedIOBase) -> Iterator[tuple[int, bytes, bool]]:
+    """(number, line, is it whole); of a line of any length at most LONGEST_LINE bytes are in memory."""
+    number = 0
+    while line := file.readline(LONGEST_LINE):
+        number, whole = number + 1, len(line) < LONGEST_LINE or line.endswith(b"\n")
+        rest = line
+        while not whole and rest and not rest.endswith(b"\n"):
+            rest = file.readline(LONGEST_LINE)
+        yield number, line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line, whole
 
 
 class _Unpacked(io.RawIOBase):
     """What a gzip file holds, as long as it is in proportion to the file."""
 
-    def __init__(self, path: Path):
-        self.path, self.file, self.left = path, gzip.open(path), GZIP_BYTES + GZIP_RATIO * path.stat().st_size
+    def __init__(self, path: Path, size: int):
+        self.path, self.file, self.left = path, gzip.open(path), GZIP_BYTES + GZIP_RATIO * size
 
     def readable(self) -> bool:
         return True

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from lib import gate, presets, scoring, sources, tasks
+from lib import gate, presets, scoring, sources, tasks, untrusted
 from lib.settings import FROM_HUB, SOURCES
 
 GOOD = [
@@ -149,7 +149,7 @@ KINDS_OF_BAD = {  # 20 ways in which a line can be no row of GSM8K, and what is 
 
 def test_a_thousand_bad_lines_of_twenty_kinds_are_each_rejected_with_their_reason(tmp_path, monkeypatch):
     monkeypatch.setattr(sources, "REJECTED_SHARE", 1.0)
-    monkeypatch.setattr(sources, "LONGEST_LINE", 1 << 19)
+    monkeypatch.setattr(untrusted, "LONGEST_LINE", 1 << 19)
     bad = list(KINDS_OF_BAD) * 50
     write(tmp_path, [GOOD[0], *bad, GOOD[1]])
     rows, rejected, _ = sources.load(settings_for(tmp_path), "train")

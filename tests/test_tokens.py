@@ -3,13 +3,15 @@
 import gzip
 import itertools
 import json
+import os
+import tracemalloc
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-from lib import chat, corpus, tokens
+from lib import chat, corpus, tokens, untrusted
 from lib.presets import ROOT
 
 BASE = ROOT / "data/base"
@@ -147,6 +149,41 @@ def test_text_that_cannot_be_read_may_be_told_instead_and_the_rest_is_read(tmp_p
     assert list(tokens.documents(tmp_path, rejected)) == ["one", "two", "three"]
     places = [bad["place"].rpartition("/")[2] for bad in rejected]
     assert places == ["a.jsonl:2", "a.jsonl:3", "b.txt"] and "UTF-8" in rejected[2]["reason"]
+
+
+def test_a_line_or_an_article_of_any_length_is_told_and_not_held_in_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(untrusted, "LONGEST_LINE", 1 << 20)
+    (tmp_path / "a.jsonl").write_text(f'{{"text": "one"}}\n{{"text": "{"x" * (16 << 20)}"}}\n{{"text": "two"}}\n')
+    (tmp_path / "b.txt").write_text(f"three\nArticle 1:\n{'x' * (16 << 20)}\nArticle 2:\nfour\n")
+    (tmp_path / "c.txt").write_text("Article 1:\n" + (99 * "line " + "\n") * (1 << 15) + "Article 2:\r\nfive\r\nsix")
+    rejected = []
+    tracemalloc.start()
+    found = list(tokens.documents(tmp_path, rejected))
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert found == ["one", "two", "three", "four", "five\nsix"] and most < 6 << 20
+    told = [(bad["place"].rpartition("/")[2], bad["reason"][:20]) for bad in rejected]
+    assert told == [("a.jsonl:2", "is longer than 1 MiB"), *((f"{name}", "begins a text of ove") for name in
+                                                             ("b.txt:2", "c.txt:1"))]  # fmt: skip
+    with pytest.raises(tokens.CorpusError, match="c.txt:1: begins a text of over 1 MiB: part it by lines `Article N:`"):
+        list(tokens.documents(tmp_path / "c.txt"))
+
+
+def test_a_folder_is_no_text_and_a_pipe_is_not_waited_for(tmp_path):
+    (tmp_path / "a.txt").mkdir()
+    (tmp_path / "a.txt" / "b.txt").write_text("inside")
+    assert list(tokens.documents(tmp_path)) == ["inside"]
+    for name in ("p.jsonl", "p.jsonl.gz"):
+        os.mkfifo(tmp_path / name)
+        with pytest.raises(untrusted.UntrustedError, match=f"{name} is no file"):
+            list(tokens.documents(tmp_path))
+        (tmp_path / name).unlink()
+
+
+def test_half_a_character_in_a_text_is_told(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "\\ud800"}\n')
+    with pytest.raises(tokens.CorpusError, match="a.jsonl:1: "):
+        list(tokens.documents(tmp_path))
 
 
 def test_an_absent_path_is_named(tmp_path):
