@@ -123,8 +123,8 @@ def _card(manifests: dict[str, dict]) -> str:
     for manifest in manifests.values():
         headline |= manifest.get("metrics", {}).get("headline") or {}
     every = list(manifests.values())
-    commits = [(m.get("git") or {}).get("commit") or "outside git" for m in every]
-    edits = [" with uncommitted changes" * bool((m.get("git") or {}).get("dirty")) for m in every]
+    commits = [m["git"]["commit"] or "outside git" for m in every]
+    edits = [" with uncommitted changes" * bool(m["git"]["dirty"]) for m in every]
     about = {
         "preset": [m["preset"] for m in every],
         "finished": [f"{m['ended_at'][:16].replace('T', ' ')} UTC" for m in every[-1:]],

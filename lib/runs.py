@@ -56,6 +56,11 @@ class _Metrics(Form):
     headline: dict[str, Any] | None = None
 
 
+class _Git(Form):
+    commit: str | None
+    dirty: bool | None
+
+
 class _Manifest(Form):
     """What others read in a manifest; one from elsewhere may name only this project's files and runs beside it."""
 
@@ -64,14 +69,14 @@ class _Manifest(Form):
     rehearse: bool
     settings: dict[str, Any]
     origins: dict[str, str]
-    git: dict[str, str | bool | None]
+    git: _Git
     code: Modules
     inputs: Inputs
     external: dict[str, Hashes]
     outputs: Hashes
     versions: dict[str, str | None]
     device: dict[str, Any]
-    peak_memory_bytes: dict[str, int]
+    peak_memory_bytes: dict[str, Annotated[int, Field(ge=0, lt=2**63)]]
     ended_at: str
     elapsed_seconds: float
     metrics: _Metrics

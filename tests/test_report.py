@@ -142,6 +142,19 @@ def test_a_rehearsal_is_called_one_at_the_top(tmp_path):
     assert page.header.find(class_="note").text.startswith("REHEARSAL: a walk through")
 
 
+@pytest.mark.parametrize("key, value, told", [
+    ("git", {"commit": True, "dirty": None}, "git.commit: Input should be a valid string"),
+    ("git", {"dirty": False}, "git.commit: Field required"),
+    ("peak_memory_bytes", {"resident": 10**400}, "peak_memory_bytes.resident: Input should be less than"),
+    ("elapsed_seconds", 10**400, "elapsed_seconds: Input should be a valid number"),
+])  # fmt: skip
+def test_a_manifest_that_no_card_can_show_is_told_by_name(run_folder, tmp_path, key, value, told):
+    path = tmp_path / "trial" / "data" / "manifest.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps(json.loads((run_folder / "data" / "manifest.json").read_text()) | {key: value}))
+    assert f"{path}: {told}" in page_of(tmp_path / "trial").header.text
+
+
 def test_an_empty_run_still_gives_a_page(tmp_path):
     page = page_of(tmp_path)
     assert len(page("section")) == 4 and "no complete stage 'prepare'" in page.header.text

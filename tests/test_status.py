@@ -17,8 +17,9 @@ from lib import presets, progress, runs, status
 from lib.presets import ROOT
 
 MANIFEST = {"preset": "demo", "rehearse": False, "ended_at": "", "elapsed_seconds": 1.0} | dict.fromkeys(
-    ("settings", "origins", "git", "code", "inputs", "external", "outputs", "versions", "device", "peak_memory_bytes",
+    ("settings", "origins", "code", "inputs", "external", "outputs", "versions", "device", "peak_memory_bytes",
      "metrics"), {})  # fmt: skip
+MANIFEST["git"] = {"commit": None, "dirty": None}
 
 
 def make(folder, complete=(), begun=None):
