@@ -378,12 +378,12 @@ def main() -> None:
     """The entry point: a user's mistake is one message on stderr and exit code 2, never a traceback."""
     from lib import SharpenError
     from lib.pipeline import StageFailed
-    from lib.untrusted import visible
+    from lib.untrusted import redact, visible
 
     try:
         app()
     except SharpenError as error:
-        typer.echo(visible(str(error)), err=True)
+        typer.echo(visible(redact(str(error))), err=True)
         sys.exit(2)
     except StageFailed:  # the pipeline has said it
         sys.exit(1)

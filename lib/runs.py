@@ -172,7 +172,7 @@ class Stage:
             "versions": versions(), "started_at": self.started_at, "ended_at": _utc_now(),
             "elapsed_seconds": round(time.monotonic() - self._clock, 3), "metrics": metrics,
         } | (workers or {"device": device(), "peak_memory_bytes": peak_memory_bytes()})
-        write_atomically(self.folder / "manifest.json", [_json(manifest, indent=2) + "\n"])
+        write_atomically(self.folder / "manifest.json", [untrusted.redact(_json(manifest, indent=2)) + "\n"])
         self.finished = True
         # an evaluation's journals, and what an attempt that was killed had begun to write
         for done_with in (self.folder / "started.json", *self.folder.glob(".*.jsonl"), *self.folder.glob(".*.part")):
@@ -532,7 +532,7 @@ def _plan(request: Request) -> dict[str, Any]:
 
 def _write_started(folder: Path, plan: dict[str, Any], made_from: dict[str, dict[str, str]]) -> None:
     started = {"plan": plan, "code": code(), "made_from": made_from}
-    write_atomically(folder / "started.json", [_json(started, indent=2) + "\n"])
+    write_atomically(folder / "started.json", [untrusted.redact(_json(started, indent=2)) + "\n"])
 
 
 def _put_aside(folder: Path, name: str) -> None:

@@ -1,28 +1,35 @@
 """What comes from elsewhere runs no code, leads nowhere, fills no memory, steers no terminal; no key goes out."""
 
+import base64
+import contextlib
 import gzip
+import html
 import io
 import json
 import os
 import re
 import stat
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, quote_plus
 
-from collections.abc import Iterator
 from lib import SharpenError
 
 JSON_BYTES = 64 << 20  # of a JSON file that is parsed whole; the largest tokenizer.json of a hub model has half of it
+LONGEST_LINE = 16 << 20  # bytes; a filing with its tables has at most some five million
 # A gzip file may give so many times its own size, and so many bytes however small it is: text gives 3 to 20 times, a
 # bomb 1,000 times.
 GZIP_RATIO, GZIP_BYTES = 100, 64 << 20
 PICKLES = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth")
-LONGEST_LINE = 16 << 20  # bytes; a filing with its tables has at most some five million
 CODE = {"auto_map", "custom_pipelines"}  # what a config calls code of its own by
 # C0 and C1 controls, what reorders the text around it, and half surrogates, which no file can hold.
 STEERING = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]|\r(?!\n)")
-SECRET = re.compile(r"(TOKEN|SECRET|PASSWORD|CREDENTIALS?|(API|ACCESS|PRIVATE|SECRET)_?KEY(_ID)?)$", re.IGNORECASE)
+SECRET = re.compile(  # in a variable's name
+    r"(TOKEN|SECRETS?|PASSWORD|PASSWD|PASSPHRASE|CREDENTIALS?|KEYS?|(?<=_)(PASS|PAT|PWD))(?![A-Z])", re.IGNORECASE
+)
+SHORTEST_SECRET = 8  # characters; what is shorter would be found in every other text
 
 
 class UntrustedError(SharpenError):
@@ -165,10 +172,35 @@ def visible(text: str) -> str:
 
 
 def redact(text: str) -> str:
-    """Text in which the values of the environment's tokens and keys are replaced by their names."""
-    secrets = {value: name for name, value in os.environ.items() if len(value) >= 8 and SECRET.search(name)}
-    for value in sorted(secrets, key=len, reverse=True):  # one may be a part of another
-        for shown in (value, repr(value)[1:-1]):  # as an error prints the environment
-            for written in (shown, json.dumps(shown, ensure_ascii=False)[1:-1]):  # as a notebook keeps that
-                text = text.replace(written, f"[{secrets[value]}]")
+    """Text in which the environment's tokens, keys and passwords are replaced by their variables' names."""
+    written = {form: name for name, value in _secrets() for form in _forms(value)}
+    for form in sorted(written, key=len, reverse=True):  # one may be a part of another
+        text = text.replace(form, f"[{written[form]}]")
     return text
+
+
+def _secrets() -> Iterator[tuple[str, str]]:
+    """(name, value) of each secret: by its variable's name, in a URL before its host, and of `hf auth login`."""
+    for name, value in os.environ.items():
+        if SECRET.search(name):
+            yield name, value
+        for user in re.findall(r"://([^/\s]+)@", value):
+            yield from ((name, user), (name, user.partition(":")[2]))
+    with contextlib.suppress(ImportError, OSError):  # logged out, or no library that would read the token
+        from huggingface_hub.constants import HF_TOKEN_PATH
+
+        yield "HF_TOKEN", Path(HF_TOKEN_PATH).read_text(encoding="utf-8")
+
+
+def _forms(secret: str) -> Iterator[str]:
+    """What writers make of a secret: a notebook parts it by lines, a page, a URL and a header each have their signs."""
+    for part in {secret, *secret.splitlines()}:
+        if len(part := part.strip()) < SHORTEST_SECRET:
+            continue
+        raw = part.encode(errors="surrogateescape")
+        yield from (quote(raw), quote(raw, ""), quote_plus(raw))
+        for skipped in range(3):  # wherever it begins among the three bytes that four letters stand for
+            yield base64.b64encode(raw[skipped : len(raw) - (len(raw) - skipped) % 3]).decode()
+        for shown in (part, repr(part)[1:-1]):  # as an error prints the environment
+            for marked in (shown, html.escape(shown), html.escape(shown, quote=False)):
+                yield from (marked, json.dumps(marked, ensure_ascii=False)[1:-1])  # as a notebook keeps that

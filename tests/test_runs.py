@@ -326,11 +326,14 @@ def test_checkpoints_and_hidden_files_are_no_outputs(outputs):
 
 def test_secrets_of_the_environment_reach_no_output(outputs, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_planted_secret")
-    stage = start(outputs)
+    stage = start(outputs, chat_template="hf_planted_secret")
     stage.log(1, loss=1.0)
-    stage.finish()
+    started = json.loads((stage.folder / "started.json").read_text())
+    assert started["plan"]["settings"]["chat_template"] == "[HF_TOKEN]"
+    stage.finish(headline={"asked": "by hf_planted_secret"})
     files = [path for path in outputs.rglob("*") if path.is_file()]
     assert len(files) >= 2 and not [path for path in files if "hf_planted_secret" in path.read_text()]
+    assert runs.read(outputs / "trial", "prepare")["metrics"]["headline"] == {"asked": "by [HF_TOKEN]"}
 
 
 def test_shown_settings_tell_their_origin_rehearsal_and_no_markup(outputs):

@@ -1,7 +1,9 @@
 """Claims about what comes from elsewhere (models, data, run folders) and what goes out (pages, terminals, keys)."""
 
+import base64
 import contextlib
 import gzip
+import html
 import json
 import multiprocessing
 import os
@@ -13,6 +15,7 @@ import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
+from urllib.parse import quote, quote_plus
 
 import nbformat
 import pytest
@@ -426,6 +429,90 @@ def test_values_of_keys_are_replaced_by_their_names(monkeypatch):
     assert {told["seen"][name] for name in SECRETS} == {f"[{name}]" for name in SECRETS}
     assert told["seen"]["AWS_ACCESS_KEY_ID"] == "[AWS_ACCESS_KEY_ID]" and told["seen"]["db_password"] == "[db_password]"
     assert told["note"] == "a falsefalse"
+
+
+@pytest.mark.parametrize("name", [
+    "OPENAI_KEY", "AZURE_STORAGE_KEY", "AWS_BEARER_TOKEN_BEDROCK", "GITHUB_PAT", "SSH_PASSPHRASE", "MYSQL_PWD",
+    "APIKEY", "AWS_ACCESS_KEY_ID", "PGPASSWORD", "db_pass", "CLIENT_SECRETS", "API_KEYS", "TOKEN", "HF_TOKEN_2",
+])  # fmt: skip
+def test_a_secret_is_known_by_its_variables_name(monkeypatch, name):
+    monkeypatch.setenv(name, "planted!value")
+    assert untrusted.redact("it is planted!value.") == f"it is [{name}]."
+
+
+@pytest.mark.parametrize("name", ["PWD", "OLDPWD", "TOKENIZERS_PARALLELISM", "KEYBOARD", "MAX_TOKENS", "PASSENGERS",
+                                  "X_COMPAT", "PYTHONPATH"])  # fmt: skip
+def test_other_variables_are_left_alone(monkeypatch, name):
+    monkeypatch.setenv(name, "/usr/a/plain/value")
+    assert untrusted.redact("it is /usr/a/plain/value.") == "it is /usr/a/plain/value."
+
+
+def test_a_password_in_a_url_is_a_secret_and_its_host_is_none(monkeypatch):
+    monkeypatch.setenv("DATABASE_URL", "postgresql://app:pl4ntedpw@db.example:5432/figures")
+    monkeypatch.setenv("HTTPS_PROXY", "http://me:a@b@proxy.example:8080")
+    text = "no answer from app:pl4ntedpw@db.example:5432 by http://me:a@b@proxy.example (pl4ntedpw)"
+    told = "no answer from [DATABASE_URL]@db.example:5432 by http://me:a@b@proxy.example ([DATABASE_URL])"
+    assert untrusted.redact(text) == told  # so short a password would be found in other words
+
+
+def test_the_token_of_hf_auth_login_is_a_secret(monkeypatch, tmp_path):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
+    assert untrusted.redact("hf_loggedIn") == "hf_loggedIn"
+    (tmp_path / "token").write_text("hf_loggedIn\n")
+    assert untrusted.redact("refused: hf_loggedIn") == "refused: [HF_TOKEN]"
+
+
+def test_a_key_of_several_lines_leaves_no_line_in_a_notebook(monkeypatch):
+    lines = [f"{number:02}+{'aB3/'[number % 4] * 60}=" for number in range(4)]
+    key = "\n".join(["-----BEGIN PRIVATE KEY-----", *lines, "-----END PRIVATE KEY-----"])
+    monkeypatch.setenv("SIGNING_KEY", key + "\n")
+    said = [new_output("stream", text=f"  {key}\nfinished\n"), new_output("stream", text=repr(key))]
+    text = untrusted.redact(nbformat.writes(new_notebook(cells=[new_code_cell("print(key)", outputs=said)])))
+    assert not [line for line in lines if line in text]
+    told = nbformat.reads(text, as_version=4).cells[0].outputs
+    assert told[0].text.endswith("[SIGNING_KEY]\nfinished\n") and told[1].text == "'[SIGNING_KEY]'"
+
+
+@pytest.mark.parametrize("key", ["pl4/n\"t\\ed+k'y&<x> =1", "plain0123", "\u00fcber/schl\u00fcssel?", "eight8!~"])
+def test_a_key_is_known_in_html_in_a_url_and_in_base64(monkeypatch, key):
+    monkeypatch.setenv("SOME_API_KEY", key)
+    for written in (html.escape(key), html.escape(key, quote=False), quote(key), quote(key, safe=""), quote_plus(key),
+                    json.dumps(html.escape(repr(key)), ensure_ascii=False)):  # fmt: skip
+        assert "SOME_API_KEY" in untrusted.redact(f"a {written} b"), written
+    for before in ("", "u", "me", "me:"):  # as in `Authorization: Basic ...`
+        encoded = base64.b64encode(f"{before}{key}".encode()).decode()
+        left = untrusted.redact(encoded)
+        assert "[SOME_API_KEY]" in left and len(left) - len("[SOME_API_KEY]") <= 4 + len(before) + 4, left
+
+
+def test_a_report_holds_no_key_however_a_page_writes_it(outputs, monkeypatch):
+    from IPython.display import HTML
+
+    from lib import report
+
+    key = "pl4/n\"t\\ed+k'y&<x>"
+    stage = start(outputs)
+    stage.finish()
+    path = outputs / "trial" / "data" / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"metrics": {"headline": {"asked": f"with {key}"}}}))
+    (outputs / "trial" / "notebooks").mkdir()
+    shown = executed(HTML(f"<p>{html.escape(key)}</p>"), {"key": key}, HTML(f"<td>{html.escape(repr(key))}</td>"))
+    shown.cells[-1].outputs.append(new_output("stream", text=f"{key} {quote(key)}"))  # run by hand: not redacted yet
+    nbformat.write(shown, outputs / "trial" / "notebooks" / "10_prepare_data.ipynb")
+    assert "k'y" in Page(report.write(outputs / "trial").read_text()).text
+    monkeypatch.setenv("SOME_API_KEY", key)
+    text = report.write(outputs / "trial").read_text()
+    assert "k'y" not in Page(text).text and "k%27y" not in text and Page(text).text.count("[SOME_API_KEY]") == 6
+
+
+def test_an_error_on_a_terminal_holds_no_key(outputs, capsys, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_planted")
+    monkeypatch.setattr(sys, "argv", ["sharpen", "reproduce", "hf_planted", "--outputs", str(outputs)])
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert "there is no run '[HF_TOKEN]' in" in capsys.readouterr().err
 
 
 @pytest.mark.notebooks
