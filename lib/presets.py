@@ -320,7 +320,8 @@ def _refusal(field: str, value: Any) -> str:
     about = f" ({text})" if (text := Settings.model_fields[field].description) else ""
     parts = found if isinstance(found := _read(field, value), tuple) else [value]
     nearest = next((text for part in parts if part not in choices and (text := _nearest(part, choices))), "")
-    return f"{field} = {_short(value)}: must be {allowed(field)}{nearest}{about}"
+    shown = _short(value) if Settings.model_fields[field].repr else "(not shown)"  # it may be a secret
+    return f"{field} = {shown}: must be {allowed(field)}{nearest}{about}"
 
 
 def _short(value: Any) -> str:

@@ -174,7 +174,9 @@ class Settings(BaseModel):
     endpoint_artefact: Literal["merged", "gguf"] = Field("merged", description="what the endpoint serves")
     endpoint_image_uri: str | None = Field(None, description="serving container, e.g. AWS's DJL LMI (vLLM)")
     endpoint_environment: tuple[Annotated[str, Field(pattern=r"^[A-Za-z_]\w*=")], ...] = Field(
-        ("HF_MODEL_ID=/opt/ml/model",), description="the serving container's NAME=VALUE; no secrets"
+        ("HF_MODEL_ID=/opt/ml/model",), repr=False,
+        description="the serving container's NAME=VALUE; whoever may look at the endpoint can read it, so a secret "
+                    "belongs into the container's own environment or AWS Secrets Manager",
     )
     endpoint_instance_type: Annotated[str, Field(pattern=r"^ml\.\S+$")] | None = Field(
         None, description="SageMaker's name, as ml.g5.xlarge"
@@ -203,6 +205,14 @@ class Settings(BaseModel):
         if any(isinstance(text, str) and untrusted.STEERING.search(text)
                for text in (value if isinstance(value, tuple) else (value,))):  # fmt: skip
             raise ValueError("control characters")
+        return value
+
+    @field_validator("endpoint_environment")
+    @classmethod
+    def _no_secrets(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        """A setting is kept in manifests and shown in reports and by AWS."""
+        if any(untrusted.SECRET.search(pair.partition("=")[0]) for pair in value):
+            raise ValueError("a secret")
         return value
 
 

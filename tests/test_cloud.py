@@ -401,11 +401,6 @@ def test_credentials_are_in_no_request_and_no_file(aws, prepared, exported, monk
         assert not [text for text in texts if value in text]
 
 
-def test_an_endpoint_takes_no_key_into_its_environment(exported):
-    with pytest.raises(cloud.CloudError, match="HF_TOKEN is a key.*leave it out"):
-        plan(exported, endpoint_environment=("HF_TOKEN=hf_abc",))
-
-
 # --- the artefact back into the run -----------------------------------------------------------------------------------
 @pytest.fixture
 def artefact(tmp_path, prepared, write_run):

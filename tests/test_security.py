@@ -515,6 +515,17 @@ def test_an_error_on_a_terminal_holds_no_key(outputs, capsys, monkeypatch):
     assert "there is no run '[HF_TOKEN]' in" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("pairs", [("HF_MODEL_ID=/opt/ml/model", "OPENAI_KEY=sk-planted"), ("sk-planted",)])
+def test_a_secret_in_a_setting_is_refused_and_not_shown(pairs):
+    given = {"endpoint_environment": ",".join(pairs)}
+    for refused in (lambda: resolve("demo", given), lambda: from_notebook("deploy", {"preset": "demo"} | given)):
+        with pytest.raises(SettingsError, match="^endpoint_environment = .*or AWS Secrets Manager") as error:
+            refused()
+        assert "sk-planted" not in str(error.value)
+    plain = ("HF_MODEL_ID=/opt/ml/model", "OPTION_MAX_MODEL_LEN=2048", "TOKENIZERS_PARALLELISM=false")
+    assert resolve("demo", {"endpoint_environment": ",".join(plain)}).settings.endpoint_environment == plain
+
+
 @pytest.mark.notebooks
 def test_no_key_of_the_environment_reaches_any_file_of_a_run(tmp_path, monkeypatch):
     for name, value in SECRETS.items():
