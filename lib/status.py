@@ -91,7 +91,7 @@ def _row(folder: Path, now: datetime) -> dict[str, str]:
     complete = [stage + " (unreadable)" * (not _is_whole(folder, stage)) for stage in there]
     row, begun = {"run": folder.name, "complete": ", ".join(complete) or "-"}, {}
     for stage in runs.FOLDERS.keys() - there:
-        with contextlib.suppress(FileNotFoundError):  # not begun, or it ends in this moment
+        with contextlib.suppress(OSError):  # not begun, or it ends in this moment
             begun[stage] = (folder / runs.FOLDERS[stage] / "started.json").stat().st_mtime
     if not begun:
         return row
@@ -132,7 +132,7 @@ def _last_sign(folder: Path) -> float:
     newest = 0.0
     for place, _, names in os.walk(folder):
         for name in names:
-            with contextlib.suppress(FileNotFoundError):  # a checkpoint that is being replaced
+            with contextlib.suppress(OSError):  # a checkpoint that is being replaced
                 newest = max(newest, os.lstat(os.path.join(place, name)).st_mtime)
     return newest
 
