@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -196,6 +196,8 @@ def _execute(stage: str, run_folder: Path, resolved: Resolved, overridden: set[s
 
         def write(self, buf: str, path: str) -> None:
             runs.write_atomically(Path(path), [redact(buf)])
+            if stopping and '"status": "running"' not in buf:  # between cells a kernel hears no interrupt
+                raise KeyboardInterrupt
 
     logging.getLogger("papermill").setLevel(logging.ERROR)  # it warns of settings that the parameters cell leaves out
     notebook = notebook_of(stage, resolved.settings)
@@ -211,7 +213,7 @@ def _execute(stage: str, run_folder: Path, resolved: Resolved, overridden: set[s
     # papermill formats paths: braces in a folder's name would be taken for its placeholders
     paths = [str(path).replace("{", "{{").replace("}", "}}") for path in (notebook_path(notebook), executed)]
     try:
-        with _children_end_with_us():
+        with _children_end_with_us() as stopping:
             papermill.execute_notebook(
                 *paths, parameters=parameters, kernel_name="python3", language="python", cwd=str(NOTEBOOK_FOLDER),
                 progress_bar=False, log_output=False, kernel_manager_class=_this_python(),
@@ -252,8 +254,9 @@ def _this_python() -> type:
 
 
 @contextlib.contextmanager
-def _children_end_with_us() -> Iterator[None]:
+def _children_end_with_us() -> Iterator[Sequence]:
     """On Ctrl-C or SIGTERM interrupt the kernel: it ends at once, or in training after the step, with a checkpoint.
+    Yields what is empty until then.
 
     After STOP_SECONDS, or asked again, all processes under it are ended: torchrun's workers have sessions of their own.
     """
@@ -280,13 +283,13 @@ def _children_end_with_us() -> Iterator[None]:
         deadline.start()
 
     if threading.current_thread() is not threading.main_thread():  # signals reach the main thread only
-        yield
+        yield ()
         return
     deadline = threading.Timer(STOP_SECONDS, end)
     deadline.daemon = True
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield
+        yield family
     except Exception as error:
         if family:
             raise KeyboardInterrupt from error

@@ -257,6 +257,27 @@ def test_asked_again_a_kernel_that_does_not_listen_is_ended(place):
     assert not kernel.is_running()
 
 
+@pytest.mark.notebooks
+def test_an_interrupt_that_a_kernel_does_not_hear_ends_the_notebook_before_the_next_cell(place):
+    deaf, later, path = place / "deaf", place / "later", place / "note{books}" / f"{NOTEBOOKS['prepare']}.ipynb"
+    write_notebooks(path.parent, {
+        "prepare": "import signal, time\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+                   f"open({str(deaf)!r}, 'w').close()\ntime.sleep(3)",
+    })
+    notebook = nbformat.read(path, 4)
+    notebook.cells.append(nbformat.v4.new_code_cell(f"open({str(later)!r}, 'w').close()"))
+    nbformat.write(notebook, path)
+    arguments = [sys.executable, "-c", INTERRUPTED, path.parent, place / "out"]
+    running = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+                               env=os.environ | {"PYTHONPATH": str(ROOT)})  # fmt: skip
+    deadline = time.monotonic() + 30
+    while not deaf.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    running.send_signal(signal.SIGINT)
+    told, _ = running.communicate(timeout=30)
+    assert "this goes on from there:\n  sharpen run demo --run trial" in told and not later.exists()
+
+
 def test_two_pipelines_on_one_run_are_told_apart(place):
     folder = place / "out" / "trial"
     folder.mkdir(parents=True)
