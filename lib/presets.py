@@ -186,7 +186,7 @@ def from_notebook(stage: str, namespace: dict[str, Any]) -> Request:
 
 def unknown(named: Mapping[str, Any], known: Iterable[str] = Settings.model_fields) -> list[str]:
     """Which of these are no settings, each with its value and the nearest of those there are."""
-    return [f"unknown setting {_short(name)} = {_short(value)}{_nearest(name, known)}"
+    return [f"unknown setting {_short(name)} = {_short(value)}{_nearest(name, known) or '; lib/settings.py lists them'}"
             for name, value in named.items() if name not in known]  # fmt: skip
 
 
