@@ -155,7 +155,7 @@ def grade(
     verdicts = grading.grade(answers)
     others = grading.math_verify_verdicts(answers) if beside else None
     if out is not None:
-        from lib.runs import RunError, write_atomically
+        from lib.disk import RunError, write_atomically
 
         try:
             write_atomically(out, grading.verdict_lines(answers, verdicts))

@@ -20,7 +20,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from lib import SharpenError, presets, runs, untrusted
+from lib import SharpenError, disk, presets, runs, untrusted
 from lib.presets import ROOT, SettingsError, is_local
 from lib.settings import Settings
 
@@ -56,7 +56,7 @@ class CloudError(SharpenError):
     """The cloud cannot do what is asked, or did not; the message says what, where and the remedy."""
 
 
-class _Noted(runs.Form):
+class _Noted(disk.Form):
     """What a run's job.json says; one from elsewhere can name no more than what Sharpen made."""
 
     job: Name
@@ -154,7 +154,7 @@ def job(preset: str, run_folder: Path, overrides: dict[str, Any], rehearse: bool
     settings, sent, data = _asked(preset, run_folder, overrides, rehearse)
     needed(settings, "bucket", "role_arn", "image_uri", "instance_type", "cost_per_hour")
     sources = _sources(settings.base_model)
-    hashes = [{name: runs.sha256(path) for name, path in files.items()} for files in (sources, data)]
+    hashes = [{name: disk.sha256(path) for name, path in files.items()} for files in (sources, data)]
     name = named(run_folder.name, [sent, settings.image_uri, settings.instance_type, *hashes])
     place, seconds = f"s3://{settings.bucket}/sharpen/{name}", round(settings.max_hours * 3600)
     spot = {"MaxWaitTimeInSeconds": 2 * seconds} if settings.use_spot else {}
@@ -236,7 +236,7 @@ def submit(asked: Job) -> str:
     (bucket, prefix), sagemaker = asked.place, client("sagemaker")
     check(bucket)
     noted = asked.run_folder / "cloud" / "job.json"
-    if noted.exists() and (former := runs.load(noted, _Noted))["folder"] != asked.request["TrainingJobName"]:
+    if noted.exists() and (former := disk.load(noted, _Noted))["folder"] != asked.request["TrainingJobName"]:
         raise CloudError(f"run {asked.run_folder.name!r} was sent with other settings, code or data, as training job "
                          f"{former['job']}: sharpen cloud delete {asked.run_folder.name} first, or name another run")
     name, attempt = asked.request["TrainingJobName"], 1
@@ -269,7 +269,7 @@ def submit(asked: Job) -> str:
 def _note(asked: Job, name: str) -> None:
     """Where the run is trained: `fetch` and `delete` read it."""
     told = {"job": name, "folder": asked.request["TrainingJobName"], "bucket": asked.place[0]}
-    runs.write_atomically(asked.run_folder / "cloud" / "job.json", [json.dumps(told, indent=2) + "\n"])
+    disk.write_atomically(asked.run_folder / "cloud" / "job.json", [json.dumps(told, indent=2) + "\n"])
 
 
 def fetch(run_folder: Path, wait: bool = False) -> str:
@@ -280,7 +280,7 @@ def fetch(run_folder: Path, wait: bool = False) -> str:
     run, noted = run_folder.name, run_folder / "cloud" / "job.json"
     if not noted.exists():
         raise CloudError(f"run {run!r} was not sent from here: sharpen cloud train PRESET --run {run} --submit")
-    sent = runs.load(noted, _Noted)
+    sent = disk.load(noted, _Noted)
     name, bucket, prefix = sent["job"], sent["bucket"], f"sharpen/{sent['folder']}"
     if wait:
         _wait(name)
@@ -298,7 +298,7 @@ def fetch(run_folder: Path, wait: bool = False) -> str:
     if state != "Completed":
         return f"training job {name}: {state}, {told.get('SecondaryStatus', '')}; ask again later, or with --wait"
     place = told["ModelArtifacts"]["S3ModelArtifacts"]
-    runs.lock(run_folder, "writer")
+    disk.lock(run_folder, "writer")
     try:
         with aws(f"fetching {place}"), tempfile.TemporaryDirectory(dir=run_folder, prefix=".fetch-") as folder:
             archive = Path(folder) / "model.tar.gz"
@@ -307,7 +307,7 @@ def fetch(run_folder: Path, wait: bool = False) -> str:
             unpack(archive, unpacked)
             _take(unpacked, run_folder)
     finally:
-        runs.unlock(run_folder, "writer")
+        disk.unlock(run_folder, "writer")
     return f"training job {name}: its adapter is in {run_folder / runs.FOLDERS['train']}; 30_evaluate goes on with it"
 
 
@@ -354,7 +354,7 @@ def delete(run_folder: Path) -> list[str]:
     if not noted.exists():
         return done
     sagemaker = client("sagemaker")
-    sent = runs.load(noted, _Noted)
+    sent = disk.load(noted, _Noted)
     name, bucket, prefix = sent["job"], sent["bucket"], f"sharpen/{sent['folder']}/"
     told = found(sagemaker, "describe_training_job", TrainingJobName=name)
     state = told["TrainingJobStatus"] if told else "removed"
@@ -423,7 +423,7 @@ def sky(preset: str, run_folder: Path, overrides: dict[str, Any], rehearse: bool
     if problem := _outside(settings.base_model):
         raise CloudError(problem)
     bucket = settings.bucket if "://" in settings.bucket else f"s3://{settings.bucket}"
-    parameters = runs.write_atomically(folder / "hyperparameters.json", [json.dumps(sent, indent=2) + "\n"])
+    parameters = disk.write_atomically(folder / "hyperparameters.json", [json.dumps(sent, indent=2) + "\n"])
     there = {f"{SKY_ROOT}/input/config/hyperparameters.json": parameters}
     there |= {f"{SKY_ROOT}/input/data/runs/{Path(name).parent}": path.parent for name, path in data.items()}
     image = {"image_id": f"docker:{settings.image_uri}"} if settings.image_uri else {}
@@ -440,4 +440,4 @@ def sky(preset: str, run_folder: Path, overrides: dict[str, Any], rehearse: bool
     }  # fmt: skip
     head = (f"# sky jobs launch {folder / 'sky.yaml'}   (a managed job: started again where its machines are lost)\n"
             f"# The result: copy {bucket}/{run}/ to {folder.parent}\n")  # fmt: skip
-    return runs.write_atomically(folder / "sky.yaml", [head, yaml.safe_dump(task, sort_keys=False)])
+    return disk.write_atomically(folder / "sky.yaml", [head, yaml.safe_dump(task, sort_keys=False)])

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lib import runs, untrusted
+from lib import disk, runs, untrusted
 from lib.cloud import Bucket, CloudError, Name, aws, check, clear, client, found, named, needed, split_uri
 from lib.presets import PRESETS
 from lib.settings import Settings
@@ -18,7 +18,7 @@ START_SECONDS = 1800  # that a machine may take to fetch the model, and again to
 Call = tuple[str, dict[str, Any]]  # an operation of boto3's client, and its arguments
 
 
-class _Noted(runs.Form):
+class _Noted(disk.Form):
     """What a run's endpoint.json says; one from elsewhere can name no more than what Sharpen made."""
 
     endpoint: Name
@@ -166,10 +166,10 @@ def create(asked: Endpoint, echo: Callable[[str], Any] = print) -> list[str]:
             raise CloudError(f"{asked.name} is there already, but {differs}: "
                              f"sharpen cloud delete {asked.run_folder.name} first")  # fmt: skip
     noted, made, done = asked.run_folder / "cloud" / "endpoint.json", [], []
-    if noted.exists() and (former := runs.load(noted, _Noted))["endpoint"] != asked.name:
+    if noted.exists() and (former := disk.load(noted, _Noted))["endpoint"] != asked.name:
         raise CloudError(f"run {asked.run_folder.name!r} has the endpoint {former['endpoint']} for another artefact: "
                          f"sharpen cloud delete {asked.run_folder.name} first")  # fmt: skip
-    runs.write_atomically(noted, [json.dumps({"endpoint": asked.name, "bucket": bucket}) + "\n"])
+    disk.write_atomically(noted, [json.dumps({"endpoint": asked.name, "bucket": bucket}) + "\n"])
     try:
         if not there[0]:
             echo(f"uploading {len(asked.files)} files to {asked.place}")
@@ -243,7 +243,7 @@ def invoke(run_folder: Path, question: str, max_new_tokens: int = 256) -> str:
     if not noted.exists():
         raise CloudError(f"run {run_folder.name!r} has no endpoint that was made from here: sharpen cloud endpoint "
                          f"{run_folder.name} --submit")  # fmt: skip
-    name = runs.load(noted, _Noted)["endpoint"]
+    name = disk.load(noted, _Noted)["endpoint"]
     body = {"messages": [{"role": "user", "content": question}], "max_tokens": max_new_tokens, "temperature": 0}
     with aws(f"asking endpoint {name}"):
         asked = {"EndpointName": name, "ContentType": "application/json", "Body": json.dumps(body)}
@@ -261,7 +261,7 @@ def delete(run_folder: Path) -> list[str]:
     path, done = run_folder / "cloud" / "endpoint.json", []
     if not path.exists():
         return done
-    noted = runs.load(path, _Noted)
+    noted = disk.load(path, _Noted)
     name, place = noted["endpoint"], f"s3://{noted['bucket']}/{_prefix(noted['endpoint'])}"
     for piece in reversed(_pieces(name, place, PRESETS["demo"].settings)):  # only what makes them hangs on settings
         if _remove(piece):

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from transformers import LogitsProcessor, LogitsProcessorList
 
-from lib import chat, guards, progress, runs, scoring
+from lib import chat, disk, guards, progress, runs, scoring
 from lib.calculator import CalculatorError, calculate, show
 
 OPEN_MARK = re.compile(r"<<([^<>=]{1,200})=$")
@@ -92,7 +92,7 @@ def generate(model, tokenizer, prompts: list[list[int]], max_new_tokens: int, ba
             answers[i] = {"completion": text, "tokens": len(new) if length is None else length + 1,
                           "finished": length is not None}  # fmt: skip
         if journal:
-            with runs.writing(journal), open(journal, "a", encoding="utf-8") as file:
+            with disk.writing(journal), open(journal, "a", encoding="utf-8") as file:
                 file.write(json.dumps([start, [answers[i] for i in batch]]) + "\n")
         done += len(batch)
         if progress:
@@ -104,14 +104,14 @@ def _read_journal(journal: Path | None, batches: dict[int, list[int]]) -> dict[i
     """{where a batch starts: its answers}; a line that a killed process left half written ends it."""
     found = {}
     if journal and journal.exists():
-        whole, names = runs.whole_lines(journal), ("completion", "tokens", "finished")
+        whole, names = disk.whole_lines(journal), ("completion", "tokens", "finished")
         try:
             for start, answers in map(json.loads, whole):
                 rows = zip(batches[start], answers, strict=True)
                 found[start] = [{name: answer[name] for name in names} for _, answer in rows]
         except (ValueError, TypeError, LookupError):
             raise runs.RunError(f"{journal} has lines that no evaluation wrote: move it away") from None
-        runs.write_atomically(journal, whole)
+        disk.write_atomically(journal, whole)
     return found
 
 

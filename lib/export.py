@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from lib import SharpenError, chat, llamacpp, presets, published, runs, untrusted
+from lib import SharpenError, chat, disk, llamacpp, presets, published, untrusted
 from lib.llamacpp import LlamaCpp, Server
 
 # Bits a weight, for free space, and the tensor types that a file of that name should mostly hold.
@@ -73,7 +73,7 @@ def keep(folder: Path, name: str, key: dict, make: Callable[[Path], dict], skip:
             if place != path:
                 _remove(path)
                 os.replace(place, path)
-                runs.write_atomically(record, [json.dumps(found, indent=2)])
+                disk.write_atomically(record, [json.dumps(found, indent=2)])
             print(f"{name}: is there already{' (skipped, so not compared with its inputs)' if skip else ''}")
             return found["facts"]
     if skip:
@@ -89,7 +89,7 @@ def keep(folder: Path, name: str, key: dict, make: Callable[[Path], dict], skip:
     finally:
         _remove(part)
     whole = {"key": key, "files": _hashes(path), "facts": facts | {"bytes": size_of(path)}}
-    runs.write_atomically(record, [json.dumps(whole, indent=2)])
+    disk.write_atomically(record, [json.dumps(whole, indent=2)])
     print(f"{name}: {size_text(size_of(path))} in {time.monotonic() - began:.1f} s")
     return whole["facts"]
 
@@ -104,12 +104,12 @@ def _record(path: Path) -> dict | None:
 
 
 def _own_code() -> dict[str, str]:
-    return {Path(file).name: runs.sha256(file) for file in (__file__, llamacpp.__file__)}
+    return {Path(file).name: disk.sha256(file) for file in (__file__, llamacpp.__file__)}
 
 
 def _hashes(path: Path) -> dict[str, str]:
     files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
-    return {file.relative_to(path.parent).as_posix(): runs.sha256(file) for file in files}
+    return {file.relative_to(path.parent).as_posix(): disk.sha256(file) for file in files}
 
 
 def put_aside(folder: Path, name: str) -> Path:

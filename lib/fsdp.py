@@ -17,8 +17,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from lib import SharpenError, progress
+from lib.disk import whole_lines, write_atomically
 from lib.presets import ROOT
-from lib.runs import whole_lines, write_atomically
 
 RESTARTS = 2  # lost ranks that one launch makes good; a further start of the notebook goes on from the checkpoint too
 STEP_TIMEOUT_SECONDS = 45  # a rank that is silent for so long in the middle of training counts as lost

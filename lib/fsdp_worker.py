@@ -21,7 +21,7 @@ else:  # compiling costs more than it brings; QLoRA on a CPU needs the weights' 
     os.environ |= {"TORCHDYNAMO_DISABLE": "1", "UNSLOTH_FSDP2_PARAM_DTYPE": "storage"}
 
 # isort: off
-from lib import qlora
+from lib import disk, qlora
 
 if not torch.cuda.is_available():  # the package's other modules need Triton; its sharding does not
     import unsloth
@@ -173,7 +173,7 @@ def train(plan: dict) -> dict:
     rows, left_out = qlora.encode(read_rows(data / "train.jsonl"), *learnt)
     validation_rows, _ = qlora.encode(read_rows(data / "validation.jsonl"), *learnt)
 
-    write = runs.Log(folder / "metrics.jsonl")
+    write = disk.Log(folder / "metrics.jsonl")
 
     def log(step, **metrics):
         memory = on_every_rank(peak_memory())

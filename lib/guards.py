@@ -16,7 +16,7 @@ from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
-from lib import SharpenError, chat, progress, runs
+from lib import SharpenError, chat, disk, progress
 
 SUMS = ("_total_loss_scalar", "_globalstep_last_logged", "_total_train_tokens")  # of transformers and TRL
 EXPLODED = 100  # times the median of the gradient norms before
@@ -182,7 +182,7 @@ class Guard(TrainerCallback, ExportableState):
                     rows.append(found | {"supervised_tokens": sum(learnt[part])})
         rank = f"-rank{args.process_index}" if args.world_size > 1 else ""
         file = Path(args.output_dir).parent / f"failed_batch{rank}.json"
-        runs.write_atomically(file, [json.dumps({"guard": name, "rows": rows}, indent=2, ensure_ascii=False)])
+        disk.write_atomically(file, [json.dumps({"guard": name, "rows": rows}, indent=2, ensure_ascii=False)])
         return f" (its batch is in {file.parent.name}/{file.name})"
 
     def check_adapter(self, folder: Path) -> None:

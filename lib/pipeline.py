@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lib import progress, runs, status
+from lib import disk, progress, runs, status
 from lib.presets import (
     NOTEBOOKS,
     ROOT,
@@ -103,9 +103,9 @@ def run(
     again = again or command(preset, run_name, overrides, rehearse, outputs, "export" in chosen)
     prefix = "REHEARSAL of " if rehearse else ""
     echo(f"{prefix}preset {preset}, run {run_name}: {', '.join(chosen)} -> {run_folder}")
-    with runs.writing(run_folder):
+    with disk.writing(run_folder):
         (run_folder / "notebooks").mkdir(parents=True, exist_ok=True)
-    runs.lock(run_folder, "pipeline")
+    disk.lock(run_folder, "pipeline")
     rows = []
     try:
         for index, stage in enumerate((stage for stage in NOTEBOOKS if stage in chosen), 1):
@@ -129,7 +129,7 @@ def run(
         echo(f"\nstopped; what is complete is kept, and this goes on from there:\n  {again}")
         raise
     finally:
-        runs.unlock(run_folder, "pipeline")
+        disk.unlock(run_folder, "pipeline")
     _print_summary(summary, rehearse, echo)
     if repo_id:
         echo(f"uploaded: {share.push(run_folder, repo_id, resolved.settings.hub_private_repo, echo)}")
@@ -195,7 +195,7 @@ def _execute(stage: str, run_folder: Path, resolved: Resolved, overridden: set[s
         """Writes the executed copy whole or not at all, and without the values of tokens and keys."""
 
         def write(self, buf: str, path: str) -> None:
-            runs.write_atomically(Path(path), [redact(buf)])
+            disk.write_atomically(Path(path), [redact(buf)])
             if stopping and '"status": "running"' not in buf:  # between cells a kernel hears no interrupt
                 raise KeyboardInterrupt
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from lib import fsdp, guards, pretrain, runs, tokens
+from lib import disk, fsdp, guards, pretrain, tokens
 
 
 def train(plan: dict) -> dict:
@@ -16,7 +16,7 @@ def train(plan: dict) -> dict:
     fsdp.join(settings)
     size = settings.pretrain_batch_size, settings.block_size, settings.pretrain_seed
     blocks, held_out = (tokens.Blocks(Path(plan["data"]) / name, *size) for name in ("train", "held_out"))
-    log = runs.Log(folder / "metrics.jsonl")
+    log = disk.Log(folder / "metrics.jsonl")
     recipe = replace(pretrain.recipe_of(settings), **plan["arguments"].pop("recipe", {}))
     _, metrics = pretrain.train(settings, blocks, folder, recipe, held_out, log, **plan["arguments"])
     return metrics | {"ranks": dist.get_world_size(), "backend": dist.get_backend()}

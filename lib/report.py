@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from lib import runs, untrusted
+from lib import disk, runs, untrusted
 from lib.pipeline import STAGES
 from lib.presets import NOTEBOOKS, SEVERAL_DEVICES
 
@@ -55,7 +55,7 @@ def write(run_folder: Path) -> Path:
     from pygments.formatters import HtmlFormatter
 
     run_folder = Path(run_folder)
-    runs.check_links(run_folder)
+    disk.check_links(run_folder)
     manifests, problems = {}, []
     for stage in runs.FOLDERS:
         if stage not in STAGES and not runs.is_complete(run_folder, stage):
@@ -84,7 +84,7 @@ def write(run_folder: Path) -> Path:
         f"{''.join(map(_alarm, map(html.escape, problems)))}{_card(manifests)}</header>"
         f"<nav><h2>Contents</h2><ol>{contents}</ol></nav>{sections}</main></body></html>\n"
     )
-    return runs.write_atomically(run_folder / "report.html", [untrusted.visible(untrusted.redact(page))])
+    return disk.write_atomically(run_folder / "report.html", [untrusted.visible(untrusted.redact(page))])
 
 
 def clean(text: str) -> str:

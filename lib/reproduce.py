@@ -7,7 +7,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from lib import pipeline, runs
+from lib import disk, pipeline, runs
 from lib.presets import NOTEBOOKS, ROOT, in_project
 from lib.settings import YOURS
 from lib.untrusted import visible
@@ -38,7 +38,7 @@ def reproduce(run_name: str, outputs: str | Path | None = None, echo: Callable[[
                                if name not in YOURS}  # fmt: skip
         pipeline.run(preset, again.name, settings, rehearse, outputs, stages=stages, echo=echo)
     found = compare(first, again, manifests)
-    runs.write_atomically(again / "reproduction.json", [json.dumps(found, indent=2, ensure_ascii=False) + "\n"])
+    disk.write_atomically(again / "reproduction.json", [json.dumps(found, indent=2, ensure_ascii=False) + "\n"])
     echo(visible(f"\n{text(found)}\n\n  {again / 'reproduction.json'}"))
     return found
 
@@ -60,7 +60,7 @@ def finished(run_folder: Path) -> dict[str, dict]:
         for key, recorded in manifest["external"].items():
             for name, then in recorded.items():
                 path = ROOT / key / name if (ROOT / key).is_dir() else ROOT / key
-                if not path.is_file() or runs.sha256(path) != then:
+                if not path.is_file() or disk.sha256(path) != then:
                     found.append(f"was made from {path}, which {'was changed' if path.is_file() else 'is missing'}")
         problems += [f"\n  {runs.FOLDERS[stage]}: {problem} ({NOTEBOOKS[stage]})" for problem in found]
     if problems:
@@ -127,7 +127,7 @@ def _tables(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
     tables, curves = {"manifest.json": manifest.get("metrics")}, {}
     if (folder / "summary.json").exists():
         tables["summary.json"] = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-    for line in map(json.loads, runs.whole_lines(folder / "metrics.jsonl")):
+    for line in map(json.loads, disk.whole_lines(folder / "metrics.jsonl")):
         curves.setdefault(f"step {line['step']}", {}).update(line)
     return tables | ({"metrics.jsonl": curves} if curves else {})
 

@@ -1,25 +1,21 @@
 """Run folders: each stage writes its own folder and, last, a manifest that says what came in, what came out and how."""
 
-import contextlib
 import dataclasses
-import errno
 import hashlib
 import html
 import json
-import math
 import os
 import shutil
-import socket
 import sys
 import time
-from collections.abc import Iterable, Iterator
-from datetime import UTC, datetime
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
-from lib import SharpenError, progress, untrusted
+from lib import disk, progress, untrusted
+from lib.disk import Form, RunError, sha256, to_json
 from lib.presets import NOTEBOOKS, ROOT, Request, Resolved, in_project, notebook_of, run_name_problems
 from lib.settings import STAGE_FIELDS
 
@@ -34,22 +30,11 @@ PACKAGES = (
 NOT_COMPLETE = "not complete yet"
 SETTLED = ("presets", "published", "settings")  # modules whose effect is the settings, which a manifest holds
 _CONTROL = ("manifest.json", "started.json")
-_locks: dict[Path, Any] = {}  # this process's locks: a start cell that is run again must not wait for itself
-
-
-class RunError(SharpenError):
-    """A run folder is not what a stage needs; the message says what to do."""
 
 
 Hashes = dict[str, str]
 Modules = dict[Annotated[str, Field(pattern=r"^lib/\w+\.py$")], str]
 Inputs = dict[Annotated[str, Field(pattern=r"^(\.\./[A-Za-z0-9_][A-Za-z0-9._-]*/)?[a-z]+$")], Hashes]
-
-
-class Form(BaseModel):
-    """The keys of a JSON file that are read, and their types; what else is in it is left alone."""
-
-    model_config = ConfigDict(strict=True, allow_inf_nan=False)
 
 
 class _Metrics(Form):
@@ -103,10 +88,10 @@ class Stage:
         self.rehearse = request.resolved.rehearse
         self.run_folder = request.outputs / request.run
         self.folder = self.run_folder / FOLDERS[request.stage]
-        self.started_at, self._clock = _utc_now(), time.monotonic()
+        self.started_at, self._clock = disk.utc_now(), time.monotonic()
         self.inputs: dict[str, dict[str, str]] = {}  # folder relative to the run -> {file: sha256}
         self.external: dict[str, dict[str, str]] = {}  # path outside the outputs -> {file: sha256}
-        self._log = Log(self.folder / "metrics.jsonl")
+        self._log = disk.Log(self.folder / "metrics.jsonl")
         self._made_from = made_from  # the inputs of the attempt that is gone on from
         self._code = code()  # as loaded: a module that is edited while the stage runs must not pass for what ran
 
@@ -147,12 +132,12 @@ class Stage:
     def save_json(self, name: str, value: Any) -> Path:
         """Write one JSON file into the stage's folder, whole or not at all."""
         assert not self.finished, "the stage is finished: its outputs are hashed"
-        return write_atomically(self.folder / name, [_json(value, indent=2) + "\n"])
+        return disk.write_atomically(self.folder / name, [to_json(value, indent=2) + "\n"])
 
     def write_rows(self, name: str, rows: Iterable[Any]) -> Path:
         """Write rows (dictionaries) as JSON lines into the stage's folder, all or none."""
         assert not self.finished, "the stage is finished: its outputs are hashed"
-        return write_atomically(self.folder / name, (_json(row) + "\n" for row in rows))
+        return disk.write_atomically(self.folder / name, (to_json(row) + "\n" for row in rows))
 
     def finish(self, workers: dict[str, Any] | None = None, **metrics: Any) -> dict[str, Any]:
         """Hash the outputs, write manifest.json last, give the lock back, and return the manifest.
@@ -169,10 +154,10 @@ class Stage:
             "seeds": {f: v for f, v in resolved.of_stage(self.request.stage).items() if f.endswith("seed")},
             "git": git(), "code": code() | self._code, "notebook": notebook_hash(_notebook(self.request)),
             "inputs": self.inputs, "external": self.external, "outputs": _hashes(self.folder),
-            "versions": versions(), "started_at": self.started_at, "ended_at": _utc_now(),
+            "versions": versions(), "started_at": self.started_at, "ended_at": disk.utc_now(),
             "elapsed_seconds": round(time.monotonic() - self._clock, 3), "metrics": metrics,
         } | (workers or {"device": device(), "peak_memory_bytes": peak_memory_bytes()})
-        write_atomically(self.folder / "manifest.json", [untrusted.redact(_json(manifest, indent=2)) + "\n"])
+        disk.write_atomically(self.folder / "manifest.json", [untrusted.redact(to_json(manifest, indent=2)) + "\n"])
         self.finished = True
         # an evaluation's journals, and what an attempt that was killed had begun to write
         for done_with in (self.folder / "started.json", *self.folder.glob(".*.jsonl"), *self.folder.glob(".*.part")):
@@ -180,8 +165,8 @@ class Stage:
         for aside in (f"{self.folder.name}.former", f"{self.folder.name}.abandoned", f"{self.folder.name}/checkpoints"):
             shutil.rmtree(self.run_folder / aside, ignore_errors=True)
         progress.end()
-        unlock(self.run_folder, "writer")
-        return json.loads(_json(manifest))
+        disk.unlock(self.run_folder, "writer")
+        return json.loads(to_json(manifest))
 
     def _table(self) -> tuple[str, list[tuple[str, str, str]]]:
         resolved, own = self.request.resolved, STAGE_FIELDS[self.request.stage]
@@ -221,15 +206,15 @@ def start(request: Request) -> Stage:
     """
     run_folder = run_folder_of(request.outputs, request.run)
     folder = run_folder / FOLDERS[request.stage]
-    with writing(run_folder):
+    with disk.writing(run_folder):
         run_folder.mkdir(parents=True, exist_ok=True)
-    lock(run_folder, "writer")
+    disk.lock(run_folder, "writer")
     try:
         plan, made_from, resumed = _plan(request), {}, False
         if (folder / "manifest.json").exists():
             _put_aside(folder, "former")
         elif (folder / "started.json").exists():
-            attempt = load(folder / "started.json", _Started)
+            attempt = disk.load(folder / "started.json", _Started)
             made_from = attempt["made_from"]
             resumed = attempt["plan"] == plan and not _code_changes(attempt["code"])
             if not resumed:
@@ -239,11 +224,11 @@ def start(request: Request) -> Stage:
         if not resumed:
             made_from = {}
             _write_started(folder, plan, made_from)
-        with writing(run_folder):
+        with disk.writing(run_folder):
             progress.begin(run_folder, request.stage)
         return Stage(request, resumed, made_from)
     except BaseException:
-        unlock(run_folder, "writer")
+        disk.unlock(run_folder, "writer")
         raise
 
 
@@ -252,7 +237,7 @@ def read(run_folder: Path, stage: str) -> dict[str, Any]:
     path = run_folder / FOLDERS[stage] / "manifest.json"
     if not path.exists():
         raise RunError(f"run {run_folder.name!r} has no complete stage {stage!r}: run {NOTEBOOKS[stage]} first")
-    manifest = load(path, _Manifest)
+    manifest = disk.load(path, _Manifest)
     if manifest["stage"] != stage:
         raise RunError(f"{path} is no manifest of stage {stage!r}: run {NOTEBOOKS[stage]} again")
     return manifest
@@ -289,8 +274,8 @@ def is_current(outputs: Path, run: str, stage: str, resolved: Resolved, notebook
         if different := _differences(then, now):
             return False, different
         for key, recorded in manifest["inputs"].items():
-            folder = run_folder / key
-            if not (folder / "manifest.json").exists() or load(folder / "manifest.json").get("outputs") != recorded:
+            made = run_folder / key / "manifest.json"
+            if not made.exists() or disk.load(made).get("outputs") != recorded:
                 return False, f"input {key} changed"
         for key, recorded in manifest["external"].items():
             if found := _file_changes(recorded, _hashes(ROOT / key, recorded)):
@@ -306,145 +291,14 @@ def is_current(outputs: Path, run: str, stage: str, resolved: Resolved, notebook
     return True, "settings, inputs and code are unchanged"
 
 
-def write_atomically(path: Path, parts: Iterable[str]) -> Path:
-    """Write text to a temporary file beside, flush it to the disk, rename it: a reader sees all of it or none."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with open(temporary, "w", encoding="utf-8", newline="\n") as file:
-                file.writelines(parts)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-    return path
-
-
-@contextlib.contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """A full disk or a read-only folder as a RunError that names the place, the reason and the remedy."""
-    try:
-        yield
-    except OSError as error:
-        raise RunError(f"cannot write to {path}: {error.strerror or error}; make room, or name another folder by "
-                       f"`outputs` (--outputs): what is complete is kept") from error
-
-
-def whole_lines(path: Path) -> list[str]:
-    """A log's lines, without one that is half written at this very moment."""
-    try:
-        text = path.read_text(encoding="utf-8") if path.is_file() else ""
-    except (OSError, UnicodeDecodeError) as error:
-        raise RunError(f"{path} cannot be read ({error}): move it away and run its stage again") from None
-    return [found for found in text.splitlines(keepends=True) if found.endswith("\n")]
-
-
-class Log:
-    """A growing metrics.jsonl. The first line of an attempt takes away those of its step and later ones: after a
-    checkpoint that is gone on from they come again."""
-
-    def __init__(self, path: Path):
-        self.path, self.begun = path, False
-
-    def __call__(self, step: int, **metrics: Any) -> None:
-        if not self.begun and self.path.exists():
-            try:
-                kept = [line for line in whole_lines(self.path) if json.loads(line)["step"] < step]
-            except (ValueError, TypeError, LookupError):
-                raise RunError(f"{self.path} has lines that no training logged: move it away") from None
-            write_atomically(self.path, kept)
-        self.begun = True
-        line = (_json({"step": step} | metrics) + "\n").encode()
-        with writing(self.path), open(self.path, "ab", buffering=0) as file:
-            whole = file.tell()
-            if file.write(line) < len(line):  # no half of it
-                file.truncate(whole)
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-
-def lock(run_folder: Path, name: str) -> None:
-    """Take a run's lock for this process (the system frees it when the process ends); RunError names the holder.
-
-    Refused too where a link in the run's folder would have us write elsewhere."""
-    from filelock import FileLock, Timeout
-
-    check_links(run_folder)
-    path = run_folder / f".{name}.lock"
-    if path in _locks:
-        return
-    held = FileLock(path, thread_local=False)
-    with writing(run_folder):
-        try:
-            held.acquire(timeout=1)  # `holder` takes it for a moment, to look
-        except Timeout:
-            who = _who(run_folder, name)
-            raise RunError(f"{run_folder} is being written by process {who.get('pid', '?')} on {who.get('host', '?')} "
-                           f"since {who.get('since', '?')}: wait for it, or choose another run name") from None
-    _locks[path] = held
-    try:
-        ours = {"pid": os.getpid(), "host": socket.gethostname(), "since": _utc_now()}
-        write_atomically(run_folder / f".{name}.json", [_json(ours)])
-    except RunError:
-        unlock(run_folder, name)
-        raise
-
-
-def holder(run_folder: Path, name: str = "writer") -> dict[str, Any] | None:
-    """Who writes to a run now ({"pid", "host", "since"} as far as known), or None."""
-    from filelock import FileLock, Timeout
-
-    path = run_folder / f".{name}.lock"
-    if path in _locks:
-        return {"pid": os.getpid()}
-    if not path.exists():
-        return None
-    try:
-        with FileLock(path, timeout=0):
-            return None
-    except Timeout:
-        return _who(run_folder, name)
-    except OSError:  # nobody writes where the lock cannot be taken
-        return None
-
-
-def check_links(run_folder: Path) -> None:
-    """RunError where a link in a run's folder leads out of it: no stage makes one, and none is followed."""
-    if links := untrusted.links_out(run_folder):
-        raise RunError(f"{links[0]} is a symbolic link out of {run_folder}: remove it, or put the file itself there")
-
-
-def _who(run_folder: Path, name: str) -> dict[str, Any]:
-    """What a lock's holder wrote of itself; the lock holds without it too."""
-    try:
-        return load(run_folder / f".{name}.json")
-    except RunError:
-        return {}
-
-
-def unlock(run_folder: Path, name: str) -> None:
-    """Give a lock back; without effect where this process does not hold it."""
-    if held := _locks.pop(run_folder / f".{name}.lock", None):
-        (run_folder / f".{name}.json").unlink(missing_ok=True)
-        held.release()
-
-
-def sha256(path: str | Path) -> str:
-    """A file's SHA-256, as hexadecimal digits."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def notebook_hash(path: Path) -> str | None:
     """SHA-256 of a notebook's code without its outputs and parameters (which the settings hold); None if absent."""
     if not path.exists():
         return None
-    cells = load(path)["cells"]
+    cells = disk.load(path)["cells"]
     sources = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"
                and not {"parameters", "injected-parameters"} & set(cell["metadata"].get("tags", ()))]
-    return hashlib.sha256(_json(sources).encode()).hexdigest()
+    return hashlib.sha256(to_json(sources).encode()).hexdigest()
 
 
 def code() -> dict[str, str]:
@@ -524,7 +378,7 @@ def _notebook(request: Request) -> Path:
 def _plan(request: Request) -> dict[str, Any]:
     """What an attempt must share with the one it goes on from."""
     resolved = request.resolved
-    return json.loads(_json({
+    return json.loads(to_json({
         "preset": resolved.preset, "rehearse": resolved.rehearse, "settings": resolved.of_stage(request.stage),
         "notebook": notebook_hash(_notebook(request)),
     }))
@@ -532,12 +386,12 @@ def _plan(request: Request) -> dict[str, Any]:
 
 def _write_started(folder: Path, plan: dict[str, Any], made_from: dict[str, dict[str, str]]) -> None:
     started = {"plan": plan, "code": code(), "made_from": made_from}
-    write_atomically(folder / "started.json", [untrusted.redact(_json(started, indent=2)) + "\n"])
+    disk.write_atomically(folder / "started.json", [untrusted.redact(to_json(started, indent=2)) + "\n"])
 
 
 def _put_aside(folder: Path, name: str) -> None:
     aside = folder.with_name(f"{folder.name}.{name}")
-    with writing(aside):
+    with disk.writing(aside):
         if aside.exists():
             shutil.rmtree(aside)
         folder.rename(aside)
@@ -547,7 +401,7 @@ def _hashes(path: Path, known: Iterable[str] | None = None) -> Hashes:
     """SHA-256 of each file in a folder (or of one file), but for manifests, hidden files and checkpoints.
 
     Files of names that are not `known` are told without being read: a manifest from elsewhere may name any folder."""
-    check_links(path)
+    disk.check_links(path)
     files = sorted((file.relative_to(path).as_posix(), file) for file in path.rglob("*") if file.is_file())
     files = [(name, file) for name, file in files if name not in _CONTROL
              and not any(part.startswith((".", "checkpoint")) for part in name.split("/"))]  # fmt: skip
@@ -576,40 +430,3 @@ def _code_changes(recorded: dict[str, str]) -> list[str]:
 
 def _relative(path: Path) -> str:
     return path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else str(path)
-
-
-def load(path: Path, form: type[Form] = Form) -> dict[str, Any]:
-    """A file's JSON object, of the given form; RunError names the file and what is wrong with it."""
-    try:
-        value = untrusted.read_json(path)
-        form.model_validate(value)
-    except untrusted.UntrustedError as error:
-        raise RunError(f"{error}: move it away and run its stage again") from None
-    except ValidationError as error:
-        first = error.errors(include_input=False, include_url=False)[0]
-        place = ".".join(map(str, first["loc"]))
-        raise RunError(f"{path}: {place}: {first['msg']}: move it away and run its stage again") from None
-    return value
-
-
-def _json(value: Any, indent: int | None = None) -> str:
-    """JSON that every reader takes: NaN and infinities as null, numpy's numbers and arrays as plain ones."""
-    return json.dumps(_plain(value), indent=indent, ensure_ascii=False, allow_nan=False)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple | set):
-        return [_plain(item) for item in value]
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return _plain(dataclasses.asdict(value))
-    if hasattr(value, "tolist"):  # numpy and torch
-        return _plain(value.tolist())
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    return str(value) if isinstance(value, Path) else value
-
-
-def _utc_now() -> str:
-    return datetime.now(UTC).isoformat(timespec="milliseconds")

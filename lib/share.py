@@ -7,7 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from lib import answers, presets, runs, sources, untrusted
+from lib import answers, disk, presets, runs, sources, untrusted
 
 LICENCES = {  # of the data, as data/README.md has them
     "quant_tasks": "Apache-2.0", "gsm8k": "MIT", "svamp": "MIT", "finqa": "MIT", "tatqa": "CC-BY-4.0",
@@ -52,7 +52,7 @@ def push(run_folder: Path, repo_id: str, private: bool = True, echo: Callable[[s
     with _hub(repo_id):
         base_licence = licence(base_model)
     text = card(run_folder, manifests, repo_id, base_licence)
-    runs.write_atomically(run_folder / "README.md", [text])
+    disk.write_atomically(run_folder / "README.md", [text])
     files = sorted(path for pattern in FILES for path in folder.glob(pattern))
     added = [CommitOperationAdd(path.name, _for_others(path, base_model)) for path in files]
     added += [CommitOperationAdd("README.md", text.encode())]

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
-from lib import progress, runs, untrusted
+from lib import disk, progress, runs, untrusted
 
 STALLED_SECONDS = 300  # a stage at work that has not moved for so long is named
 HEARTBEAT_SECONDS = 30  # so is a process that says nothing at all, as one that was stopped or waits for a dead disk
@@ -49,21 +49,21 @@ def spare(outputs: Path, names: list[str]) -> list[tuple[Path, str, int]]:
         if not runs.run_folder_of(outputs, name).is_dir():
             raise runs.RunError(f"no run {name!r} in {outputs}; there are: {', '.join(f.name for f in _runs(outputs))}")
     return [(path, what, _size(path)) for folder in _runs(outputs)
-            if (not names or folder.name in names) and not folder.is_symlink() and runs.holder(folder) is None
+            if (not names or folder.name in names) and not folder.is_symlink() and disk.holder(folder) is None
             for path, what in _spare_of(folder)]  # fmt: skip
 
 
 def free(outputs: Path, paths: list[Path]) -> None:
     """Delete what `spare` named, if it can still be spared; RunError names who has begun to write to a run since."""
     for folder in dict.fromkeys(outputs / path.relative_to(outputs).parts[0] for path in paths):
-        runs.lock(folder, "writer")
+        disk.lock(folder, "writer")
         try:
             for path, _ in _spare_of(folder):
                 if path in paths:
-                    with runs.writing(path):
+                    with disk.writing(path):
                         shutil.rmtree(path) if path.is_dir() else path.unlink()
         finally:
-            runs.unlock(folder, "writer")
+            disk.unlock(folder, "writer")
 
 
 def _spare_of(folder: Path) -> list[tuple[Path, str]]:
@@ -100,7 +100,7 @@ def _row(folder: Path, now: datetime) -> dict[str, str]:
     found = _words(told) if told else {}
     last = max(_last_sign(folder / runs.FOLDERS[stage]), begun[stage], told.moved_at.timestamp() if told else 0)
     silent = now.timestamp() - last
-    if runs.holder(folder) is None:
+    if disk.holder(folder) is None:
         found.pop("left", None)
         state = "stopped"
     elif told and _is_silent(told, now):

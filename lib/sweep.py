@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lib import pipeline, runs, stats
+from lib import disk, pipeline, runs, stats
 from lib.presets import SettingsError, default_run, in_project, resolve, run_name_problems
 from lib.settings import Settings
 from lib.untrusted import visible
@@ -76,10 +76,10 @@ def run(preset: str, grid: Mapping[str, Sequence[Any]], seeds: int = 3, name: st
     folder = Path(in_project(outputs or "outputs")).resolve() / name
     if any((folder / stage).exists() for stage in runs.FOLDERS.values()):
         raise runs.RunError(f"{folder} is a run: give the sweep another name by --run")
-    with runs.writing(folder):
+    with disk.writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     about = {"sweep": name, "preset": preset, "rehearse": rehearse, "overrides": overrides}
-    runs.lock(folder, "sweep")
+    disk.lock(folder, "sweep")
     try:
         for number, row in enumerate(rows, 1):
             echo(f"\nsweep {name}, run {number} of {len(rows)}: {row['cell']}, seed {row['seed']}")
@@ -91,14 +91,14 @@ def run(preset: str, grid: Mapping[str, Sequence[Any]], seeds: int = 3, name: st
                 row["error"] = str(error)
                 echo(f"run {row['run']} failed; the sweep goes on")
             found = about | summarise(rows)
-            runs.write_atomically(folder / "sweep.json", [json.dumps(found, indent=2, ensure_ascii=False) + "\n"])
+            disk.write_atomically(folder / "sweep.json", [json.dumps(found, indent=2, ensure_ascii=False) + "\n"])
         told = text(found)
-        runs.write_atomically(folder / "sweep.txt", [told + "\n"])
+        disk.write_atomically(folder / "sweep.txt", [told + "\n"])
     except KeyboardInterrupt:
         echo("the sweep goes on from there by the same `sharpen sweep`")
         raise
     finally:
-        runs.unlock(folder, "sweep")
+        disk.unlock(folder, "sweep")
     echo(visible(f"\n{told}\n\n  {folder / 'sweep.txt'}"))
     return found
 

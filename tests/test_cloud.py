@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lib import cli, cloud, cloud_entry, endpoint, presets, runs
+from lib import cli, cloud, cloud_entry, disk, endpoint, presets, runs
 
 pytestmark = pytest.mark.filterwarnings("ignore:Exception.Refused")  # the stand-in doubts the errors that it is given
 SECRET = "planted/secret+access/key0123456789abcdef"
@@ -431,7 +431,7 @@ def test_what_was_trained_in_the_cloud_becomes_a_stage_of_the_run(aws, prepared,
     assert runs.read(prepared, "train")["stage"] == "train" and runs.changes(prepared, "train") == []
     evaluation = runs.start(presets.Request("evaluate", "big", prepared.parent, presets.resolve("demo")))
     assert evaluation.input("train") == prepared / "adapter"  # as notebook 30 asks for it
-    runs.unlock(prepared, "writer")
+    disk.unlock(prepared, "writer")
     assert (prepared / "notebooks/21_train_qlora.ipynb").exists() and not list(prepared.glob(".fetch*"))
     assert not (prepared / "adapter/checkpoint-5").exists()
     written = (prepared / "adapter/manifest.json").stat().st_mtime_ns

@@ -9,7 +9,7 @@ from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
 
 from lib import answers as graded
-from lib import compare, presets, runs, stats
+from lib import compare, disk, presets, runs, stats
 
 KINDS = ("compounding", "position sizing")
 
@@ -242,17 +242,17 @@ def test_a_run_is_not_compared_with_itself(tmp_path):
     ))  # fmt: skip
     with pytest.raises(runs.RunError, match="alone more than once"):
         compare.load_all(stage)
-    runs.unlock(stage.run_folder, "writer")
+    disk.unlock(stage.run_folder, "writer")
 
 
 def test_an_answer_with_odd_line_ends_is_read_whole(tmp_path):
     folder = make_run(tmp_path, "odd")
     path = folder / "eval" / "generations.jsonl"
-    hashed = runs.sha256(path)
+    hashed = disk.sha256(path)
     first = json.loads(path.open(encoding="utf-8").readline()) | {"completion": "a\u2028b\x85c"}
     path.write_text(json.dumps(first, ensure_ascii=False) + "\n", encoding="utf-8")
     with pytest.raises(runs.RunError, match="generations.jsonl was changed: run 30_evaluate again"):
         compare.load(folder)
     manifest = folder / "eval" / "manifest.json"
-    manifest.write_text(manifest.read_text().replace(hashed, runs.sha256(path)))
+    manifest.write_text(manifest.read_text().replace(hashed, disk.sha256(path)))
     assert compare.load(folder).results == [first]

@@ -1,5 +1,6 @@
 """Claims about training on several devices: real ranks on this machine's cores (gloo), against one process."""
 
+import ast
 import json
 import os
 import re
@@ -343,6 +344,19 @@ def test_several_machines_are_started_by_the_same_command():
 TRACKED = {"report_to": "tensorboard"}
 
 
+def loaded_with(module: str) -> set[str]:
+    """The modules of lib that are loaded with one, by its source."""
+    found, todo = set(), {module}
+    while todo:
+        found |= todo
+        lines = [line for name in todo for line in ast.parse((presets.ROOT / f"lib/{name}.py").read_text()).body]
+        imports = [line for line in lines if isinstance(line, ast.ImportFrom)]
+        todo = {line.module[4:] for line in imports if line.module.startswith("lib.")}
+        todo |= {name.name for line in imports if line.module == "lib" for name in line.names}
+        todo = {name for name in todo - found if (presets.ROOT / f"lib/{name}.py").exists()}
+    return found
+
+
 def rehearse(outputs: Path) -> tuple[dict, pipeline.Summary]:
     """Notebook 22 on the preset's rehearsal, two ranks, by papermill: its manifest, and the pipeline's summary."""
     summary = pipeline.run("quant_7b_fsdp", None, TRACKED, rehearse=True, outputs=outputs, stages=["prepare", "train"])
@@ -358,7 +372,8 @@ def test_the_preset_rehearses_on_two_ranks_through_papermill(tmp_path):
     report = summary.report.read_text()
     assert 'id="22_train_fsdp"' in report and 'id="21_train_qlora"' not in report
     assert len(list((folder / "adapter/.tracking").glob("events*"))) == 1, "the first rank alone reports"
-    assert "lib/fsdp_worker.py" in manifest["external"] and "lib/qlora.py" in manifest["external"]
+    workers = {f"lib/{name}.py" for name in loaded_with("fsdp_worker") - {*runs.SETTLED}}
+    assert "lib/order.py" in workers and workers <= manifest["code"].keys() | manifest["external"].keys()
     assert {"adapter_model.safetensors", "adapter_config.json", "metrics.jsonl"} <= manifest["outputs"].keys()
     assert runs.is_current(tmp_path, folder.name, "train", presets.resolve("quant_7b_fsdp", TRACKED, True),
                            pipeline.notebook_path("22_train_fsdp"))[0]  # fmt: skip

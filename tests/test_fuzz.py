@@ -14,7 +14,7 @@ import yaml
 from papermill.cli import _resolve_type
 from papermill.iorw import NoDatesSafeLoader
 
-from lib import cli, compare, presets, progress, report, runs, status, untrusted
+from lib import cli, compare, disk, presets, progress, report, runs, status, untrusted
 from lib.presets import NOTEBOOKS, PRESETS, ROOT, SettingsError
 from lib.settings import STAGE_FIELDS, Settings
 
@@ -140,7 +140,7 @@ def whole(tmp_path_factory) -> Path:
     progress.end()  # so that it does not beat while it is copied
     (outputs / "trial" / "progress.json").write_text(told)
     folder = outputs / "trial"
-    runs.unlock(folder, "writer")
+    disk.unlock(folder, "writer")
     for spare in ("data.former/train.jsonl", "adapter/checkpoints/checkpoint-5/weights"):
         (folder / spare).parent.mkdir(parents=True)
         (folder / spare).write_text("spare")
@@ -278,7 +278,7 @@ def test_500_damaged_run_folders_are_told_in_words_and_nothing_is_lost(whole, tm
         assert not [path for path in after if path.endswith(".part")]
         asked(lambda: start(outputs, "train"), "trial")  # noqa: B023
         progress.end()
-        runs.unlock(folder, "writer")
+        disk.unlock(folder, "writer")
         kept = {value for path, value in after.items() if not path.endswith("progress.json")}
         assert kept - set(files_of(outputs).values()) <= {"folder"}, "a result was not put aside"
         shutil.rmtree(outputs)

@@ -12,7 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, LlamaForCausalLM
 
-from lib import ablation, chat, corpus, evaluate, gpt, guards, memory, presets, pretrain, runs, tokens
+from lib import ablation, chat, corpus, disk, evaluate, gpt, guards, memory, presets, pretrain, tokens
 
 BASE = presets.ROOT / "data/base"
 SMALL = gpt.Config(tokens.VOCABULARY, 64, 128, 2, 2, 1, 128)
@@ -97,7 +97,7 @@ def test_a_stopped_run_goes_on_with_the_same_curve_and_not_beyond_its_end(stream
     def go(name):
         (tmp_path / name).mkdir(exist_ok=True)
         lines, blocks = tmp_path / name / "metrics.jsonl", blocks_of(streams[0] / "train", own)
-        _, metrics = pretrain.train(own, blocks, lines.parent, RECIPE, log=runs.Log(lines), log_every=4, save_every=6)
+        _, metrics = pretrain.train(own, blocks, lines.parent, RECIPE, log=disk.Log(lines), log_every=4, save_every=6)
         told = map(json.loads, lines.read_text().splitlines())
         curves[name] = [(line["step"], line["loss"], line["learning_rate"]) for line in told]
         return metrics["steps"], metrics["loss"]

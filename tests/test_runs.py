@@ -11,7 +11,7 @@ import nbformat
 import numpy as np
 import pytest
 
-from lib import runs, status
+from lib import disk, runs, status
 from lib.presets import NOTEBOOKS, ROOT, from_notebook, resolve
 
 
@@ -23,8 +23,8 @@ def outputs(tmp_path, monkeypatch):
         write_notebook(tmp_path / "notebooks" / f"{name}.ipynb", "print('work')")
     monkeypatch.chdir(tmp_path / "notebooks")
     yield tmp_path / "outputs"
-    for held in list(runs._locks):
-        runs.unlock(held.parent, held.name.split(".")[1])
+    for held in list(disk._locks):
+        disk.unlock(held.parent, held.name.split(".")[1])
 
 
 def write_notebook(path: Path, source: str, parameters: str = "preset = 'demo'", output: str = "") -> None:
@@ -63,10 +63,10 @@ def test_manifest_holds_what_came_in_what_came_out_and_how(outputs):
     manifest = runs.read(outputs / "trial", "train")
     assert manifest == told
     assert manifest["settings"]["learning_rate"] == 1e-4 and manifest["origins"]["learning_rate"] == "override"
-    assert manifest["inputs"]["data"]["train.jsonl"] == runs.sha256(outputs / "trial/data/train.jsonl")
-    assert list(manifest["external"].values()) == [{"weights": runs.sha256(outputs.parent / "base/weights")}]
+    assert manifest["inputs"]["data"]["train.jsonl"] == disk.sha256(outputs / "trial/data/train.jsonl")
+    assert list(manifest["external"].values()) == [{"weights": disk.sha256(outputs.parent / "base/weights")}]
     assert set(manifest["outputs"]) == {"adapter_config.json", "metrics.jsonl"}
-    assert manifest["code"]["lib/runs.py"] == runs.sha256(ROOT / "lib/runs.py")
+    assert manifest["code"]["lib/runs.py"] == disk.sha256(ROOT / "lib/runs.py")
     assert manifest["versions"]["transformers"] and manifest["versions"]["python"]
     assert manifest["device"]["kind"] in ("cpu", "cuda") and manifest["device"]["cpu_threads"] >= 1
     assert manifest["seeds"] == {"seed": 3407} and manifest["rehearse"] is False
@@ -286,7 +286,7 @@ def test_lock_names_its_holder_and_is_freed_by_a_dead_process(outputs):
 def test_finished_stage_gives_the_lock_back_and_takes_no_more(outputs):
     stage = start(outputs)
     stage.finish()
-    assert not runs._locks
+    assert not disk._locks
     for write in (lambda: stage.log(1), lambda: stage.save_json("a", {}), lambda: stage.write_rows("b", []),
                   stage.finish):
         with pytest.raises(AssertionError, match="finished"):

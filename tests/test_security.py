@@ -21,7 +21,7 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from lib import cli, pipeline, runs, untrusted
+from lib import cli, disk, pipeline, runs, untrusted
 from lib.presets import NOTEBOOKS, ROOT, SettingsError, from_notebook, locate, resolve
 
 EVIL = (
@@ -43,8 +43,8 @@ def outputs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path / "notebooks")
     monkeypatch.setattr(pipeline, "NOTEBOOK_FOLDER", tmp_path / "notebooks")
     yield tmp_path / "outputs"
-    for held in list(runs._locks):
-        runs.unlock(held.parent, held.name.split(".")[1])
+    for held in list(disk._locks):
+        disk.unlock(held.parent, held.name.split(".")[1])
 
 
 def start(outputs, stage="prepare", run="trial", **parameters) -> runs.Stage:
@@ -243,7 +243,7 @@ def test_nothing_is_written_through_a_link_in_a_run_folder(outputs, tmp_path, na
     for write in (lambda: start(outputs), lambda: pipeline.run("demo", "trial", outputs=outputs, echo=lambda text: 0)):
         with pytest.raises(runs.RunError, match=f"{re.escape(str(link))} is a symbolic link out of"):
             write()
-    assert precious.read_text() == "years of work" and not runs._locks
+    assert precious.read_text() == "years of work" and not disk._locks
 
 
 def test_a_link_does_not_pass_for_an_output(outputs, tmp_path):
@@ -274,7 +274,7 @@ def test_of_a_folder_that_a_manifest_names_only_the_recorded_files_are_read(outp
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "private").write_text("private")
     (outputs / "trial/data/manifest.json").write_text(json.dumps(manifest | {"external": {str(tmp_path / "home"): {}}}))
-    read, whole = [], runs.sha256
+    read, whole = [], disk.sha256
     monkeypatch.setattr(runs, "sha256", lambda path: read.append(Path(path)) or whole(path))
     found = runs.is_current(outputs, "trial", "prepare", resolve("demo"), Path("10_prepare_data.ipynb"))
     assert found == (False, f"{tmp_path / 'home'}: private was added")
@@ -554,7 +554,7 @@ def test_no_key_of_the_environment_reaches_any_file_of_a_run(tmp_path, monkeypat
 
 # --- disks and writers ------------------------------------------------------------------------------------------------
 @pytest.fixture
-def disk(tmp_path):
+def small_disk(tmp_path):
     """A disk of 256 KiB: (its folder, a function that makes it read-only)."""
     place = tmp_path / "disk"
     place.mkdir()
@@ -565,8 +565,8 @@ def disk(tmp_path):
     subprocess.run(["umount", place], check=True)
 
 
-def test_a_full_disk_is_named_and_what_was_complete_is_kept(outputs, disk):
-    place, _ = disk
+def test_a_full_disk_is_named_and_what_was_complete_is_kept(outputs, small_disk):
+    place, _ = small_disk
     stage = start(place)
     stage.write_rows("train.jsonl", [{"id": 1}])
     stage.finish()
@@ -607,11 +607,11 @@ def test_a_line_that_does_not_fit_leaves_no_half_of_it(outputs):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert (stage.folder / "metrics.jsonl").stat().st_size == size
     stage.log(2, text="z")
-    assert [json.loads(line)["step"] for line in runs.whole_lines(stage.folder / "metrics.jsonl")] == [1, 2]
+    assert [json.loads(line)["step"] for line in disk.whole_lines(stage.folder / "metrics.jsonl")] == [1, 2]
 
 
-def test_a_read_only_folder_is_named_and_can_be_read(outputs, disk, capsys):
-    place, make_read_only = disk
+def test_a_read_only_folder_is_named_and_can_be_read(outputs, small_disk, capsys):
+    place, make_read_only = small_disk
     start(place).finish()
     (place / "trial" / "data.former").mkdir()
     make_read_only()
@@ -620,7 +620,7 @@ def test_a_read_only_folder_is_named_and_can_be_read(outputs, disk, capsys):
                   lambda: cli.clean(None, True, place)):  # fmt: skip
         with pytest.raises(runs.RunError, match=f"cannot write to {place}.*Read-only file system; .*another folder"):
             write()
-    assert not runs._locks
+    assert not disk._locks
     assert runs.read(place / "trial", "prepare") and runs.changes(place / "trial", "prepare") == []
     cli.status(place)
     assert "trial" in capsys.readouterr().out and (place / "trial" / "data.former").exists()

@@ -40,7 +40,7 @@ def writer(tmp_path):
         import sys; from pathlib import Path; from lib import progress, runs
         progress.EVERY_SECONDS = 0.05
         folder, step = Path(sys.argv[1]), 5
-        runs.lock(folder, "writer")
+        disk.lock(folder, "writer")
         progress.begin(folder, "train"); progress.tell(0, 20); progress.tell(5, 20, loss=1.5)
         print("ready", flush=True)
         for line in sys.stdin:

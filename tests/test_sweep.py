@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from lib import cli, pipeline, reproduce, runs, sweep
+from lib import cli, disk, pipeline, reproduce, runs, sweep
 from lib.presets import ROOT, SettingsError
 from lib.tasks import DEMO_KINDS
 
@@ -199,7 +199,7 @@ def test_an_interrupted_sweep_keeps_what_is_done(go, tmp_path):
         go({"r": [8, 16]}, planted, seeds=1)
     first, second = json.loads((tmp_path / "demo-sweep/sweep.json").read_text())["cells"]
     assert "scores" in first["runs"][0] and "scores" not in second["runs"][0]
-    assert runs.holder(tmp_path / "demo-sweep", "sweep") is None
+    assert disk.holder(tmp_path / "demo-sweep", "sweep") is None
 
 
 def test_a_sweep_does_not_write_into_a_run_or_beside_another_sweep(go, tmp_path, write_run):
@@ -207,7 +207,7 @@ def test_a_sweep_does_not_write_into_a_run_or_beside_another_sweep(go, tmp_path,
     with pytest.raises(runs.RunError, match="is a run: give the sweep another name by --run"):
         go({"r": [8]}, name="mine")
     code = "import pathlib, sys; from lib import runs\nf = pathlib.Path(sys.argv[1]); f.mkdir()\n" \
-           "runs.lock(f, 'sweep'); print('held', flush=True); sys.stdin.read()"
+           "disk.lock(f, 'sweep'); print('held', flush=True); sys.stdin.read()"
     command = [sys.executable, "-c", code, str(tmp_path / "demo-sweep")]
     with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout.readline() == "held\n"

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from lib import presets, runs, tracking
+from lib import disk, presets, runs, tracking
 from lib.presets import ROOT, SettingsError
 
 
@@ -66,12 +66,12 @@ def test_wandb_is_offline_unless_there_is_a_key_and_leaves_no_link_behind(tmp_pa
     assert (asked["mode"], asked["dir"], told["run_name"]) == (mode, place, "trial")
     assert asked["settings"]["console"] == "off" and asked["settings"]["disable_git"]
     assert os.environ["WANDB_LOG_MODEL"] == "false"
-    runs.check_links(tmp_path / "trial")
+    disk.check_links(tmp_path / "trial")
     fake.init = lambda **_: (place / "wandb/debug-core.log").symlink_to(tmp_path / "elsewhere.log") or 1 / 0
     fake.Error = ZeroDivisionError  # as if nobody answered
     with pytest.raises(tracking.TrackingError, match="set WANDB_MODE=offline, or unset WANDB_API_KEY"):
         tracking.start("wandb", tmp_path / "trial" / "adapter")
-    runs.check_links(tmp_path / "trial")
+    disk.check_links(tmp_path / "trial")
 
 
 def test_only_the_first_rank_starts_a_wandb_run(tmp_path, monkeypatch):
