@@ -129,7 +129,7 @@ def test_a_checkpoint_that_does_not_load_is_named_with_what_to_do(streams, setti
     own, path = settings(), tmp_path / "checkpoint.safetensors"
     pretrain.save_checkpoint(path, 1, pretrain.FastGPT(SMALL), {}, {}, [])
     path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(guards.TrainingError, match=rf"{path} does not load \(.*\): move it away, and pretraining begins"):
+    with pytest.raises(guards.TrainingError, match=rf"{path} does not load \(.*\): move it away, and pretraining"):
         pretrain.train(own, blocks_of(streams[0] / "train", own), tmp_path, RECIPE)
 
 
