@@ -92,7 +92,7 @@ class Log:
 def load(path: Path, form: type[Form] = Form) -> dict[str, Any]:
     """A file's JSON object, of the given form; RunError names the file and what is wrong with it."""
     try:
-        value = untrusted.readto_json(path)
+        value = untrusted.read_json(path)
         form.model_validate(value)
     except untrusted.UntrustedError as error:
         raise RunError(f"{error}: move it away and run its stage again") from None
