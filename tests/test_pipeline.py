@@ -281,7 +281,7 @@ def test_an_interrupt_that_a_kernel_does_not_hear_ends_the_notebook_before_the_n
 def test_two_pipelines_on_one_run_are_told_apart(place):
     folder = place / "out" / "trial"
     folder.mkdir(parents=True)
-    program = "import pathlib, sys, time\nfrom lib import runs\nruns.lock(pathlib.Path(sys.argv[1]), 'pipeline')\n" \
+    program = "import pathlib, sys, time\nfrom lib import disk\ndisk.lock(pathlib.Path(sys.argv[1]), 'pipeline')\n" \
               "print('held', flush=True)\ntime.sleep(60)"
     holder = subprocess.Popen([sys.executable, "-c", program, folder], stdout=subprocess.PIPE,
                               env=os.environ | {"PYTHONPATH": str(ROOT)})

@@ -37,7 +37,7 @@ def writer(tmp_path):
     """Another process that trains in tmp_path/busy: 5 of 20 steps, and a line on stdin makes it take one more."""
     make(tmp_path / "busy", ["prepare"], "train")
     code = """
-        import sys; from pathlib import Path; from lib import progress, runs
+        import sys; from pathlib import Path; from lib import disk, progress
         progress.EVERY_SECONDS = 0.05
         folder, step = Path(sys.argv[1]), 5
         disk.lock(folder, "writer")

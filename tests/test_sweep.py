@@ -206,7 +206,7 @@ def test_a_sweep_does_not_write_into_a_run_or_beside_another_sweep(go, tmp_path,
     write_run(tmp_path, "mine", stages=["prepare"])
     with pytest.raises(runs.RunError, match="is a run: give the sweep another name by --run"):
         go({"r": [8]}, name="mine")
-    code = "import pathlib, sys; from lib import runs\nf = pathlib.Path(sys.argv[1]); f.mkdir()\n" \
+    code = "import pathlib, sys; from lib import disk\nf = pathlib.Path(sys.argv[1]); f.mkdir()\n" \
            "disk.lock(f, 'sweep'); print('held', flush=True); sys.stdin.read()"
     command = [sys.executable, "-c", code, str(tmp_path / "demo-sweep")]
     with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
