@@ -15,7 +15,6 @@ from typing import Any
 
 from lib import llamacpp, presets, runs, scoring, untrusted
 from lib.llamacpp import Program
-from lib.settings import YOURS
 
 CONCURRENT = (1, 4, 16)  # requests at once in the load test
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM makes room for
@@ -41,19 +40,14 @@ class Choice:
 def settings_of(run_folder: Path, **overrides: Any) -> presets.Settings:
     """The settings that a run was made with, from its manifests, then `overrides`."""
     manifests = _manifests(run_folder)
-    made = {name: value for manifest in manifests for name, value in _made_with(manifest).items()}
+    made = {name: value for manifest in manifests for name, value in runs.made_with(manifest).items()}
     return presets.resolve(manifests[0]["preset"], made | overrides, manifests[0]["rehearse"], stage="deploy").settings
 
 
 def overrides_of(run_folder: Path) -> dict[str, Any]:
     """Those settings of notebook 41 in which a run differs from its preset."""
-    return {name: value for manifest in _manifests(run_folder) for name, value in _made_with(manifest).items()
+    return {name: value for manifest in _manifests(run_folder) for name, value in runs.made_with(manifest).items()
             if name in presets.STAGE_FIELDS["deploy"] and manifest["origins"].get(name) == "override"}  # fmt: skip
-
-
-def _made_with(manifest: dict) -> dict[str, Any]:
-    """The settings in a manifest, but for those that only you may give."""
-    return {name: value for name, value in manifest["settings"].items() if name not in YOURS}
 
 
 def _manifests(run_folder: Path) -> list[dict]:
@@ -65,7 +59,7 @@ def choose(run_folder: Path, settings: Any) -> Choice:
     """The best artefact that there is and the engine for it: the file that notebook 40 ships, else the merged model,
     else the adapter. RunError where the wanted engine has nothing to serve, or a file is not as its manifest says."""
     if settings.llama_cpp_path is not None:
-        llamacpp.check(Path(settings.llama_cpp_path))  # also where nothing here needs it: it was named for a reason
+        llamacpp.named(settings.llama_cpp_path)  # also where nothing here needs it: it was named for a reason
     model, what = run_folder / "adapter", "the adapter, as there is no export"
     exported = runs.is_complete(run_folder, "export")
     outputs = runs.read(run_folder, "export" if exported else "train")["outputs"]

@@ -64,9 +64,13 @@ def find(llama_cpp_path: str | Path | None = None, echo: Callable[[str], Any] = 
     """llama.cpp at `llama_cpp_path` (or $LLAMA_CPP_PATH), checked; without one ours from the cache, built at first use.
 
     LlamaCppError lists the paths tried and how to build."""
-    if given := llama_cpp_path or os.environ.get("LLAMA_CPP_PATH"):
-        return check(Path(given).expanduser())
-    return cached() or build(echo)
+    return named(llama_cpp_path) or cached() or build(echo)
+
+
+def named(llama_cpp_path: str | Path | None = None) -> LlamaCpp | None:
+    """llama.cpp at `llama_cpp_path` (or $LLAMA_CPP_PATH), checked; None where neither names one."""
+    given = llama_cpp_path or os.environ.get("LLAMA_CPP_PATH")
+    return check(Path(given).expanduser()) if given else None
 
 
 def check(folder: Path) -> LlamaCpp:

@@ -82,6 +82,7 @@ def run(
         problems += [f"{name!r} belongs to {owners}, which this run does not execute: "
                      f"{'add --export, or ' * (NOTEBOOKS['export'] in owners)}leave it out"
                      for name, owners in unread(chosen, overrides).items() if name not in RUN_FIELDS]  # fmt: skip
+    run_folder = Path(in_project(outputs or "outputs")).resolve() / run_name
     try:
         alone = chosen[0] if len(chosen) == 1 and chosen[0] in STAGE_FIELDS else None
         resolved = resolve(preset, overrides, rehearse, alone)
@@ -90,7 +91,7 @@ def run(
         if "export" in chosen and resolved.settings.peft_type == "prefix_tuning":
             problems.append("peft_type = 'prefix_tuning': a prefix changes no weights, so it cannot be merged: leave "
                             "the export out, or choose 'lora' or 'ia3'")  # fmt: skip
-        problems += _missing(resolved.settings, chosen, Path(in_project(outputs or "outputs")).resolve() / run_name)
+        problems += _missing(resolved.settings, chosen, run_folder)
     except SettingsError as error:
         problems += error.problems
     if problems:
@@ -99,7 +100,6 @@ def run(
         from lib import share  # what is heavy only where it is asked for
 
         share.check(repo_id)
-    run_folder = Path(in_project(outputs or "outputs")).resolve() / run_name
     again = again or command(preset, run_name, overrides, rehearse, outputs, "export" in chosen)
     prefix = "REHEARSAL of " if rehearse else ""
     echo(f"{prefix}preset {preset}, run {run_name}: {', '.join(chosen)} -> {run_folder}")
@@ -149,11 +149,11 @@ def _missing(settings: Settings, chosen: list[str], run_folder: Path) -> list[st
             runs.read(runs.run_folder_of(run_folder.parent, name), stage)
         except runs.RunError as error:
             problems.append(f"{field}: {error}")
-    if "export" in chosen and (path := settings.llama_cpp_path or os.environ.get("LLAMA_CPP_PATH")):
+    if "export" in chosen:
         from lib import llamacpp
 
         try:
-            llamacpp.check(Path(path).expanduser())
+            llamacpp.named(settings.llama_cpp_path)
         except llamacpp.LlamaCppError as error:
             problems.append(str(error))
     return problems

@@ -9,7 +9,6 @@ from typing import Any
 
 from lib import disk, pipeline, runs
 from lib.presets import NOTEBOOKS, ROOT, in_project
-from lib.settings import YOURS
 from lib.untrusted import visible
 
 # No results: time and memory, the runs' names, whether a stage was interrupted, and texts that repeat the figures.
@@ -34,8 +33,8 @@ def reproduce(run_name: str, outputs: str | Path | None = None, echo: Callable[[
     export, others = (["export"] if "export" in manifests else []), [name for name in manifests if name != "export"]
     settings: dict[str, Any] = {}
     for stages in filter(None, (others, export)):  # apart: an export may ask fewer questions than the evaluation did
-        settings = settings | {name: value for stage in stages for name, value in manifests[stage]["settings"].items()
-                               if name not in YOURS}  # fmt: skip
+        for stage in stages:
+            settings = settings | runs.made_with(manifests[stage])
         pipeline.run(preset, again.name, settings, rehearse, outputs, stages=stages, echo=echo)
     found = compare(first, again, manifests)
     disk.write_atomically(again / "reproduction.json", [json.dumps(found, indent=2, ensure_ascii=False) + "\n"])

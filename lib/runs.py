@@ -17,7 +17,7 @@ from pydantic import Field
 from lib import disk, progress, untrusted
 from lib.disk import Form, RunError, sha256, to_json
 from lib.presets import NOTEBOOKS, ROOT, Request, Resolved, in_project, notebook_of, run_name_problems
-from lib.settings import STAGE_FIELDS
+from lib.settings import STAGE_FIELDS, YOURS
 
 FOLDERS = {
     "prepare": "data", "pretrain": "base", "train": "adapter", "evaluate": "eval", "compare": "figures",
@@ -246,6 +246,11 @@ def read(run_folder: Path, stage: str) -> dict[str, Any]:
 def is_complete(run_folder: Path, stage: str) -> bool:
     """Has the run's stage come to its end?"""
     return (run_folder / FOLDERS[stage] / "manifest.json").exists()
+
+
+def made_with(manifest: dict[str, Any]) -> dict[str, Any]:
+    """The settings in a manifest, but for those that only you may give: the run may be another's."""
+    return {name: value for name, value in manifest["settings"].items() if name not in YOURS}
 
 
 def output(run_folder: Path, stage: str, name: str) -> Path:

@@ -259,6 +259,6 @@ STAGE_FIELDS: dict[str, tuple[str, ...]] = {
         "engine", "port", "parallel", *CLOUD,
     ),
 }
-# Programs that are started, places that are written to, what costs money: never taken from a run (maybe another's)
-YOURS = ("llama_cpp_path", "push_to_hub", "hub_private_repo", *CLOUD)
 RUN_FIELDS = ("push_to_hub", "hub_private_repo")  # what `sharpen run` does after the stages, and no notebook reads
+# Programs that are started, places that are written to, what costs money: never taken from a run (maybe another's)
+YOURS = ("llama_cpp_path", *RUN_FIELDS, *CLOUD)

@@ -210,6 +210,17 @@ pipeline.run("demo", "trial", outputs=sys.argv[2], stages=["prepare"])
 """
 
 
+def started(place: Path, sign: Path) -> subprocess.Popen:
+    """A pipeline in a process of its own, once a cell of it has written `sign`."""
+    running = subprocess.Popen([sys.executable, "-c", INTERRUPTED, place / "note{books}", place / "out"],
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                               env=os.environ | {"PYTHONPATH": str(ROOT)})  # fmt: skip
+    deadline = time.monotonic() + 30
+    while not sign.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return running
+
+
 @pytest.mark.notebooks
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupt_ends_the_kernel_and_its_children(place, number):
@@ -220,12 +231,7 @@ def test_interrupt_ends_the_kernel_and_its_children(place, number):
                    f"open({str(pids) + '.part'!r}, 'w').write(f'{{os.getpid()}} {{child.pid}}')\n"
                    f"os.rename({str(pids) + '.part'!r}, {str(pids)!r})\ntime.sleep(60)",
     })
-    arguments = [sys.executable, "-c", INTERRUPTED, place / "note{books}", place / "out"]
-    running = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-                               env=os.environ | {"PYTHONPATH": str(ROOT)})
-    deadline = time.monotonic() + 30
-    while not pids.exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
+    running = started(place, pids)
     running.send_signal(number)
     told, _ = running.communicate(timeout=30)
     assert "this goes on from there:\n  sharpen run demo --run trial" in told
@@ -241,12 +247,7 @@ def test_asked_again_a_kernel_that_does_not_listen_is_ended(place):
         "prepare": "import signal, time\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n"
                    f"open({str(deaf)!r}, 'w').close()\ntime.sleep(60)",
     })
-    arguments = [sys.executable, "-c", INTERRUPTED, place / "note{books}", place / "out"]
-    running = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                               env=os.environ | {"PYTHONPATH": str(ROOT)})
-    deadline = time.monotonic() + 30
-    while not deaf.exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
+    running = started(place, deaf)
     (kernel,) = psutil.Process(running.pid).children()
     running.send_signal(signal.SIGINT)
     assert "stopping" in running.stderr.readline() + running.stderr.readline()
@@ -267,12 +268,7 @@ def test_an_interrupt_that_a_kernel_does_not_hear_ends_the_notebook_before_the_n
     notebook = nbformat.read(path, 4)
     notebook.cells.append(nbformat.v4.new_code_cell(f"open({str(later)!r}, 'w').close()"))
     nbformat.write(notebook, path)
-    arguments = [sys.executable, "-c", INTERRUPTED, path.parent, place / "out"]
-    running = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-                               env=os.environ | {"PYTHONPATH": str(ROOT)})  # fmt: skip
-    deadline = time.monotonic() + 30
-    while not deaf.exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
+    running = started(place, deaf)
     running.send_signal(signal.SIGINT)
     told, _ = running.communicate(timeout=30)
     assert "this goes on from there:\n  sharpen run demo --run trial" in told and not later.exists()
