@@ -83,6 +83,7 @@ test-quick: setup
 
 lint: setup
 	$(BIN)/ruff check .
+	$(BIN)/lint-imports --no-cache --no-logo
 
 # In an environment of its own, so that its packages do not mix with ours; what it cannot look up is a failure too.
 audit: setup

@@ -14,7 +14,7 @@ Preset = Annotated[str, typer.Argument(help="A preset's name: see `sharpen prese
 Run = Annotated[str, typer.Argument(help="A run's name: see `sharpen status`.")]
 RunName = Annotated[str | None, typer.Option("--run", help="The run's name; by default the preset's.")]
 Set = Annotated[list[str] | None, typer.Option(
-    "--set", metavar="KEY=VALUE", help="Change a setting (lib/settings.py lists them); may be repeated.")]  # fmt: skip
+    "--set", metavar="KEY=VALUE", help="Change a setting (see lib/run/settings.py); may be repeated.")]  # fmt: skip
 DataDir = Annotated[Path | None, typer.Option(help="File or folder of local data: gsm8k/train.jsonl, ...")]
 Rehearse = Annotated[bool, typer.Option("--rehearse", help="Walk the whole path, small, on the embedded base.")]
 Submit = Annotated[bool, typer.Option("--submit", help="Create it; without, it is only shown.")]
@@ -31,10 +31,22 @@ def run(
     export: Annotated[bool, typer.Option("--export", help="Then merge and quantise (builds llama.cpp once).")] = False,
 ) -> None:  # fmt: skip
     """Prepare, train, evaluate and compare; what is complete already is skipped."""
-    from lib import pipeline
+    from lib.engine import llamacpp
+    from lib.pipeline import execute
 
     overrides = _overrides(settings or [], data_dir)
-    pipeline.run(preset, run, overrides, rehearse, _absolute(outputs), force, export=export)
+    def check(settings) -> None:
+        """What only the last steps need, before hours of training: a build of llama.cpp, a hub that knows our token."""
+        if export:
+            llamacpp.named(settings.llama_cpp_path)
+        if settings.push_to_hub:
+            from lib.ship import share
+
+            share.check(settings.push_to_hub)
+
+    summary = execute.run(preset, run, overrides, rehearse, _absolute(outputs), force, export=export, check=check)
+    if repo_id := summary.settings.push_to_hub:
+        push(summary.run_folder.name, repo_id, not summary.settings.hub_private_repo, summary.run_folder.parent)
 
 
 @app.command()
@@ -43,8 +55,8 @@ def presets() -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from lib import scale
-    from lib.presets import PRESETS
+    from lib.run.presets import PRESETS
+    from lib.train import scale
 
     table = Table(show_lines=True)
     table.add_column("preset", no_wrap=True)  # a name must be whole to be typed
@@ -85,12 +97,12 @@ def compare(
     outputs: Outputs = None,
 ) -> None:
     """Tables and figures over finished runs, written into the first one."""
-    from lib import pipeline
-    from lib.runs import read
+    from lib.pipeline import execute
+    from lib.run.runs import read
 
     folder, *_ = folders = [_run_folder(name, outputs) for name in runs]
     first, *_ = [read(folder, "evaluate") for folder in folders]  # what is missing is named before a kernel starts
-    pipeline.run(first["preset"], folder.name, {"others": tuple(runs[1:])} if runs[1:] else {}, first["rehearse"],
+    execute.run(first["preset"], folder.name, {"others": tuple(runs[1:])} if runs[1:] else {}, first["rehearse"],
                  folder.parent, force=True, stages=["compare"], again=_again())
 
 
@@ -101,8 +113,8 @@ def status(outputs: Outputs = None) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from lib import status as found
-    from lib.untrusted import visible
+    from lib.pipeline import status as found
+    from lib.run.untrusted import visible
 
     folder = _outputs(outputs)
     rows = found.table(folder)
@@ -123,8 +135,8 @@ def clean(
     outputs: Outputs = None,
 ) -> None:
     """Show what runs can do without (replaced results, ended checkpoints), and free it where you agree."""
-    from lib import status as found
-    from lib.untrusted import visible
+    from lib.pipeline import status as found
+    from lib.run.untrusted import visible
 
     folder = _outputs(outputs)
     spare = found.spare(folder, names or [])
@@ -145,7 +157,7 @@ def grade(
     beside: Annotated[str | None, typer.Option(help="Another grader to set beside: math-verify.")] = None,
 ) -> None:
     """Grade a file of completions: a table with intervals and error classes, and a file of verdicts."""
-    from lib import grading
+    from lib.grade import grading
 
     if beside not in (None, "math-verify"):
         raise grading.GradingError(f"--beside {beside!r}: unknown grader; choose math-verify")
@@ -155,7 +167,7 @@ def grade(
     verdicts = grading.grade(answers)
     others = grading.math_verify_verdicts(answers) if beside else None
     if out is not None:
-        from lib.disk import RunError, write_atomically
+        from lib.run.disk import RunError, write_atomically
 
         try:
             write_atomically(out, grading.verdict_lines(answers, verdicts))
@@ -163,7 +175,7 @@ def grade(
             raise grading.GradingError(f"--out: {error}") from None
     typer.echo(grading.table(answers, verdicts))
     if others is not None:
-        from lib.untrusted import visible
+        from lib.run.untrusted import visible
 
         typer.echo(visible("\n" + grading.beside(answers, verdicts, others, beside)))
 
@@ -179,7 +191,7 @@ def sweep(
     settings: Set = None, data_dir: DataDir = None, rehearse: Rehearse = False, outputs: Outputs = None,
 ) -> None:  # fmt: skip
     """Run a preset over a grid of settings and several seeds; say what is best, and whether that may be luck."""
-    from lib import sweep as sweeping
+    from lib.pipeline import sweep as sweeping
 
     overrides, tried = _overrides(settings or [], data_dir), sweeping.read_grid(grid or [])
     values = {name: [_from_here(name, value) for value in texts] for name, texts in tried.items()}
@@ -195,7 +207,7 @@ def push(
     outputs: Outputs = None,
 ) -> None:
     """Upload a finished run's adapter and its card (scores, data, licences) to the hub; needs a token."""
-    from lib import share
+    from lib.ship import share
 
     typer.echo(f"uploaded: {share.push(_run_folder(run, outputs), to, not public, typer.echo)}")
 
@@ -203,9 +215,14 @@ def push(
 @app.command()
 def reproduce(run: Run, outputs: Outputs = None) -> None:
     """Make a run again from its manifests alone, as RUN-reproduced; exits with 1 where a figure is not equal."""
-    from lib import reproduce as reproducing
+    from lib.engine import llamacpp
+    from lib.pipeline import reproduce as reproducing
+    from lib.run import runs
 
-    if not reproducing.reproduce(run, _run_folder(run, outputs).parent)["equal"]:
+    folder = _run_folder(run, outputs)
+    if runs.is_complete(folder, "export"):
+        llamacpp.named()  # a wrong build is named before anything is made again
+    if not reproducing.reproduce(run, folder.parent)["equal"]:
         raise typer.Exit(1)
 
 
@@ -221,7 +238,7 @@ def serve(
     """Serve a run's best artefact (GGUF, merged model or adapter) on 127.0.0.1, by OpenAI's protocol, until Ctrl-C."""
     import signal
 
-    from lib import deploy
+    from lib.ship import deploy
 
     folder, path = _run_folder(run, outputs), llama_cpp_path and str(_absolute(llama_cpp_path))
     settings = deploy.settings_of(folder, engine=engine, port=port, parallel=parallel, llama_cpp_path=path)
@@ -250,9 +267,9 @@ def ask(
     outputs: Outputs = None,
 ) -> None:
     """Ask a run's adapter once, without a server: the answer, what the grader reads in it, and its checked marks."""
-    from lib.playground import Models, checked_marks, read_as
-    from lib.presets import SettingsError
-    from lib.untrusted import visible
+    from lib.run.settings import SettingsError
+    from lib.run.untrusted import visible
+    from lib.ship.playground import Models, checked_marks, read_as
 
     if top_p < 1 and not temperature:
         raise SettingsError([f"top_p = {top_p:g}: counts only while sampling; give a temperature above 0 too"])
@@ -268,7 +285,8 @@ def ask(
 @app.command()
 def demo(run: Run, port: Port = 7860, outputs: Outputs = None) -> None:
     """Serve a page on 127.0.0.1: a question, base and tuned answers side by side, their arithmetic checked."""
-    from lib import llamacpp, playground
+    from lib.engine import llamacpp
+    from lib.ship import playground
 
     folder, port = _run_folder(run, outputs), llamacpp.free_port(port)
     models, questions = playground.Models(folder), playground.examples(folder)
@@ -279,13 +297,14 @@ def demo(run: Run, port: Port = 7860, outputs: Outputs = None) -> None:
 @app.command()
 def deploy(run: Run, settings: Set = None, outputs: Outputs = None) -> None:
     """Execute notebook 41: serve the run, ask and load the server, stop it; what the cloud would be asked, dry."""
-    from lib import deploy as deploying
-    from lib import pipeline, runs
+    from lib.pipeline import execute
+    from lib.run import runs
+    from lib.ship import deploy as deploying
 
     folder = _run_folder(run, outputs)
     overrides = deploying.overrides_of(folder) | _of_deploy(settings or [])
     manifest = runs.read(folder, "train")
-    pipeline.run(manifest["preset"], run, overrides, manifest["rehearse"], folder.parent, force=True, stages=["deploy"],
+    execute.run(manifest["preset"], run, overrides, manifest["rehearse"], folder.parent, force=True, stages=["deploy"],
                  again=_again())
 
 
@@ -297,7 +316,7 @@ app.add_typer(cloud, name="cloud")
 def cloud_train(preset: Preset, run: RunName = None, settings: Set = None, data_dir: DataDir = None,
                 rehearse: Rehearse = False, outputs: Outputs = None, submit: Submit = False) -> None:  # fmt: skip
     """Prepare the data here, and train by a SageMaker job."""
-    from lib import cloud as clouds
+    from lib.ship import cloud as clouds
 
     job = clouds.job(*_prepared(preset, run, _overrides(settings or [], data_dir), rehearse, outputs))
     typer.echo(clouds.submit(job) if submit else f"{job.text()}\n\nnothing was created: --submit does")
@@ -307,7 +326,7 @@ def cloud_train(preset: Preset, run: RunName = None, settings: Set = None, data_
 def cloud_sky(preset: Preset, run: RunName = None, settings: Set = None, data_dir: DataDir = None,
               rehearse: Rehearse = False, outputs: Outputs = None) -> None:  # fmt: skip
     """Prepare the data here, and write SkyPilot's task file for any other cloud or Kubernetes."""
-    from lib import cloud as clouds
+    from lib.ship import cloud as clouds
 
     asked = _prepared(preset, run, _overrides(settings or [], data_dir), rehearse, outputs)
     typer.echo(f"sky jobs launch {clouds.sky(*asked)}")
@@ -320,7 +339,7 @@ def cloud_fetch(
     outputs: Outputs = None,
 ) -> None:
     """Bring what a SageMaker job trained back into the run."""
-    from lib import cloud as clouds
+    from lib.ship import cloud as clouds
 
     typer.echo(clouds.fetch(_run_folder(run, outputs), wait))
 
@@ -328,8 +347,9 @@ def cloud_fetch(
 @cloud.command("endpoint")
 def cloud_endpoint(run: Run, settings: Set = None, outputs: Outputs = None, submit: Submit = False) -> None:
     """Serve a run's exported model by a SageMaker endpoint that grows and shrinks with its requests."""
-    from lib import endpoint, runs
-    from lib.presets import resolve
+    from lib.run import runs
+    from lib.run.presets import resolve
+    from lib.ship import endpoint
 
     folder = _run_folder(run, outputs)
     preset = runs.read(folder, "export")["preset"]
@@ -345,8 +365,8 @@ def cloud_endpoint(run: Run, settings: Set = None, outputs: Outputs = None, subm
 @cloud.command("invoke")
 def cloud_invoke(run: Run, question: Question, outputs: Outputs = None) -> None:
     """Ask a run's endpoint."""
-    from lib import endpoint
-    from lib.untrusted import visible
+    from lib.run.untrusted import visible
+    from lib.ship import endpoint
 
     typer.echo(visible(endpoint.invoke(_run_folder(run, outputs), question)))
 
@@ -354,8 +374,8 @@ def cloud_invoke(run: Run, question: Question, outputs: Outputs = None) -> None:
 @cloud.command("delete")
 def cloud_delete(run: Run, outputs: Outputs = None) -> None:
     """Remove all that Sharpen made for a run in the cloud: endpoint, alarms, job, files in the bucket."""
-    from lib import cloud as clouds
-    from lib import endpoint
+    from lib.ship import cloud as clouds
+    from lib.ship import endpoint
 
     folder = _run_folder(run, outputs)
     done = endpoint.delete(folder) + clouds.delete(folder)
@@ -364,21 +384,22 @@ def cloud_delete(run: Run, outputs: Outputs = None) -> None:
 
 def _prepared(preset: str, run: str | None, overrides: dict[str, str], rehearse: bool, outputs: Path | None) -> tuple:
     """What asks for a training elsewhere, once the run's data lie here."""
-    from lib import pipeline
-    from lib.presets import SettingsError, resolve
+    from lib.pipeline import execute
+    from lib.run.presets import resolve
+    from lib.run.settings import SettingsError
 
     if "push_to_hub" in overrides:
         raise SettingsError(["push_to_hub: there is no adapter yet: fetch it first, then `sharpen push` uploads it"])
     resolve(preset, overrides, rehearse)  # before a kernel starts
-    data = pipeline.run(preset, run, overrides, rehearse, _absolute(outputs), stages=["prepare"], again=_again())
+    data = execute.run(preset, run, overrides, rehearse, _absolute(outputs), stages=["prepare"], again=_again())
     return preset, data.run_folder, overrides, rehearse
 
 
 def main() -> None:
     """The entry point: a user's mistake is one message on stderr and exit code 2, never a traceback."""
     from lib import SharpenError
-    from lib.pipeline import StageFailed
-    from lib.untrusted import redact, visible
+    from lib.pipeline.execute import StageFailed
+    from lib.run.untrusted import redact, visible
 
     try:
         app()
@@ -398,7 +419,7 @@ def _again() -> str:
 
 def _run_folder(run: str, outputs: Path | None) -> Path:
     """The folder of a run that exists."""
-    from lib.runs import RunError, run_folder_of
+    from lib.run.runs import RunError, run_folder_of
 
     folder = run_folder_of(_outputs(outputs), run)
     if not folder.is_dir():
@@ -409,8 +430,8 @@ def _run_folder(run: str, outputs: Path | None) -> Path:
 
 def _outputs(outputs: Path | None) -> Path:
     """The folder that holds the runs."""
-    from lib.presets import ROOT
-    from lib.runs import RunError
+    from lib.run.paths import ROOT
+    from lib.run.runs import RunError
 
     folder = _absolute(outputs) or ROOT / "outputs"
     if folder.exists() and not folder.is_dir():
@@ -420,7 +441,8 @@ def _outputs(outputs: Path | None) -> Path:
 
 def _of_deploy(pairs: list[str]) -> dict[str, str]:
     """Settings of notebook 41; another's would change nothing."""
-    from lib.presets import SettingsError, not_of
+    from lib.run.rules import not_of
+    from lib.run.settings import SettingsError
 
     overrides = _overrides(pairs, None)
     if foreign := not_of("deploy", overrides):
@@ -429,8 +451,9 @@ def _of_deploy(pairs: list[str]) -> dict[str, str]:
 
 
 def _overrides(pairs: list[str], data_dir: Path | None) -> dict[str, str]:
-    """`key=value` texts as a dictionary; which type a value has is the setting's to say (`lib.presets`)."""
-    from lib.presets import SettingsError, unknown
+    """`key=value` texts as a dictionary; which type a value has is the setting's to say (`lib.run.presets`)."""
+    from lib.run.rules import unknown
+    from lib.run.settings import SettingsError
 
     found, problems = {}, []
     for pair in [*pairs, *([f"data_dir={data_dir}"] if data_dir else [])]:

@@ -84,6 +84,8 @@ def device() -> Check:
         properties = torch.cuda.get_device_properties(0)
         detail = f"{torch.cuda.device_count()} x {properties.name}, {properties.total_memory / GIB:.0f} GiB each, bf16 "
         return Check("device", "ok", detail + ("yes" if torch.cuda.is_bf16_supported() else "no"))
+    from lib.engine.llamacpp import cpu_flags
+
     flags = cpu_flags()
     fast = [flag for flag in ("avx512_bf16", "amx_bf16") if flag in flags]
     detail = f"CPU, {os.cpu_count()} cores, fast bf16: {', '.join(fast) or 'no'}"
@@ -91,12 +93,6 @@ def device() -> Check:
         return Check("device", "warn", detail + "; a GPU is here, but torch is a CPU build",
                      "make clean, then make setup without PIP_EXTRA_INDEX_URL")
     return Check("device", "ok", detail)
-
-
-def cpu_flags() -> set[str]:
-    cpuinfo = Path("/proc/cpuinfo")  # Linux only; elsewhere we claim no special instructions
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    return set(next((line for line in lines if line.startswith("flags")), "").split())
 
 
 def memory() -> Check:
@@ -146,7 +142,7 @@ def hub() -> Check:
 
 
 def llama_cpp() -> Check:
-    from lib import llamacpp
+    from lib.engine import llamacpp
 
     if given := os.environ.get("LLAMA_CPP_PATH"):
         try:

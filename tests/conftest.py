@@ -33,16 +33,16 @@ def tokenizer():
 @pytest.fixture(scope="session")
 def processor():
     """The same tokenizer as SentencePiece itself reads it."""
-    from lib import tokens
+    from lib.gpt import tokens
 
     return tokens.load_processor(ROOT / "data/base")
 
 
 @pytest.fixture(scope="session")
 def qlora(tmp_path_factory):
-    """lib.qlora, imported late (it imports Unsloth, which patches transformers and writes where it is started)."""
+    """lib.train.qlora, imported late: Unsloth patches transformers when it is imported, and writes where that is."""
     with contextlib.chdir(tmp_path_factory.mktemp("unsloth")):
-        from lib import qlora
+        from lib.train import qlora
     return qlora
 
 
@@ -59,17 +59,17 @@ def published_data():
 
 @pytest.fixture(scope="session")
 def write_run():
-    """Write the stages of a demo run through lib.runs, as notebooks do, with planted figures and real times."""
+    """Write the stages of a demo run through lib.run.runs, as notebooks do, with planted figures and real times."""
     import time
 
-    from lib import presets, runs
+    from lib.run import parameters, presets, runs
 
     usual = ("prepare", "train", "evaluate")
 
     def write(outputs, name, overrides=None, rehearse=False, stages=usual, **figures) -> Path:
         resolved = presets.resolve("demo", overrides, rehearse)
         figures = {"loss": 0.3, "accuracy": 0.5, "perplexity": 1.5} | figures
-        for stage in (runs.start(presets.Request(stage, name, Path(outputs), resolved)) for stage in stages):
+        for stage in (runs.start(parameters.Request(stage, name, Path(outputs), resolved)) for stage in stages):
             match stage.request.stage:
                 case "prepare":
                     for split in ("train", "validation", "test"):

@@ -11,7 +11,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from lib import gpt, presets, scale
+from lib.gpt import plain
+from lib.run import presets
+from lib.train import scale
 
 FOLDER = Path(__file__).parent / "benchmarks/gpu"
 sys.path.insert(0, str(FOLDER))  # as Python has it where the script runs
@@ -38,9 +40,9 @@ def counted(model, ids, loss_of) -> int:
 
 
 def test_operations_of_a_gpt_are_those_that_torch_counts():
-    config = gpt.Config(512, 64, 128, 3, 4, 2, 64)
+    config = plain.Config(512, 64, 128, 3, 4, 2, 64)
     ids = torch.randint(4, 512, (2, 49))
-    found = counted(gpt.GPT(config), ids, lambda model, ids: model.loss(ids, torch.ones(ids.shape)))
+    found = counted(plain.GPT(config), ids, lambda model, ids: model.loss(ids, torch.ones(ids.shape)))
     # the plain GPT computes every score, also those that are masked: 48 positions a token
     assert found == pytest.approx(2 * 48 * shapes.operations(config, 48), rel=0.01)
 

@@ -17,8 +17,8 @@ import pytest
 import requests
 import websocket
 
-from lib import runs
-from lib.presets import ROOT
+from lib.run import runs
+from lib.run.paths import ROOT
 
 pytestmark = [pytest.mark.browser, pytest.mark.notebooks, pytest.mark.slow]
 TIME_OUT_SECONDS = 120

@@ -10,8 +10,11 @@ import types
 import pytest
 
 import lib
-from lib import cli, pipeline, stats
-from lib.presets import PRESETS, ROOT
+from lib import cli
+from lib.grade import stats
+from lib.pipeline import execute
+from lib.run.paths import ROOT
+from lib.run.presets import PRESETS
 
 
 @pytest.fixture
@@ -31,7 +34,12 @@ def sharpen(monkeypatch, capsys):
 def asked(monkeypatch):
     """What the command asks of the pipeline, which does not run."""
     calls = []
-    monkeypatch.setattr(pipeline, "run", lambda *arguments, **named: calls.append((arguments, named)))
+
+    def run(*arguments, **named):
+        calls.append((arguments, named))
+        return types.SimpleNamespace(settings=types.SimpleNamespace(push_to_hub=None))
+
+    monkeypatch.setattr(execute, "run", run)
     return calls
 
 
@@ -46,6 +54,7 @@ def asked(monkeypatch):
         (["compare", "no_such_run"], "there is no run 'no_such_run' in"),
         (["compare", "../up"], "must be a name"),
         (["push", "demo", "--to", "demo"], "there is no run 'demo' in"),
+        (["run", "demo", "--export", "--set", "llama_cpp_path=/nope"], "llama_cpp_path = '/nope' lacks convert_hf_to"),
         (["rnu"], "No such command"),
     ],
 )
@@ -62,7 +71,8 @@ def test_settings_on_the_command_line_reach_the_pipeline(sharpen, asked, tmp_pat
     assert sharpen("run", "demo", "--run", "x", *words, "--outputs", "out")[0] == 0
     overrides = {"learning_rate": "1e-4", "base_model": "a=b", "data_dir": str(tmp_path / "here")}
     overrides |= {"benchmarks": f"{tmp_path}/one.jsonl,{tmp_path}/sub/two.jsonl", "llama_cpp_path": "None"}
-    assert asked == [(("demo", "x", overrides, True, tmp_path / "out", True), {"export": False})]
+    ((arguments, named),) = asked
+    assert arguments == ("demo", "x", overrides, True, tmp_path / "out", True) and named["export"] is False
 
 
 def test_a_setting_is_given_once_and_all_that_is_wrong_is_told_at_once(sharpen, asked):
@@ -81,14 +91,14 @@ def test_an_empty_text_is_not_the_folder_where_the_user_is():
 
 def test_a_failed_stage_is_exit_code_1_and_an_interrupt_130(sharpen, monkeypatch):
     def fail(*_, **__):
-        raise pipeline.StageFailed("said already")
+        raise execute.StageFailed("said already")
 
     def stop(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(pipeline, "run", fail)
+    monkeypatch.setattr(execute, "run", fail)
     assert sharpen("run", "demo") == (1, "", "")
-    monkeypatch.setattr(pipeline, "run", stop)
+    monkeypatch.setattr(execute, "run", stop)
     assert sharpen("run", "demo")[0] == 130
 
 
@@ -100,7 +110,7 @@ def test_presets_lists_every_preset_with_its_published_result():
 
 
 def test_the_command_starts_without_any_library_that_takes_long():
-    check = "import sys; from lib import cli, grading, pipeline, presets, runs; print(*sys.modules)"
+    check = "import sys, lib.cli, lib.grade.grading, lib.pipeline.execute; print(*sys.modules)"
     loaded = set(subprocess.check_output([sys.executable, "-c", check], text=True, cwd=ROOT).split())
     assert "lib.cli" in loaded and not loaded & {"torch", "numpy", "scipy", "pandas", "transformers"}
 
@@ -116,7 +126,7 @@ def test_doctor_fails_only_on_a_failure(sharpen, monkeypatch, state, code):
 
 
 def test_compare_asks_for_the_comparison_alone(sharpen, asked, monkeypatch, tmp_path):
-    monkeypatch.setattr("lib.runs.read", lambda folder, stage: {"preset": "demo", "rehearse": True})
+    monkeypatch.setattr("lib.run.runs.read", lambda folder, stage: {"preset": "demo", "rehearse": True})
     for name in "abc":
         (tmp_path / name).mkdir()
     assert sharpen("compare", "a", "b", "c", "--outputs", str(tmp_path))[0] == 0

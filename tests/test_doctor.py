@@ -8,8 +8,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from lib import doctor, llamacpp
+from lib import doctor
 from lib.doctor import Check
+from lib.engine import llamacpp
 
 
 def test_a_line_for_each_check_with_its_remedy():

@@ -14,9 +14,14 @@ import yaml
 from papermill.cli import _resolve_type
 from papermill.iorw import NoDatesSafeLoader
 
-from lib import cli, compare, disk, presets, progress, report, runs, status, untrusted
-from lib.presets import NOTEBOOKS, PRESETS, ROOT, SettingsError
-from lib.settings import STAGE_FIELDS, Settings
+from lib import cli
+from lib.judge import compare
+from lib.pipeline import report, status
+from lib.run import disk, parameters, presets, progress, runs, untrusted
+from lib.run.paths import ROOT
+from lib.run.presets import PRESETS
+from lib.run.settings import Settings, SettingsError
+from lib.run.stages import STAGES
 
 SETTINGS, FOLDERS, REPORTS = 200, 500, 50  # a report of a notebook takes the longest, so not every folder has one
 ODD = [
@@ -73,15 +78,15 @@ def test_200_odd_settings_are_each_taken_or_refused_in_words():
         pairs = [f"{name}={value}" for name, value in texts.items() if not {"\0", "\ud800"} & set(value)]
         told(lambda: presets.resolve("demo", cli._overrides(pairs, None)))  # noqa: B023
 
-        stage = chance.choice(list(STAGE_FIELDS))
-        own = {name: value for name, value in found.items() if name in STAGE_FIELDS[stage] and value is not None}
-        request = told(lambda: presets.from_notebook(stage, {"preset": "demo"} | own))  # noqa: B023
+        stage = chance.choice(list(STAGES))
+        own = {name: value for name, value in found.items() if name in STAGES[stage].settings and value is not None}
+        request = told(lambda: parameters.from_notebook(stage, {"preset": "demo"} | own))  # noqa: B023
         assert request is None or {request.resolved.origins[name] for name in own} <= {"override"}, "one was ignored"
         typed = {name: _resolve_type(value) for name, value in texts.items()}  # as `papermill -p`
-        told(lambda: presets.from_notebook(stage, typed | {"preset": preset, "run": chance.choice(ODD)}))  # noqa: B023
+        told(lambda: parameters.from_notebook(stage, typed | {"preset": preset, "run": chance.choice(ODD)}))  # noqa: B023
         with contextlib.suppress(yaml.YAMLError, UnicodeEncodeError):  # as `papermill -f`
             typed = yaml.load(yaml.safe_dump(texts, allow_unicode=True), NoDatesSafeLoader)
-            told(lambda: presets.from_notebook(stage, typed | {"outputs": chance.choice(ODD), "rehearse": "maybe"}))  # noqa: B023
+            told(lambda: parameters.from_notebook(stage, typed | {"outputs": chance.choice(ODD), "rehearse": "maybe"}))  # noqa: B023
     assert SETTINGS * 0.8 < refused < SETTINGS, "the settings are too odd, or not odd enough"
 
 
@@ -94,7 +99,7 @@ def has_huge_number(value) -> bool:
 @pytest.mark.parametrize("value", ODD, ids=lambda value: ascii(type(value)))
 def test_an_odd_run_preset_or_folder_is_refused_in_words(value):
     for names in ({"preset": value}, {"run": value}, {"outputs": value}, {"rehearse": value}):
-        told(lambda: presets.from_notebook("train", {"preset": "demo", "outputs": "out"} | names))  # noqa: B023
+        told(lambda: parameters.from_notebook("train", {"preset": "demo", "outputs": "out"} | names))  # noqa: B023
     if isinstance(value, str) and value:
         told(lambda: presets.resolve(value))
         with contextlib.suppress(runs.RunError):
@@ -103,7 +108,7 @@ def test_an_odd_run_preset_or_folder_is_refused_in_words(value):
 
 # --- run folders ------------------------------------------------------------------------------------------------------
 def start(outputs: Path, stage: str) -> runs.Stage:
-    return runs.start(presets.from_notebook(stage, {"preset": "demo", "run": "trial", "outputs": str(outputs)}))
+    return runs.start(parameters.from_notebook(stage, {"preset": "demo", "run": "trial", "outputs": str(outputs)}))
 
 
 @pytest.fixture(scope="module")
@@ -251,7 +256,7 @@ def damaged(whole: Path, place: Path, number: int) -> Path:
 @pytest.mark.slow
 def test_500_damaged_run_folders_are_told_in_words_and_nothing_is_lost(whole, tmp_path, capsys):
     resolved, noticed = presets.resolve("demo"), 0
-    stages = {stage: runs.FOLDERS[stage] for stage in ("prepare", "train", "evaluate")}
+    stages = {stage: STAGES[stage].folder for stage in ("prepare", "train", "evaluate")}
     assert all(runs.is_current(whole, "trial", stage, resolved, notebook_of(stage))[0] for stage in stages)
     for number in range(FOLDERS):
         outputs = damaged(whole, tmp_path / str(number), number)
@@ -286,7 +291,7 @@ def test_500_damaged_run_folders_are_told_in_words_and_nothing_is_lost(whole, tm
 
 
 def notebook_of(stage: str) -> Path:
-    return ROOT / "notebooks" / f"{NOTEBOOKS[stage]}.ipynb"
+    return ROOT / "notebooks" / f"{STAGES[stage].notebook}.ipynb"
 
 
 def outputs_of(folder: Path) -> dict[str, bytes]:

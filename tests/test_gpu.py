@@ -6,14 +6,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from lib import gpt, presets
-from lib.gpt_fast import FastGPT
+from lib.gpt import plain
+from lib.gpt.fast import FastGPT
+from lib.run import presets
+from lib.run.paths import ROOT
 
 pytestmark = [
     pytest.mark.gpu, pytest.mark.slow,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device, and torch finds none"),
 ]  # fmt: skip
-BASE = Path(presets.ROOT) / "data/base"
+BASE = Path(ROOT) / "data/base"
 ONE_STEP = {
     "max_steps": 1, "per_device_train_batch_size": 8, "logging_steps": 1, "eval_steps": None, "r": 8,
     "warmup_steps": 0.0, "learning_rate": 1e-2,
@@ -22,7 +24,7 @@ ONE_STEP = {
 
 @pytest.fixture(scope="module")
 def problems():
-    from lib import tasks
+    from lib.data import tasks
 
     return [problem.row() for problem in tasks.generate("train", 8, 0, ("compounding", "position_sizing"))]
 
@@ -48,7 +50,7 @@ def learn(qlora, problems, tmp_path):
 @pytest.fixture
 def expected(tokenizer, problems):
     """The base's loss on the problems' answers, nats a token, by the project's own GPT in single precision."""
-    from lib import chat
+    from lib.data import chat
 
     model, total, count = own_gpt().cuda(), 0.0, 0
     for row in problems:
@@ -63,7 +65,7 @@ def expected(tokenizer, problems):
 def own_gpt() -> FastGPT:
     from safetensors.torch import load_file
 
-    model = FastGPT(gpt.SIZES["base"])
+    model = FastGPT(plain.SIZES["base"])
     weights = load_file(BASE / "model.safetensors")
     model.load_state_dict({name.removeprefix("model."): weight.float() for name, weight in weights.items()})
     return model.eval()
@@ -106,7 +108,7 @@ def test_the_whole_text_can_be_learnt(learn):
 
 # --- evaluation -------------------------------------------------------------------------------------------------------
 def test_the_base_sets_up_sums_as_its_card_says(qlora):
-    from lib import corpus, pretrain
+    from lib.gpt import corpus, pretrain
 
     model, tokenizer = qlora.load(presets.resolve("demo", {"load_in_4bit": False}).settings)
     qlora.FastLanguageModel.for_inference(model)
@@ -115,7 +117,7 @@ def test_the_base_sets_up_sums_as_its_card_says(qlora):
 
 
 def test_losses_are_those_of_the_projects_own_gpt(qlora, problems, expected):
-    from lib import evaluate
+    from lib.judge import evaluate
 
     settings = presets.resolve("demo", {"load_in_4bit": False}).settings
     model, tokenizer = qlora.load(settings)
@@ -128,7 +130,7 @@ def test_losses_are_those_of_the_projects_own_gpt(qlora, problems, expected):
 @pytest.fixture(scope="module")
 def batch():
     """Ids of the base's own kind of text, two documents a row, and their numbers: (4, 129) each."""
-    from lib import corpus, tokens
+    from lib.gpt import corpus, tokens
 
     processor, ids = tokens.load_processor(BASE), []
     for document in corpus.documents(0, "validation"):
@@ -159,7 +161,7 @@ def test_bfloat16_compiled_or_not_gives_single_precisions_loss(batch, compiled):
 
 
 def test_a_step_of_pretraining_on_a_gpu_is_that_on_a_cpu(tmp_path, monkeypatch):
-    from lib import pretrain, tokens
+    from lib.gpt import pretrain, tokens
 
     settings = presets.resolve("demo", {
         "model_size": "tiny", "pretrain_tokens": 3 * 4 * 128, "pretrain_batch_size": 4, "block_size": 128,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from lib.presets import ROOT
+from lib.run.paths import ROOT
 
 pytestmark = pytest.mark.slow  # together; each bug has a pytest of its own
 
@@ -23,57 +23,58 @@ class Bug:
     test: str
 
 
-SCORING, READING, STATS, TASKS = (f"tests/test_{name}.py::test_" for name in ("scoring", "reading", "stats", "tasks"))
+SCORING, READING, STATS = (f"tests/grade/test_{name}.py::test_" for name in ("scoring", "reading", "stats"))
+TASKS = "tests/data/test_tasks.py::test_"
 NUMBERS = READING + "a_number_is_read_as_a_person_reads_it"
 WORKED = TASKS + "solve_reads_hand_worked_questions"
 BUGS = {
-    "thousands separated by commas are not read": Bug("numerals", ">[, '\\u2019])", ">[ '\\u2019])", NUMBERS),
-    "the minus sign is ignored": Bug("numerals", '"-" in signs or ', "", NUMBERS),
+    "thousands separated by commas are not read": Bug("grade/numerals", ">[, '\\u2019])", ">[ '\\u2019])", NUMBERS),
+    "the minus sign is ignored": Bug("grade/numerals", '"-" in signs or ', "", NUMBERS),
     "accounting parentheses are ignored": Bug(
-        "numerals", ' or (part["open"] and part["close"] and not aside)', "", NUMBERS
+        "grade/numerals", ' or (part["open"] and part["close"] and not aside)', "", NUMBERS
     ),
-    "a million is a thousand": Bug("numerals", '"m": 1e6', '"m": 1e3', NUMBERS),
+    "a million is a thousand": Bug("grade/numerals", '"m": 1e6', '"m": 1e3', NUMBERS),
     "the first marker counts, not the last": Bug(
-        "reading", "reversed(deque(MARKER.finditer(text), maxlen=20))", "MARKER.finditer(text)",
+        "grade/reading", "reversed(deque(MARKER.finditer(text), maxlen=20))", "MARKER.finditer(text)",
         READING + "a_marker_marks",
     ),
     "the tolerance is ten times too wide": Bug(
-        "scoring", "0.001 if tolerance is None", "0.01 if tolerance is None",
+        "grade/scoring", "0.001 if tolerance is None", "0.01 if tolerance is None",
         SCORING + "the_relative_tolerance_passes_and_no_more",
     ),
     "half a unit of the last digit is a whole unit": Bug(
-        "scoring", "10.0**-decimals) / 2", "10.0**-decimals)",
+        "grade/scoring", "10.0**-decimals) / 2", "10.0**-decimals)",
         SCORING + "half_a_unit_of_the_last_shown_digit_passes_and_no_more",
     ),
     "a percentage is taken for a ratio in silence": Bug(
-        "scoring", 'flag = f"{shown} as {unit}"', "flag = None",
+        "grade/scoring", 'flag = f"{shown} as {unit}"', "flag = None",
         SCORING + "a_written_unit_is_converted_to_the_golds_and_flagged",
     ),
     "the last number of an unmarked text counts": Bug(
-        "scoring", 'Verdict(False, verdict.value, "last number", nothing)',
+        "grade/scoring", 'Verdict(False, verdict.value, "last number", nothing)',
         'Verdict(verdict.correct, verdict.value, "last number", nothing)',
         SCORING + "the_last_number_is_a_separate_reading_that_is_never_correct",
     ),
     "McNemar's test has one side": Bug(
-        "stats", "binomtest(right_to_wrong, changed)", 'binomtest(right_to_wrong, changed, alternative="less")',
+        "grade/stats", "binomtest(right_to_wrong, changed)", 'binomtest(right_to_wrong, changed, alternative="less")',
         STATS + "mcnemar_is_the_exact_test_of_statsmodels",
     ),
     "clusters are taken for independent rows": Bug(
-        "stats", 'cov_type="cluster", cov_kwds={"groups": codes}', 'cov_type="HC0"',
+        "grade/stats", 'cov_type="cluster", cov_kwds={"groups": codes}', 'cov_type="HC0"',
         STATS + "rows_that_repeat_their_group_add_no_information",
     ),
     "the random stream ignores the split": Bug(
-        "tasks", "[seed, SPLITS[split], ", "[seed, 0, ", TASKS + "streams_of_split_kind_seed_and_index_differ"
+        "data/tasks", "[seed, SPLITS[split], ", "[seed, 0, ", TASKS + "streams_of_split_kind_seed_and_index_differ"
     ),
     "volatility grows with time, not with its root": Bug(
-        "kinds", "*sqrt({s['calendar'].split()[0]})", "*({s['calendar'].split()[0]})", WORKED
+        "data/kinds", "*sqrt({s['calendar'].split()[0]})", "*({s['calendar'].split()[0]})", WORKED
     ),
     "the drawdown is from the global peak": Bug(
-        "kinds", 'peak, worst, falls, steps = s["series"][0]',
+        "data/kinds", 'peak, worst, falls, steps = s["series"][0]',
         'peak, worst, falls, steps = max(s["series"], key=float)', WORKED,
     ),
     "the gold has digits that it does not show": Bug(
-        "kinds", "show(calculate(exact or final), decimals)", "calculate(exact or final)", WORKED
+        "data/kinds", "show(calculate(exact or final), decimals)", "calculate(exact or final)", WORKED
     ),
 }  # fmt: skip
 
@@ -83,8 +84,8 @@ def copy(tmp_path_factory):
     """The project's modules and the tests that the bugs name, in a folder of their own."""
     folder = tmp_path_factory.mktemp("copy")
     shutil.copytree(ROOT / "lib", folder / "lib", ignore=shutil.ignore_patterns("__pycache__"))
-    (folder / "tests").mkdir()
     for name in {"tests/conftest.py", "pyproject.toml"} | {bug.test.partition("::")[0] for bug in BUGS.values()}:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, folder / name)
     return folder
 

@@ -12,11 +12,14 @@ import nbformat
 import pytest
 from IPython.core.inputtransformer2 import TransformerManager
 
-from lib import presets
-from lib.presets import ROOT
+from lib.run import parameters, presets
+from lib.run.paths import ROOT
+from lib.run.settings import SettingsError
+from lib.run.stages import STAGES
 
+LIGHT = {"disk", "parameters", "paths", "runs", "stages"}
 PATHS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-STAGES = {name: stage for stage, name in presets.NOTEBOOKS.items()} | {presets.SEVERAL_DEVICES: "train"}
+STAGE_OF = {name: stage for stage, row in STAGES.items() for name in (row.notebook, row.notebook_of_devices) if name}
 BADGE = re.compile(
     r"\[!\[Open in Colab\]\(https://colab\.research\.google\.com/assets/colab-badge\.svg\)\]"
     r"\(https://colab\.research\.google\.com/github/(?P<repository>[\w.-]+/[\w.-]+)/blob/main/(?P<file>[^)\s]+)\)"
@@ -55,7 +58,7 @@ def is_assert(statement: ast.stmt) -> bool:
     return any(isinstance(node, ast.Assert) for node in ast.walk(statement))
 
 
-def parameters(cells) -> tuple[str, dict]:
+def literals(cells) -> tuple[str, dict]:
     """The source of the one parameters cell, and its values; ValueError where one is no plain literal."""
     (cell,) = [cell for cell in cells if "parameters" in cell.metadata.get("tags", [])]
     values = {}
@@ -68,7 +71,7 @@ def parameters(cells) -> tuple[str, dict]:
 
 
 def test_there_is_a_notebook_for_every_stage():
-    assert [path.stem for path in PATHS] == sorted(STAGES)
+    assert [path.stem for path in PATHS] == sorted(STAGE_OF)
 
 
 def test_it_is_a_valid_python_notebook_without_outputs(path):
@@ -119,7 +122,7 @@ def test_its_set_up_cell_is_the_same_as_everywhere_and_does_nothing_outside_cola
 
 
 def test_its_parameters_are_commented_literals(cells):
-    source, values = parameters(cells)
+    source, values = literals(cells)
     tokens = tokenize.generate_tokens(io.StringIO(source).readline)
     commented = {token.start[0] for token in tokens if token.type == tokenize.COMMENT and len(token.string) > 5}
     body = ast.parse(source).body
@@ -128,17 +131,17 @@ def test_its_parameters_are_commented_literals(cells):
 
 
 def test_its_parameters_are_those_that_its_stage_reads(path, cells):
-    _, values = parameters(cells)
-    stage = STAGES[path.stem]
-    assert sorted(values) == sorted(("preset", "run", "outputs", "rehearse", *presets.STAGE_FIELDS[stage]))
+    _, values = literals(cells)
+    stage = STAGE_OF[path.stem]
+    assert sorted(values) == sorted(("preset", "run", "outputs", "rehearse", *STAGES[stage].settings))
     assert list(values)[:4] == ["preset", "run", "outputs", "rehearse"]
-    assert presets.from_notebook(stage, values).resolved == presets.resolve(values["preset"])
-    assert any(f'presets.from_notebook("{stage}", globals())' in cell.source for cell in code(cells))
+    assert parameters.from_notebook(stage, values).resolved == presets.resolve(values["preset"])
+    assert any(f'parameters.from_notebook("{stage}", globals())' in cell.source for cell in code(cells))
 
 
 def test_no_other_cell_names_anything_like_a_setting_of_its_stage(path, cells):
     """The start cell, run again after the others, would take that for the setting's value."""
-    settings, bound = set(parameters(cells)[1]), {}
+    settings, bound = set(literals(cells)[1]), {}
     for cell in code(cells):
         table = symtable.symtable(TransformerManager().transform_cell(cell.source), cell.id, "exec")
         bound[cell.id] = settings & {symbol.get_name() for symbol in table.get_symbols() if symbol.is_local()}
@@ -146,13 +149,14 @@ def test_no_other_cell_names_anything_like_a_setting_of_its_stage(path, cells):
 
 
 def test_a_wrong_setting_is_refused_before_anything_else_is_imported(path, cells):
-    _, literals, imports = code(cells)[:3]
+    _, given, imports = code(cells)[:3]
     light, check, *_ = parse(imports)
-    assert ast.unparse(light) == "from lib import presets"  # which imports nothing heavy: test_presets.py
-    assert ast.unparse(check) == f"presets.from_notebook({STAGES[path.stem]!r}, globals())"
+    assert light.module == "lib.run"  # what imports nothing heavy: test_presets.py
+    assert "parameters" in (names := {name.name for name in light.names}) and names <= LIGHT
+    assert ast.unparse(check) == f"parameters.from_notebook({STAGE_OF[path.stem]!r}, globals())"
     namespace = {}
-    exec(f"{literals.source}\nlearning_rte = '1e-4'", namespace)  # as papermill sets it
-    with pytest.raises(presets.SettingsError, match="unknown setting 'learning_rte' = '1e-4'"):
+    exec(f"{given.source}\nlearning_rte = '1e-4'", namespace)  # as papermill sets it
+    with pytest.raises(SettingsError, match="unknown setting 'learning_rte' = '1e-4'"):
         exec(imports.source, namespace)
 
 

@@ -9,9 +9,11 @@ from pathlib import Path
 import papermill
 import pytest
 
-from lib import ablation, pipeline, runs
-from lib.presets import ROOT
-from lib.tasks import DEMO_KINDS
+from lib.data.tasks import DEMO_KINDS
+from lib.gpt import ablation
+from lib.pipeline import execute
+from lib.run import runs
+from lib.run.paths import ROOT
 
 pytestmark = pytest.mark.notebooks
 NOTEBOOKS = ROOT / "notebooks"
@@ -24,8 +26,8 @@ def outputs(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def demo(outputs) -> pipeline.Summary:
-    return pipeline.run("demo", outputs=outputs, overrides=FEWER)
+def demo(outputs) -> execute.Summary:
+    return execute.run("demo", outputs=outputs, overrides=FEWER)
 
 
 def accuracy(run_folder: Path, model: str, split: str, calculator: bool, kind: str = "all") -> dict:
@@ -60,7 +62,7 @@ def test_every_answer_is_kept_with_its_verdict(demo):
 
 
 def test_a_second_demo_run_skips_every_stage(demo, outputs):
-    again = pipeline.run("demo", outputs=outputs, overrides=FEWER, echo=lambda text: None)
+    again = execute.run("demo", outputs=outputs, overrides=FEWER, echo=lambda text: None)
     assert [state for _, state, _ in again.stages] == ["skipped"] * 4
 
 
@@ -88,7 +90,7 @@ def test_notebook_20_pretrains_a_base_that_the_tokenizer_fits(tmp_path):
 
 @pytest.fixture(scope="module")
 def exported(demo, outputs) -> Path:
-    pipeline.run("demo", outputs=outputs, overrides={"eval_rows": 60, "margin": 25}, stages=["export"])
+    execute.run("demo", outputs=outputs, overrides={"eval_rows": 60, "margin": 25}, stages=["export"])
     return demo.run_folder
 
 
@@ -129,7 +131,7 @@ def test_notebook_41_serves_the_file_that_notebook_40_ships_and_it_answers_as_th
 def test_the_gsm8k_preset_rehearses_on_its_real_rows(tmp_path):
     data = {"data_dir": os.environ["SHARPEN_DATA"]}
     # what comes after is rehearsed with rows of this form in test_presets_rehearsed.py
-    summary = pipeline.run("llama32_3b_gsm8k", overrides=data, rehearse=True, outputs=tmp_path, stages=["prepare"])
+    summary = execute.run("llama32_3b_gsm8k", overrides=data, rehearse=True, outputs=tmp_path, stages=["prepare"])
     manifest = runs.read(summary.run_folder, "prepare")
     assert manifest["metrics"]["rows"]["train"] + manifest["metrics"]["dropped"] == 7473
     assert manifest["settings"]["max_length"] == 512 and "REHEARSAL" in summary.report.read_text()

@@ -5,7 +5,8 @@ import random
 
 import pytest
 
-from lib import pipeline, runs
+from lib.pipeline import execute
+from lib.run import runs
 
 pytestmark = pytest.mark.notebooks
 NAMES = "Acme Borealis Cygnus Delta Evergreen Falcon Granite Harbour Iris Juniper Kestrel Lumen Meridian Nova".split()
@@ -77,7 +78,7 @@ def test_a_preset_runs_from_its_files_to_its_report(preset, files, graded, tmp_p
     (tmp_path / "data").mkdir()
     files(tmp_path / "data", random.Random(5))
     overrides = {"data_dir": str(tmp_path / "data")}
-    done = pipeline.run(preset, overrides=overrides, rehearse=True, outputs=tmp_path)
+    done = execute.run(preset, overrides=overrides, rehearse=True, outputs=tmp_path)
     assert [state for _, state, _ in done.stages] == ["done"] * 4
     train = runs.read(done.run_folder, "train")
     assert train["metrics"]["steps"] == 6 and train["settings"]["base_model"] == "data/base"

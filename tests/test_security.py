@@ -21,8 +21,14 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from lib import cli, disk, pipeline, runs, untrusted
-from lib.presets import NOTEBOOKS, ROOT, SettingsError, from_notebook, locate, resolve
+from lib import cli
+from lib.pipeline import execute
+from lib.run import disk, runs, untrusted
+from lib.run.parameters import from_notebook
+from lib.run.paths import ROOT, locate
+from lib.run.presets import resolve
+from lib.run.settings import SettingsError
+from lib.run.stages import STAGES
 
 EVIL = (
     "<script>document.title='taken'</script><img src=x onerror=alert(1)>]]></style></textarea><!--"
@@ -38,10 +44,10 @@ SECRETS = {"HF_TOKEN": "hf_plantedPlanted", "WANDB_API_KEY": "0f1e2d3c4b5a", "AW
 def outputs(tmp_path, monkeypatch):
     """An outputs folder and the stages' notebooks, which do nothing, in the working directory."""
     (tmp_path / "notebooks").mkdir()
-    for name in NOTEBOOKS.values():
+    for name in (row.notebook for row in STAGES.values()):
         nbformat.write(new_notebook(), tmp_path / "notebooks" / f"{name}.ipynb")
     monkeypatch.chdir(tmp_path / "notebooks")
-    monkeypatch.setattr(pipeline, "NOTEBOOK_FOLDER", tmp_path / "notebooks")
+    monkeypatch.setattr(execute, "NOTEBOOK_FOLDER", tmp_path / "notebooks")
     yield tmp_path / "outputs"
     for held in list(disk._locks):
         disk.unlock(held.parent, held.name.split(".")[1])
@@ -154,28 +160,28 @@ ROW = {"question": "How much is 6 x 7?", "answer": "6 x 7 = <<6*7=42>>42\n#### 4
 
 
 def loading(folder: Path, source: str = "gsm8k"):
-    from lib import sources
+    from lib.data import sources
 
     names = {"train_rows": None, "validation_rows": 0, "test_rows": 0, "dataset_revision": None, "max_length": 640}
     return sources.load(SimpleNamespace(source=source, data_dir=str(folder), **names), "train")
 
 
 def test_a_link_out_of_a_data_folder_is_refused(tmp_path):
-    from lib import sources, tokens
+    from lib.data import sources, texts
 
     (tmp_path / "secret.jsonl").write_text(json.dumps(ROW | {"text": "secret"}) + "\n")
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "train.jsonl").symlink_to("../secret.jsonl")
     with pytest.raises(sources.SourceError, match="train.jsonl is a symbolic link out of"):
         loading(tmp_path / "data")
-    with pytest.raises(tokens.CorpusError, match="train.jsonl is a symbolic link out of"):
-        list(tokens.documents(tmp_path / "data"))
-    assert list(tokens.documents(tmp_path / "data" / "train.jsonl")) == ["secret"]  # named by the user themself
+    with pytest.raises(texts.CorpusError, match="train.jsonl is a symbolic link out of"):
+        list(texts.documents(tmp_path / "data"))
+    assert list(texts.documents(tmp_path / "data" / "train.jsonl")) == ["secret"]  # named by the user themself
     assert len(loading(tmp_path / "secret.jsonl")[0]) == 1
 
 
 def test_a_gzip_bomb_stops_at_its_limit(tmp_path, monkeypatch):
-    from lib import tokens
+    from lib.data import texts
 
     monkeypatch.setattr(untrusted, "GZIP_BYTES", 1 << 20)
     path, line = tmp_path / "train.jsonl.gz", json.dumps(ROW | {"text": "a"}).encode() + b"\n"
@@ -188,7 +194,7 @@ def test_a_gzip_bomb_stops_at_its_limit(tmp_path, monkeypatch):
         loading(tmp_path)
     read = 0
     with pytest.raises(untrusted.UntrustedError, match="unpack it yourself"):
-        for text in tokens.documents(path):
+        for text in texts.documents(path):
             read += len(text)
     assert read < (1 << 20) + 100 * size
 
@@ -203,7 +209,7 @@ def test_a_torn_gzip_file_is_named_and_a_whole_one_is_read(tmp_path):
 
 
 def test_an_oversized_list_of_records_is_refused_before_it_is_read(tmp_path, monkeypatch):
-    from lib import sources
+    from lib.data import sources
 
     (tmp_path / "train.json").write_text(json.dumps([ROW]))
     assert len(loading(tmp_path)[0]) == 1
@@ -226,11 +232,11 @@ def test_a_notebook_in_a_run_folder_is_never_executed(outputs, tmp_path, monkeyp
         start(outputs).finish()
 
     monkeypatch.setattr(papermill, "execute_notebook", execute)
-    pipeline.run("demo", "trial", outputs=outputs, stages=["prepare"], echo=lambda text: None)
+    execute.run("demo", "trial", outputs=outputs, stages=["prepare"], echo=lambda text: None)
     folder = tmp_path / "notebooks"
     assert asked == [(str(folder / planted.name), str(planted), str(folder))]  # it is where the executed copy goes
     assert not (tmp_path / "mark").exists()
-    assert {pipeline.notebook_path(name).parent for name in NOTEBOOKS.values()} == {folder}
+    assert {execute.notebook_path(name).parent for name in (row.notebook for row in STAGES.values())} == {folder}
 
 
 @pytest.mark.parametrize("name", ["notebooks/10_prepare_data.ipynb", "data/metrics.jsonl", ".writer.lock", "data"])
@@ -240,7 +246,7 @@ def test_nothing_is_written_through_a_link_in_a_run_folder(outputs, tmp_path, na
     link = outputs / "trial" / name
     link.parent.mkdir(parents=True)
     link.symlink_to(precious)
-    for write in (lambda: start(outputs), lambda: pipeline.run("demo", "trial", outputs=outputs, echo=lambda text: 0)):
+    for write in (lambda: start(outputs), lambda: execute.run("demo", "trial", outputs=outputs, echo=lambda text: 0)):
         with pytest.raises(runs.RunError, match=f"{re.escape(str(link))} is a symbolic link out of"):
             write()
     assert precious.read_text() == "years of work" and not disk._locks
@@ -332,8 +338,8 @@ def test_a_shared_report_runs_and_fetches_nothing_whatever_the_data_say(outputs)
     import pandas as pd
     from IPython.display import HTML, Markdown
 
-    from lib import answers as graded
-    from lib import report
+    from lib.judge import answers as graded
+    from lib.pipeline import report
 
     rows, names = answers(), (f"base {EVIL}", f"tuned {EVIL}")
     pair = [graded.arm(rows, model, "test", True) for model in graded.MODELS]
@@ -391,21 +397,21 @@ def test_what_steers_a_terminal_is_written_out(outputs, capsys, monkeypatch, tmp
 def test_a_figure_of_a_manifest_steers_no_terminal(outputs, capsys, monkeypatch):
     import papermill
 
-    from lib import report
+    from lib.pipeline import report
 
     monkeypatch.setattr(report, "write", lambda folder: folder / "report.html")
     stage = start(outputs)
     stage.finish(headline={EVIL: EVIL})
     said = []
-    pipeline.run("demo", "trial", outputs=outputs, stages=["prepare"], echo=said.append)
+    execute.run("demo", "trial", outputs=outputs, stages=["prepare"], echo=said.append)
     assert "\\u001b[2J" in said[-1] and not STEERING.search("".join(said))
 
     def fail(*_, **__):
         raise ValueError(EVIL)
 
     monkeypatch.setattr(papermill, "execute_notebook", fail)
-    with pytest.raises(pipeline.StageFailed):
-        pipeline.run("demo", "trial", outputs=outputs, stages=["train"], echo=said.append)
+    with pytest.raises(execute.StageFailed):
+        execute.run("demo", "trial", outputs=outputs, stages=["train"], echo=said.append)
     assert "stage 'train' failed: ValueError: <script>" in said[-1] and not STEERING.search("".join(said))
 
 
@@ -490,7 +496,7 @@ def test_a_key_is_known_in_html_in_a_url_and_in_base64(monkeypatch, key):
 def test_a_report_holds_no_key_however_a_page_writes_it(outputs, monkeypatch):
     from IPython.display import HTML
 
-    from lib import report
+    from lib.pipeline import report
 
     key = "pl4/n\"t\\ed+k'y&<x>"
     stage = start(outputs)
@@ -531,21 +537,21 @@ def test_no_key_of_the_environment_reaches_any_file_of_a_run(tmp_path, monkeypat
     for name, value in SECRETS.items():
         monkeypatch.setenv(name, value)
     said = []
-    pipeline.run("demo", "whole", {"train_rows": 12, "validation_rows": 6, "test_rows": 60}, outputs=tmp_path,
+    execute.run("demo", "whole", {"train_rows": 12, "validation_rows": 6, "test_rows": 60}, outputs=tmp_path,
                  stages=["prepare"], echo=said.append)
     folder = tmp_path / "notebooks"
     folder.mkdir()
     cells = ["preset = 'demo'\nrun = None\noutputs = None\nrehearse = False",
-             "from lib import presets, runs\nstage = runs.start(presets.from_notebook('prepare', globals()))",
+             "from lib.run import parameters, runs\nstage = runs.start(parameters.from_notebook('prepare', globals()))",
              "import os, sys\nprint(dict(os.environ))\nprint(os.environ, file=sys.stderr)\ndict(os.environ)",
              "raise RuntimeError(f'a request failed: {os.environ[\"HF_TOKEN\"]} {dict(os.environ)}')"]
     notebook = new_notebook(cells=[new_code_cell(cell) for cell in cells])
     notebook.cells[0].metadata["tags"] = ["parameters"]
     nbformat.write(notebook, folder / "10_prepare_data.ipynb")
-    monkeypatch.setattr(pipeline, "NOTEBOOK_FOLDER", folder)
-    with pytest.raises(pipeline.StageFailed, match=r"a request failed: \[HF_TOKEN\] {"):
-        pipeline.run("demo", "failed", outputs=tmp_path, stages=["prepare"], echo=said.append)
-    from lib import report
+    monkeypatch.setattr(execute, "NOTEBOOK_FOLDER", folder)
+    with pytest.raises(execute.StageFailed, match=r"a request failed: \[HF_TOKEN\] {"):
+        execute.run("demo", "failed", outputs=tmp_path, stages=["prepare"], echo=said.append)
+    from lib.pipeline import report
 
     assert "[WANDB_API_KEY]" in report.write(tmp_path / "failed").read_text()
     assert leaks(tmp_path) == [] and not any(secret in "".join(said) for secret in SECRETS.values())
@@ -616,7 +622,7 @@ def test_a_read_only_folder_is_named_and_can_be_read(outputs, small_disk, capsys
     (place / "trial" / "data.former").mkdir()
     make_read_only()
     for write in (lambda: start(place), lambda: start(place, run="other"),
-                  lambda: pipeline.run("demo", "trial", outputs=place, echo=lambda text: None),
+                  lambda: execute.run("demo", "trial", outputs=place, echo=lambda text: None),
                   lambda: cli.clean(None, True, place)):  # fmt: skip
         with pytest.raises(runs.RunError, match=f"cannot write to {place}.*Read-only file system; .*another folder"):
             write()

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from lib import gate, presets, sources, tasks
+from lib.data import gate, sources, tasks
+from lib.run import presets
 
 SHARE = 0.01
 SYNONYMS = dict(pair.split("/") for pair in """

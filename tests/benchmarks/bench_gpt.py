@@ -17,14 +17,16 @@ from statistics import median
 
 import torch
 
-from lib import ablation, gpt, memory, presets, pretrain, tokens
+from lib.gpt import ablation, pretrain, tokens
+from lib.run import memory, presets
+from lib.run.paths import ROOT
 
 STEPS, RUNS = 12, 3
 
 
 def streams(folder: Path, count: int):
     settings = presets.resolve("demo", {"pretrain_tokens": count, "model_size": "tiny"}).settings
-    processor = tokens.load_processor(presets.ROOT / "data/base")
+    processor = tokens.load_processor(ROOT / "data/base")
     tokens.prepare(settings, folder, processor)
     return settings, tokens.Blocks(folder / "train", 8, 512, 0), tokens.Blocks(folder / "held_out", 8, 512, 0)
 
@@ -48,16 +50,16 @@ def compared(settings, blocks) -> dict:
     from transformers import LlamaForCausalLM
 
     def plain():
-        model = gpt.GPT(gpt.SIZES["tiny"])
+        model = plain.GPT(plain.SIZES["tiny"])
         return model, model.loss, pretrain.optimizers(model, pretrain.Recipe(), settings)
 
     def fast():
-        model = pretrain.FastGPT(gpt.SIZES["tiny"])
+        model = pretrain.FastGPT(plain.SIZES["tiny"])
         compiled = torch.compile(model.loss)
         return model, half(compiled), pretrain.optimizers(model, pretrain.FASTEST, settings)
 
     def transformers():
-        model: LlamaForCausalLM = gpt.llama(gpt.GPT(gpt.SIZES["tiny"]))
+        model: LlamaForCausalLM = plain.llama(plain.GPT(plain.SIZES["tiny"]))
         compiled = torch.compile(model)
 
         def loss(ids, weights, documents):  # it cannot keep packed documents apart; it pays for one causal mask

@@ -7,7 +7,7 @@ Seconds are of processor time, so that another job on the machine does not count
 import random
 import time
 
-from lib.scoring import grade
+from lib.grade.scoring import grade
 
 COMPLETIONS = 100_000
 CHARACTERS = 200

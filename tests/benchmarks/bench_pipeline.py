@@ -16,14 +16,14 @@ import time
 from datetime import datetime
 from pathlib import Path
 
-from lib.presets import NOTEBOOKS, ROOT
+from lib.run.paths import ROOT
+from lib.run.stages import IN_EVERY_RUN, STAGES
 
 ROUNDS = 3  # command and script in turns
-STAGES = ("prepare", "train", "evaluate", "compare")
 # Each stage's script has names of its own, as its notebook has: a start refuses those that it does not know
 DRIVER = """
 import json, runpy, sys, time
-from lib import qlora  # first: Unsloth patches the others
+from lib.train import qlora  # first: Unsloth patches the others
 found = {}
 for script in sys.argv[2:]:
     began = time.perf_counter()
@@ -38,7 +38,7 @@ def sources(notebook: dict) -> tuple[list[str], int]:
     """The code cells' sources without the set-up for Colab, and how many of them end with the imports."""
     cells = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
     cells = [source for source in cells if "google.colab" not in source]
-    return cells, 1 + next(i for i, source in enumerate(cells) if source.startswith("from lib import presets"))
+    return cells, 1 + next(i for i, source in enumerate(cells) if source.startswith("from lib.run import parameters"))
 
 
 def by_command(outputs: Path, changes: list[str]) -> tuple[float, dict[str, tuple[float, float]]]:
@@ -48,8 +48,8 @@ def by_command(outputs: Path, changes: list[str]) -> tuple[float, dict[str, tupl
     subprocess.run([sys.executable, "-m", "lib.cli", "run", "demo", "--run", "bench", "--outputs", outputs, *words],
                    cwd=ROOT, check=True, stdout=sys.stderr)  # fmt: skip
     elapsed, found = time.perf_counter() - began, {}
-    for stage in STAGES:
-        notebook = json.loads((outputs / f"bench/notebooks/{NOTEBOOKS[stage]}.ipynb").read_text())
+    for stage in IN_EVERY_RUN:
+        notebook = json.loads((outputs / f"bench/notebooks/{STAGES[stage].notebook}.ipynb").read_text())
         imports = sources(notebook)[0][sources(notebook)[1] - 1]
         done = next(cell for cell in notebook["cells"] if "".join(cell["source"]) == imports)
         whole, done = notebook["metadata"]["papermill"], done["metadata"]["papermill"]
@@ -61,8 +61,8 @@ def by_command(outputs: Path, changes: list[str]) -> tuple[float, dict[str, tupl
 def by_script(outputs: Path, executed: Path) -> tuple[float, dict[str, tuple[float, float]]]:
     """The same of one process that runs the cells of the executed notebooks, parameters included."""
     scripts = []
-    for stage in STAGES:
-        cells, imported = sources(json.loads((executed / f"{NOTEBOOKS[stage]}.ipynb").read_text()))
+    for stage in IN_EVERY_RUN:
+        cells, imported = sources(json.loads((executed / f"{STAGES[stage].notebook}.ipynb").read_text()))
         cells.insert(imported, "import time as _time\n_ready = _time.perf_counter()")
         cells.insert(imported - 1, f"outputs = {str(outputs)!r}")
         scripts.append(outputs / f"{stage}.py")
@@ -72,7 +72,7 @@ def by_script(outputs: Path, executed: Path) -> tuple[float, dict[str, tuple[flo
     subprocess.run([sys.executable, "-c", DRIVER, outputs / "times.json", *scripts], cwd=ROOT / "notebooks", check=True,
                    stdout=subprocess.DEVNULL, env=environment)  # fmt: skip
     elapsed = time.perf_counter() - began
-    return elapsed, dict(zip(STAGES, json.loads((outputs / "times.json").read_text()).values(), strict=True))
+    return elapsed, dict(zip(IN_EVERY_RUN, json.loads((outputs / "times.json").read_text()).values(), strict=True))
 
 
 def main() -> None:
@@ -89,7 +89,7 @@ def main() -> None:
         return statistics.median(value(*found) for found in rounds)
 
     print(f"\n{'seconds':<10}{'command':>9}{'script':>8}{'overhead':>10}{'start':>8}   medians of {ROUNDS}")
-    for stage in STAGES:
+    for stage in IN_EVERY_RUN:
         by = [middle(lambda _, command, __, script, stage=stage: sum(command[stage])),
               middle(lambda _, command, __, script, stage=stage: script[stage][1])]  # fmt: skip
         start = middle(lambda _, command, *__, stage=stage: command[stage][0])
@@ -100,7 +100,7 @@ def main() -> None:
     over = both[0] - work
     print(f"all: {both[0]:.1f} by the command, {both[1]:.1f} by the script, of it {work:.1f} work; before, between "
           f"and after the notebooks (report included) {outside:.1f}")  # fmt: skip
-    print(f"overhead {over:.1f} s; reach: 12 s a stage and 3 % of the work, {12 * len(STAGES) + 0.03 * work:.1f} s")
+    print(f"overhead {over:.1f} s; reach: 12 s a stage, 3 % of the work, {12 * len(IN_EVERY_RUN) + 0.03 * work:.1f} s")
 
 
 if __name__ == "__main__":

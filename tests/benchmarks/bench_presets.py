@@ -10,11 +10,10 @@ import tempfile
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from test_presets_rehearsed import finance, grade_school, news, pairs
-
-from lib import pipeline
-from lib.presets import PRESETS
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from lib.pipeline import execute
+from lib.run.presets import PRESETS
+from tests.test_presets_rehearsed import finance, grade_school, news, pairs
 
 FILES = {"corpus": news, "mixture": finance, "gsm8k": grade_school, "trader_dpo": pairs}
 
@@ -27,6 +26,6 @@ if __name__ == "__main__":
                 write(Path(folder) / "data", random.Random(5))
                 overrides = {"data_dir": f"{folder}/data"}
             began = time.perf_counter()
-            done = pipeline.run(name, None, overrides, rehearse=True, outputs=folder, echo=lambda _: None)
+            done = execute.run(name, None, overrides, rehearse=True, outputs=folder, echo=lambda _: None)
             assert [state for _, state, _ in done.stages] == ["done"] * 4
             print(f"{name}: {time.perf_counter() - began:.0f} s", flush=True)

@@ -16,9 +16,10 @@ from pathlib import Path
 
 import psutil
 
-from lib import deploy, runs
-from lib.presets import ROOT
-from lib.sources import read_rows
+from lib.run import runs
+from lib.run.paths import ROOT
+from lib.run.runs import read_rows
+from lib.ship import deploy
 
 
 def start(run: str, outputs: Path) -> tuple[subprocess.Popen, str]:

@@ -14,7 +14,8 @@ ROWS = 1_000_000
 MEASURE = """
 import resource, sys, time
 from pathlib import Path
-from lib import presets, sources
+from lib.data import sources
+from lib.run import presets
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 way, path = sys.argv[1], Path(sys.argv[2])
 local = {"data_dir": str(path), "base_model": "data/base", "chat_template": None, "train_rows": None}

@@ -13,7 +13,7 @@ from scipy.optimize import brentq
 from scipy.stats import binom
 from statsmodels.stats.proportion import proportion_confint
 
-from lib import stats
+from lib.grade import stats
 
 SIZES = (50, 200, 1000)
 SHARES = (0.02, 0.3, 0.95)

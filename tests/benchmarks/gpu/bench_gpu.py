@@ -11,14 +11,14 @@ stopped, counts what was spent before, and tries again what failed.
 
 train     LoRA of rank 16 on all linear layers of Llama-3.2-1B, 3B, Llama-3.1-8B and Qwen2.5-14B shaped models with
           random weights (speed and memory do not depend on the values), at 8,192 tokens a pass: "unsloth" is QLoRA
-          by Sharpen's own lib.qlora, "plain" by TRL, PEFT and bitsandbytes alone, "lora16" is lib.qlora on a base in
+          by Sharpen's lib.train.qlora, "plain" by TRL, PEFT and bitsandbytes alone, "lora16" is the first on a base in
           16 bit; with and without recomputed layers, compiler, packing (rows of an eighth to half of the length).
           Tokens/s without padding: the median of 3 groups of 4 steps after 4 steps of warm-up; the most memory that
           torch held while it trained.
 scratch   notebook 20's GPT, plain to fast, at `small` (37 M parameters) and `medium` (124 M): the median step.
 learn     the largest GPT that the minutes allow, on generated text (whose tokenizer has 2,048 tokens: of the 32,000
           rows of its embeddings the others stay as they began); QLoRA on the demo's 900 rows; the chain to Q4_K_M.
-generate  lib.evaluate's batched answers: 128 tokens after questions of 128, medians of 3 after a warm-up.
+generate  lib.judge.evaluate's batched answers: 128 tokens after questions of 128, medians of 3 after a warm-up.
 
 Utilisation is tokens/s times the operations that the model itself needs for a token (`shapes.operations` says which:
 6 N with all weights trained, 4 N + 6 times the adapter with a frozen base, and attention; layers computed again do not
@@ -173,7 +173,7 @@ def in_a_process(case: dict, limit_seconds: float, folder: Path, rehearse: bool)
 def measure_here(case: dict, folder: Path, rehearse: bool) -> dict:
     """The case's result by this process, with the device's matrix rate and the utilisation."""
     if case["arguments"].get("method") in ("unsloth", "lora16"):
-        import lib.qlora  # noqa: F401  (Unsloth comes first: it patches transformers)
+        import lib.train.qlora  # noqa: F401  (Unsloth comes first: it patches transformers)
     import cases
 
     measure = {"train": cases.train, "generate": cases.generate, "scratch": cases.scratch, "learn": cases.learn}
@@ -188,7 +188,7 @@ def measure_here(case: dict, folder: Path, rehearse: bool) -> dict:
 def machine() -> dict:
     import torch
 
-    from lib import runs
+    from lib.run import runs
 
     cuda = torch.cuda.is_available()
     memory = torch.cuda.get_device_properties(0).total_memory if cuda else psutil.virtual_memory().total

@@ -15,7 +15,14 @@ import torch
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainerCallback
 
-from lib import ablation, chat, corpus, evaluate, gpt, memory, pipeline, presets, pretrain, runs, scale, tokens
+from lib.data import chat
+from lib.gpt import ablation, corpus, plain, pretrain, tokens
+from lib.judge import evaluate
+from lib.pipeline import execute
+from lib.run import memory, presets, runs
+from lib.run.paths import ROOT
+from lib.run.stages import STAGES
+from lib.train import scale
 
 WARM_UP, GROUPS, STEPS = 4, 3, 4  # steps that compile and fill caches; then groups of steps, whose median counts
 PROMPT, ANSWER = 128, 128  # tokens of a question and of its answer
@@ -86,7 +93,7 @@ def train(folder: Path, model: str, length: int, method: str, tokens_a_pass: int
           rows: str, packing: bool) -> dict:  # fmt: skip
     """Speed and peak memory of training LoRA of rank 16 on all linear layers of a model, by one method.
 
-    "unsloth" is Sharpen's own QLoRA (lib.qlora), "lora16" the same on a base in 16 bit, "plain" is QLoRA by TRL, PEFT
+    "unsloth" is Sharpen's own (lib.train.qlora), "lora16" the same on a base in 16 bit, "plain" is QLoRA by TRL, PEFT
     and bitsandbytes alone. A pass has `tokens_a_pass` tokens, padding included, and is a step."""
     path, config = shapes.build(model, method != "lora16", folder / "models"), shapes.config_of(model)
     batch, steps, clock = max(1, tokens_a_pass // length), WARM_UP + GROUPS * STEPS, Clock()
@@ -105,8 +112,8 @@ def train(folder: Path, model: str, length: int, method: str, tokens_a_pass: int
 
 
 def train_by_sharpen(settings, rows: Dataset, compile: bool, folder: Path, clock: Clock) -> dict:
-    """lib.qlora's own path; returns what it says that it ran. (`compile`: bench_gpu.py has told Unsloth already.)"""
-    from lib import qlora
+    """lib.train.qlora's path; returns what it says that it ran. (`compile`: bench_gpu.py has told Unsloth already.)"""
+    from lib.train import qlora
 
     model, tokenizer = qlora.load(settings)
     out = folder / "adapter"
@@ -152,12 +159,12 @@ def load_plainly(path: str):
 
 
 def generate(folder: Path, model: str, method: str, batch: int) -> dict:
-    """Tokens a second that `lib.evaluate` answers with: `batch` questions at once, greedily, without the calculator."""
+    """Tokens a second that `evaluate` answers with: `batch` questions at once, greedily, without the calculator."""
     path = str(shapes.build(model, True, folder / "models"))
     if method == "plain":
         base, tokenizer = load_plainly(path).eval(), AutoTokenizer.from_pretrained(path)
     else:
-        from lib import qlora
+        from lib.train import qlora
 
         base, tokenizer = qlora.load(presets.resolve("demo", {"base_model": path}).settings)
         qlora.FastLanguageModel.for_inference(base)
@@ -177,8 +184,8 @@ def scratch(folder: Path, size: str, batch: int, length: int, ladder: bool, step
         model_size=size, pretrain_batch_size=batch, block_size=length, pretrain_tokens=steps * batch * length,
         torch_compile=torch.cuda.is_available(),
     )).settings  # fmt: skip
-    place, config = folder / f"tokens-{batch}x{length}", gpt.SIZES[size]
-    tokens.prepare(settings, place, tokens.load_processor(presets.ROOT / "data/base"))
+    place, config = folder / f"tokens-{batch}x{length}", plain.SIZES[size]
+    tokens.prepare(settings, place, tokens.load_processor(ROOT / "data/base"))
     blocks = tokens.Blocks(place / "train", batch, length, settings.pretrain_seed)
     operations = shapes.operations(config, shapes.positions(blocks.sizes.tolist()))
     if ladder:
@@ -196,7 +203,7 @@ def scratch(folder: Path, size: str, batch: int, length: int, ladder: bool, step
 
 def plan_of(folder: Path, sizes: list[str], minutes: float, batch: int) -> dict:
     """Which size is trained on how many tokens, and the tokens/s measured for it: of training, and of writing text."""
-    processor, began = tokens.load_processor(presets.ROOT / "data/base"), time.perf_counter()
+    processor, began = tokens.load_processor(ROOT / "data/base"), time.perf_counter()
     sample = tokens.write(folder / "sample", islice(corpus.documents(0), 2000), processor, tokens.UNPREDICTABLE)
     written, measured = sample["tokens"] / (time.perf_counter() - began), {}
     for size in sizes:
@@ -222,11 +229,11 @@ def learn(folder: Path, sizes: list[str], minutes: float, batch: int, rehearse: 
                   "pretrain_batch_size": batch}  # fmt: skip
     if not (base / "manifest.json").exists():
         words = [word for pair in parameters.items() for word in ("-p", *map(str, pair))]
-        notebook = pipeline.notebook_path(presets.NOTEBOOKS["pretrain"])
+        notebook = execute.notebook_path(STAGES["pretrain"].notebook)
         executed = folder / "20_pretrain_gpt.ipynb"
         subprocess.run([sys.executable, "-m", "papermill", notebook, executed, *words], check=True)
     overrides = {"base_model": str(base), "learning_rate": 1e-3, "eval_batch_size": 180}
-    summary = pipeline.run("demo", "learned", overrides, rehearse, outputs, export=True)
+    summary = execute.run("demo", "learned", overrides, rehearse, outputs, export=True)
     metrics = {stage: runs.read(base.parent if stage == "pretrain" else summary.run_folder, stage)["metrics"]
                for stage in ("pretrain", "train", "evaluate", "export")}  # fmt: skip
     return {**planned, "headline": summary.headline, "stages": summary.stages,

@@ -11,7 +11,8 @@ from bitsandbytes.functional import quantize_4bit
 from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from lib import presets, scale
+from lib.run.paths import ROOT
+from lib.train import scale
 
 _IDS = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 3}  # those of data/base, whose tokenizer they borrow
 _LLAMA = _IDS | {
@@ -88,7 +89,7 @@ def build(name: str, four_bit: bool, folder: Path) -> Path:
     row = CONFIGS[name] | {"dtype": "bfloat16"} | ({"quantization_config": QUANTIZATION} if four_bit else {})
     (part / "config.json").write_text(json.dumps(row, indent=2))
     for file in ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "chat_template.jinja"):
-        shutil.copy(presets.ROOT / "data/base" / file, part)
+        shutil.copy(ROOT / "data/base" / file, part)
     os.replace(part, target)
     return target
 

@@ -1,0 +1,93 @@
+"""The one prompt format, and which tokens of a row are learnt."""
+
+import html
+
+from lib import SharpenError
+from lib.run.paths import locate
+from lib.run.settings import SettingsError
+
+# The embedded base's template; a hub model brings its own with its tokenizer. `generation` marks what is learnt.
+TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}"
+    "{% if message['role'] == 'assistant' %}<|assistant|>"
+    "{% generation %}{{ message['content'] }}{{ eos_token }}{% endgeneration %}"
+    "{% else %}<|user|>{{ message['content'] }}{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+IGNORED = -100  # the label that torch's cross entropy leaves out
+
+
+class EncodingError(SharpenError):
+    """A row cannot be learnt as it is; `check` is the data gate's name for why, the message names the row."""
+
+    def __init__(self, check: str, message: str):
+        self.check = check
+        super().__init__(message)
+
+
+def load_tokenizer(settings):
+    """The base model's tokenizer, with the settings' chat template where they name one."""
+    if settings.chat_template:
+        from unsloth.chat_templates import get_chat_template  # templates for bases that were published without one
+
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(locate(settings.base_model), trust_remote_code=False)
+    if settings.chat_template:
+        tokenizer = get_chat_template(tokenizer, chat_template=settings.chat_template)
+    if not tokenizer.chat_template:
+        raise SettingsError([f"base_model = {settings.base_model!r} has no chat template: "
+                                     f"set chat_template, e.g. 'llama-3' or 'chatml'"])  # fmt: skip
+    return tokenizer
+
+
+def prompt_ids(messages: list[dict], tokenizer) -> list[int]:
+    """Token ids of a row's messages up to where the last assistant message begins."""
+    asked = messages[:-1] if messages[-1]["role"] == "assistant" else messages
+    return tokenizer.apply_chat_template(asked, add_generation_prompt=True)["input_ids"]
+
+
+def encode(row: dict, tokenizer) -> dict:
+    """{"input_ids", "labels"} of a whole row; only the last answer and its end token are learnt.
+
+    EncodingError where the prompt alone is tokenised otherwise than inside the row (the model would be asked something
+    that it never saw), or where no end token closes the answer (it would never learn to stop)."""
+    prompt = prompt_ids(row["messages"], tokenizer)
+    whole = tokenizer.apply_chat_template(row["messages"])["input_ids"]
+    if whole[: len(prompt)] != prompt:
+        message = f"row {row['id']}: its prompt's tokens are not the beginning of the row's tokens"
+        raise EncodingError("prompt tokens", message)
+    while len(whole) > len(prompt) and not tokenizer.decode(whole[-1:]).strip():
+        whole.pop()  # some templates put a newline after the end token; nobody generates it
+    if len(whole) == len(prompt):
+        raise EncodingError("nothing learnt", f"row {row['id']}: its answer has no tokens to learn")
+    if whole[-1] not in end_ids(tokenizer):
+        raise EncodingError(
+            "end token",
+            f"row {row['id']}: the chat template closes the answer with {tokenizer.decode(whole[-1:])!r}, "
+            f"not with the end token {tokenizer.eos_token!r}",
+        )
+    return {"input_ids": whole, "labels": [IGNORED] * len(prompt) + whole[len(prompt) :]}
+
+
+def end_ids(tokenizer) -> list[int]:
+    """The tokens that end an answer: EOS, and the end of a turn where the vocabulary has one."""
+    turns = [tokenizer.convert_tokens_to_ids(name) for name in ("<|eot_id|>", "<|im_end|>", "<end_of_turn>")]
+    return list(dict.fromkeys([tokenizer.eos_token_id, *(i for i in turns if i not in (None, tokenizer.unk_token_id))]))
+
+
+def supervised_text(encoded: dict, tokenizer) -> str:
+    """The text of the tokens that are learnt."""
+    return tokenizer.decode([label for label in encoded["labels"] if label != IGNORED])
+
+
+def show_mask(encoded: dict, tokenizer):
+    """The row as Jupyter shows it: learnt tokens bold on green, the prompt grey."""
+    from IPython.display import HTML
+
+    learnt = sum(label != IGNORED for label in encoded["labels"])
+    prompt, answer = encoded["input_ids"][:-learnt], encoded["input_ids"][-learnt:]
+    parts = [(prompt, "color:#777"), (answer, "background:#e3f4e3;font-weight:bold")]
+    spans = (f'<span style="{style}">{html.escape(tokenizer.decode(ids))}</span>' for ids, style in parts)
+    return HTML(f'<pre style="white-space:pre-wrap">{"".join(spans)}</pre><p>{learnt} of {len(encoded["labels"])} '
+                f"tokens are learnt.</p>")  # fmt: skip

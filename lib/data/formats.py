@@ -1,0 +1,212 @@
+"""One parser a data set: the fields of a record -> a row with messages, typed gold and group (pages: `pages.py`)."""
+
+import hashlib
+import json
+import math
+import re
+
+from lib.grade import calculator, numerals, reading
+
+ROLES = {"human": "user", "gpt": "assistant"} | {role: role for role in ("system", "user", "assistant")}
+NUMERAL = re.compile(
+    r"\(?[-+]?\s?(?:US|S|A)?[$€£¥]?\s?[-+]?\d[\d,]*(?:\.\d+)?\s?(?:%|percent|thousand|million|billion)?\s?\)?"
+)
+
+
+class BadRow(ValueError):
+    """A record cannot be used; the message names the field and what is wrong with it."""
+
+
+# --- fields -----------------------------------------------------------------------------------------------------------
+def text_of(fields: dict, name: str, needed: bool = True) -> str:
+    """A field's text without outer white space; BadRow where it is no text, or is needed and empty."""
+    value = fields.get(name)
+    if value is None and not needed:
+        return ""
+    if not isinstance(value, str) or (needed and not value.strip()):
+        raise BadRow(f"field {name!r} is missing, empty or no text")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:  # half a surrogate pair, or bytes that were no UTF-8
+        raise BadRow(f"field {name!r} is not UTF-8 at character {error.start}") from None
+    return value.strip()
+
+
+def number_of(fields: dict, name: str) -> float:
+    """A field's finite number, which may be written as text."""
+    value = fields.get(name)
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise BadRow(f"field {name!r} is missing or no number")
+    try:
+        number = float(value.replace(",", "") if isinstance(value, str) else value)
+    except (ValueError, OverflowError):
+        number = math.nan
+    if not abs(number) < 1e300:  # nor can larger ones be graded
+        raise BadRow(f"field {name!r} is no finite number")
+    return number
+
+
+def digest(value) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:12]
+
+
+# --- rows -------------------------------------------------------------------------------------------------------------
+def typed(value: float | str | bool, unit: str, decimals: int, tolerance: float = 0.0) -> dict:
+    """A gold. With tolerance 0 an answer may be off by half a unit of the last of `decimals` digits, and no more."""
+    return {"value": value, "unit": unit, "decimals": decimals, "tolerance": tolerance}
+
+
+def _whole(value: float) -> dict:
+    """A grade-school gold, which is matched exactly where it is whole."""
+    return {"value": value, "unit": "count" if value.is_integer() else "none"}
+
+
+def decimals_of(value: float) -> int:
+    """Digits that a number shows after its point."""
+    digits, _, exponent = repr(float(value)).partition("e")
+    return max(0, len(digits.partition(".")[2].rstrip("0")) - int(exponent or 0))
+
+
+def numeral(text: str) -> numerals.Reading | None:
+    """The number that a text is from end to end (`$1,496.5`, `(32)`, `45 %`), else None."""
+    if len(text) > 40 or not NUMERAL.fullmatch(numerals.normal(text).strip()):
+        return None
+    found = numerals.first_number(numerals.plain(numerals.normal(text)))
+    return None if found.error else found
+
+
+def decimals_shown(number: numerals.Reading) -> int:
+    """Digits after the point that a text showed (-6: whole millions), as far as a gold can say it."""
+    return max(-15, min(15, -round(math.log10(number.step)) if number.step else decimals_of(number.value)))
+
+
+def row_of(source: str, kind: str, place: str, question: str, answer: str, gold: dict | None, group: str = "") -> dict:
+    messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    id = f"{source}-{place}"
+    return {"id": id, "source": source, "kind": kind, "messages": messages, "gold": gold,
+            "group": f"{source}-{group}" if group else id}  # fmt: skip
+
+
+def joined(*parts: str) -> str:
+    return "\n\n".join(filter(None, parts))
+
+
+# --- word problems ----------------------------------------------------------------------------------------------------
+def gsm8k(fields: dict, place: str) -> dict:
+    """The worked answer keeps its <<expr=value>> marks and ends with `#### N`."""
+    question, answer = text_of(fields, "question"), text_of(fields, "answer")
+    found = re.search(r"####\s*(-?\d[\d,]{0,30}(?:\.\d{1,30})?)\s*$", answer)
+    if not found:
+        raise BadRow("field 'answer' does not end with '#### ' and a number")
+    return row_of("gsm8k", "grade school", place, question, answer, _whole(float(found[1].replace(",", ""))))
+
+
+def svamp(fields: dict, place: str) -> dict:
+    """The equation is the working; a row whose equation does not give its answer is bad."""
+    value, equation = number_of(fields, "answer"), re.sub(r"\.0\b|\s", "", text_of(fields, "equation"))
+    try:
+        found = calculator.calculate(equation)
+        if not math.isclose(found, value, rel_tol=1e-9):
+            raise BadRow(f"field 'equation' gives {calculator.show(found)}, not {value:g}")
+    except calculator.CalculatorError as error:
+        raise BadRow(f"field 'equation': {error}") from None
+    answer = f"{equation} = {calculator.mark(equation)}{value:.15g}\n#### {value:.15g}"
+    question = f"{text_of(fields, 'body')} {text_of(fields, 'question')}"
+    return row_of("svamp", "word problem", place, question, answer, _whole(value))
+
+
+# --- instructions, conversations, preferences, your own ---------------------------------------------------------------
+def investopedia(fields: dict, place: str) -> dict:
+    question = joined(text_of(fields, "context", False), text_of(fields, "question"))
+    topic = text_of(fields, "topic")
+    return row_of("investopedia", "investopedia", place, question, text_of(fields, "answer"), None, topic)
+
+
+def trader_sft(fields: dict, place: str) -> dict:
+    """`messages` of role and content, or the older `conversations` of from and value."""
+    messages = _messages(fields, "messages" if "messages" in fields else "conversations")
+    if [message["role"] for message in messages[-2:]] != ["user", "assistant"]:
+        raise BadRow("the conversation does not end with a user's message and its answer")
+    return row_of("trader_sft", "conversation", place, "", "", None) | {"messages": messages}
+
+
+def trader_dpo(fields: dict, place: str) -> dict:
+    """A preference pair: the row is the prompt with the chosen answer; `rejected` holds the other answer."""
+    if isinstance(fields.get("prompt"), list):
+        messages = _messages(fields, "prompt")
+    else:
+        messages = [{"role": "user", "content": text_of(fields, "prompt")}]
+    chosen, rejected = (_reply(fields, name) for name in ("chosen", "rejected"))
+    if messages[-1]["role"] != "user":
+        raise BadRow("field 'prompt' does not end with a user's message")
+    if chosen == rejected:
+        raise BadRow("fields 'chosen' and 'rejected' are the same")
+    row = row_of("trader_dpo", "preference", place, "", chosen, None, digest(messages))
+    return row | {"messages": [*messages, row["messages"][-1]], "rejected": rejected}
+
+
+def with_rejected(row: dict) -> dict:
+    """A pair's row with its rejected answer in the place of the chosen one."""
+    return row | {"messages": [*row["messages"][:-1], {"role": "assistant", "content": row["rejected"]}]}
+
+
+def _messages(fields: dict, name: str) -> list[dict]:
+    found, messages = fields.get(name), []
+    if not isinstance(found, list) or not found:
+        raise BadRow(f"field {name!r} is missing, empty or no list")
+    for message in found:
+        if not isinstance(message, dict):
+            raise BadRow(f"field {name!r} holds something that is no message")
+        role = message.get("role", message.get("from"))
+        if role not in list(ROLES):
+            raise BadRow(f"field {name!r} has the role {str(role)[:40]!r}; known are {', '.join(ROLES)}")
+        text = text_of(message, "content" if "content" in message else "value")
+        messages.append({"role": ROLES[role], "content": text})
+    return messages
+
+
+def _reply(fields: dict, name: str) -> str:
+    """An answer as text, or as the last of a list of messages."""
+    if not isinstance(fields.get(name), list):
+        return text_of(fields, name)
+    last = _messages(fields, name)[-1]
+    if last["role"] != "assistant":
+        raise BadRow(f"field {name!r} does not end with an answer")
+    return last["content"]
+
+
+def own(fields: dict, place: str, columns: dict[str, str]) -> dict:
+    """Your own rows; `columns` says which of your columns is the question, answer, context and group.
+
+    The gold is the marked answer (`#### 42`), or the whole answer where it is a number; else there is none."""
+    names = {name: columns.get(name, name) for name in ("question", "answer", "context", "group")}
+    if type(fields.get(names["answer"])) in (int, float):
+        fields = fields | {names["answer"]: f"{number_of(fields, names['answer']):.15g}"}
+    question, answer = text_of(fields, names["question"]), text_of(fields, names["answer"])
+    number, marked, gold = numeral(answer), reading.parse(answer), None
+    if marked and marked.reading == "marker":
+        gold = typed(marked.value, marked.unit, decimals_shown(marked))
+    elif number:
+        gold, answer = typed(number.value, number.unit, decimals_shown(number)), f"#### {answer}"
+    context, group = (text_of(fields, names[name], False) for name in ("context", "group"))
+    return row_of("own", "own", place, joined(context, question), answer, gold, group)
+
+
+def corpus_blocks(fields: dict, most: int) -> list[dict]:
+    """A document -> blocks of whole sentences, of at most `most` characters; a longer sentence is a block alone."""
+    blocks = [""]
+    for sentence in re.split(r"(?<=[.!?])(?=\s)|(?=\n)", text_of(fields, "text")):
+        if blocks[-1].strip() and len(blocks[-1]) + len(sentence) > most:
+            blocks.append("")
+        blocks[-1] += sentence
+    return [{"text": block} for block in blocks]
+
+
+def corpus(fields: dict, place: str) -> dict:
+    """A block of text: its first sentence (of a single one: five words) is given, the rest is learnt."""
+    text = text_of(fields, "text")
+    opening = re.match(r".{20,400}?[.!?:](?=\s)|(?:\S+\s+){5}", text, re.DOTALL)
+    if not opening:
+        raise BadRow("field 'text' has fewer than six words")
+    rest = text[opening.end() :].strip()
+    return row_of("corpus", "text", place, opening[0].strip(), rest, None, place.rpartition("/")[0])

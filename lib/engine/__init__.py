@@ -1,0 +1,1 @@
+"""What answers beside torch: llama.cpp, found or built and run, and the client that asks its server."""

@@ -1,0 +1,29 @@
+"""What torchrun starts on each device to pretrain one GPT together, each on its share of a batch's rows."""
+
+import sys
+import types
+from dataclasses import replace
+from pathlib import Path
+
+import torch.distributed as dist
+
+from lib.gpt import pretrain, tokens
+from lib.run import disk, memory
+from lib.train import fsdp
+
+
+def train(plan: dict) -> dict:
+    """Train as the plan says, with the other ranks; the metrics."""
+    settings, folder = types.SimpleNamespace(**plan["settings"]), Path(plan["folder"])
+    fsdp.join(settings)
+    size = settings.pretrain_batch_size, settings.block_size, settings.pretrain_seed
+    blocks, held_out = (tokens.Blocks(Path(plan["data"]) / name, *size) for name in ("train", "held_out"))
+    log = disk.Log(folder / "metrics.jsonl")
+    recipe = replace(pretrain.recipe_of(settings), **plan["arguments"].pop("recipe", {}))
+    _, metrics = pretrain.train(settings, blocks, folder, recipe, held_out, log, **plan["arguments"])
+    return metrics | {"ranks": dist.get_world_size(), "backend": dist.get_backend()}
+
+
+if __name__ == "__main__":
+    fsdp.end_with_parent()
+    fsdp.work(Path(sys.argv[1]), train, (memory.TrainingError,))

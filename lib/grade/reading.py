@@ -1,0 +1,139 @@
+"""A completion -> the number, choice or truth value that it answers, before anyone asks whether it is right.
+
+A completion is read on one line, after its last explicit marker: `####`, `Final answer:`, `The answer is`, `Answer:`,
+`A:`, `<answer>` or `\\boxed{}`. The last number of an unmarked text is a second reading, reported apart. No text can
+raise or take more than linear time.
+"""
+
+import re
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import replace
+
+from lib.grade.numerals import LONGEST_ANSWER, Reading, first_number, last_number, normal, plain
+
+# ---- truth values and choices
+
+TRUTH = re.compile(
+    r"(\b(?:not|never|cannot|\w{1,9}n['\u2019]t)\s(?:\w{1,15}\s){0,2})?\b(yes|no|true|false)\b", re.IGNORECASE
+)
+EITHER = re.compile(r"\s?(?:[/|&]|\bor\b|\band\b)?\s?", re.IGNORECASE)
+NOUN = "fund|asset|portfolio|stock|strategy|option|choice|answer|company|investment|bond|project"
+NOUNS = re.compile(rf"^(?:(?:the|{NOUN})s?\s+)+(?=\S)")
+NOUNS_AFTER = re.compile(rf"(?<=\S)\s+(?:(?:{NOUN})s?|first|second|third|last)$")
+NOTE = re.compile(
+    r"(?<=\w)\s?\([^()]*\)|\s?[:=]\s?[-+$]*\.?\d(?:[\d.,]*[\d%])?|\b(?:because|since|with|has|which|due)\b.*"
+)
+COPULA = re.compile(r"\b(?:is|are)\b")
+BETWEEN_LABELS = re.compile(
+    r"\s?(?:[,;<>\u2192\u2265\u2264]|->|\bthen\b|\band\b|\bfollowed by\b|\s/(?=\s)|\s\d{1,2}[.)](?=\s))[\s,]*"
+)
+ENUMERATED = re.compile(r"\W{0,3}([a-hA-H])[.)]{1,2}\s+(?=\S)")  # "B. Fund Beta" and "(B) Fund Beta"
+LISTED = re.compile(r"^\s*(?:\d{1,2}[.)]\s+|[-*+\u2022]\s+)")
+JUNK = " \t.:;!\"'()[]*\u201c\u201d"
+
+
+def truth(line: str) -> Reading:
+    """The truth value that a line answers with: its words agree, or it opens with one (`No, there is no ...`)."""
+    line = {"y": "yes", "n": "no"}.get(line.strip(JUNK).casefold(), line).lstrip(JUNK)
+    matches = list(TRUTH.finditer(line))
+    found = [(match[2].lower() in ("yes", "true")) != bool(match[1]) for match in matches]
+    opens = found and matches[0].start() == 0 and " or " not in line
+    if opens and found[1:] and EITHER.fullmatch(line, matches[0].end(), matches[1].start()):
+        opens = False  # "yes/no"
+    if opens or len(set(found)) == 1:
+        return Reading(found[0], "bool")
+    return Reading(None, "bool", error="conflicting answers" if found else "no answer")
+
+
+def labels_of(text: str) -> tuple[str, ...]:
+    """The labels of a choice or an ordering, best first, without case, separators, notes and generic nouns."""
+    text = NOUNS.sub("", text.casefold().lstrip(JUNK))
+    text = NOTE.sub("", text).strip(JUNK) or text.strip(JUNK)
+    parts = BETWEEN_LABELS.split(text.rpartition(": ")[2])  # "from best to worst: B, A, C"
+    labels = [NOUNS.sub("", LISTED.sub("", part).strip(JUNK)).strip(JUNK) for part in parts]
+    labels = [NOUNS_AFTER.sub("", label) for label in labels]
+    ascending = any(sign in text for sign in "<\u2264") and not any(sign in text for sign in ">\u2265")
+    return tuple(filter(None, reversed(labels) if ascending else labels))
+
+
+def _choice(lines: list[str], gold: tuple[str, ...]) -> Reading:
+    labels: tuple[str, ...] = ()
+    for line in lines:  # an ordering may stand as a list, one label a line
+        parts = [labels_of(part) for part in [*COPULA.split(line), line]]  # "B is best" and "the best is B"
+        if letter := ENUMERATED.match(line):
+            parts += [(letter[1].casefold(),), labels_of(line[letter.end() :])]
+        labels += gold if gold in parts else next(filter(None, parts), ())
+        if len(labels) >= max(1, len(gold)):
+            break
+    several = len(gold) == 1 and len(labels) > 1 or any(" or " in label for label in labels if label not in gold)
+    if several or not labels:
+        return Reading(None, "choice", error="conflicting answers" if several else "no answer")
+    return Reading(", ".join(labels), "choice")
+
+
+# ---- markers
+
+MARKER = re.compile(
+    r"(?=[#\\<ftmo]|^)(?:"  # the letters that a marker may begin with, looked at first: twice as fast
+    r"#{4}|(?P<box>\\f?box(?:ed)?\s?\{)|<answer>"
+    r"|(?<![a-z\d])final answer(?![a-z])[ *_]{0,6}(?:(?:\([^()\n]{0,40}\)|for [^:=.\n]{1,40})[ *_]{0,3})?"
+    r"(?:[:=]|is\b|\n)"
+    r"|\b(?:the|my|our) (?:correct )?answer(?: is\b| would be\b|[ *_]{0,3}[:=])"
+    r"|^[ \t>*_]{0,6}(?:(?-i:A)[ *_]{0,4}:|"
+    r"(?:[-+] |\d{1,2}[.)] )?[*_]{0,3}answer[ *_]{0,4}(?:\([^()\n]{0,40}\)[ *_]{0,3})?[:=]))",
+    re.IGNORECASE | re.MULTILINE,
+)
+UNIT_AFTER_BOX = re.compile(
+    r"[\s$]*(?:\\text\s?\{\s?)?\\?(%|(?:x|percent|pp|bps|basis points|thousand|million|billion|trillion|bn)\b)",
+    re.IGNORECASE,
+)
+
+
+def _boxed(text: str, start: int, end: int) -> str:
+    """The inside of the box that opens at start:end, with the minus before it and the unit after it."""
+    depth, close = 1, end
+    for close in range(end, min(len(text), end + LONGEST_ANSWER)):
+        depth += (text[close] == "{") - (text[close] == "}")
+        if depth == 0 or text[close] == "\n":
+            break
+    minus = "-" if text[max(0, start - 3) : start].rstrip(" $").endswith("-") else ""
+    unit = UNIT_AFTER_BOX.match(text, close + 1, close + 35)
+    return minus + text[end : close + (depth > 0)] + (" " + unit[1] if unit else "")
+
+
+def _marked(text: str) -> Iterator[list[str]]:
+    """The plain lines after each of the last markers, last first; markers of nothing are skipped."""
+    for marker in reversed(deque(MARKER.finditer(text), maxlen=20)):
+        if marker["box"]:
+            lines = [_boxed(text, *marker.span())]
+        else:
+            first, *more = text[marker.end() : marker.end() + LONGEST_ANSWER].split("\n")
+            lines = [first, *(LISTED.sub("", line) for line in more)]  # a bullet is not a minus
+        lines = [line for line in map(plain, lines) if any(map(str.isalnum, line))]
+        if lines:
+            yield lines
+
+
+def readings(completion: str, unit: str, labels: tuple[str, ...] = ()) -> Iterator[Reading]:
+    """The last marked answer, then the ones before it; without a marker the last number (or the last line's choice)."""
+    text, unmarked = normal(completion), True
+    for lines in _marked(text):
+        unmarked = False
+        yield (
+            _choice(lines, labels)
+            if unit == "choice"
+            else truth(lines[0])
+            if unit == "bool"
+            else first_number(lines[0])
+        )
+    if unmarked:
+        last_line = plain(text.rstrip()[-LONGEST_ANSWER:].rpartition("\n")[2])
+        last = _choice([last_line], labels) if unit == "choice" else truth(last_line) if unit == "bool" else None
+        yield replace(last or last_number(text), reading="last number")
+
+
+def parse(text: str, unit: str = "none") -> Reading | None:
+    """What `text` answers, a number unless `unit` is "choice" or "bool"; None where it answers nothing, or two."""
+    reading = next(readings(text, unit))
+    return None if reading.error else reading

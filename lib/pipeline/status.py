@@ -1,0 +1,142 @@
+"""How far each run came, what is wrong with it, and what may be freed on the disk."""
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+from lib.run import disk, progress, runs, untrusted
+from lib.run.stages import STAGES
+
+STALLED_SECONDS = 300  # a stage at work that has not moved for so long is named
+HEARTBEAT_SECONDS = 30  # so is a process that says nothing at all, as one that was stopped or waits for a dead disk
+# What a run does without once it is complete: (pattern in the run's folder, what it is)
+SPARE = (
+    ("*.former", "a finished result that was to be replaced"),
+    ("*.abandoned", "an unfinished attempt with other settings, code or inputs"),
+    ("*/checkpoints", "checkpoints of a training that has ended"),
+    ("*/checkpoint.safetensors", "the checkpoint of a pretraining that has ended"),
+    ("*/.tokens", "text as tokens, which pretraining writes again"),
+)
+
+
+def table(outputs: Path, now: datetime | None = None) -> list[dict[str, str]]:
+    """A row a run: the stages that are complete, the one at work or stopped, its last step and loss, when it was."""
+    return [_row(folder, now or datetime.now(UTC)) for folder in _runs(outputs)]
+
+
+def line(run_folder: Path, stage: str) -> str:
+    """How far a stage at work is: `step 120 of 228, loss 0.3124, 1.2 min left`; `running` where it counts no steps."""
+    told = progress.read(run_folder, stage)
+    if told is None:
+        return "ending" if runs.is_complete(run_folder, stage) else "starting"
+    found, now = _words(told), datetime.now(UTC)
+    parts = [f"{name} {found[name]}" for name in ("step", "loss") if name in found]
+    parts += [f"{found.get('left')} left"] * ("left" in found)
+    if _is_silent(told, now):
+        parts.append("stalled: its process does not answer")
+    elif (still := (now - told.moved_at).total_seconds()) > STALLED_SECONDS:
+        parts.append(f"stalled? no step for {still / 60:.0f} min")
+    return ", ".join(parts) or "running"
+
+
+def spare(outputs: Path, names: list[str]) -> list[tuple[Path, str, int]]:
+    """(path, what it is, bytes) of what `clean` would free in the named runs (all, if none is named).
+
+    Nothing of a stage that can still be gone on from, nothing of a run at work. RunError for an unknown run."""
+    for name in names:
+        if not runs.run_folder_of(outputs, name).is_dir():
+            raise runs.RunError(f"no run {name!r} in {outputs}; there are: {', '.join(f.name for f in _runs(outputs))}")
+    return [(path, what, _size(path)) for folder in _runs(outputs)
+            if (not names or folder.name in names) and not folder.is_symlink() and disk.holder(folder) is None
+            for path, what in _spare_of(folder)]  # fmt: skip
+
+
+def free(outputs: Path, paths: list[Path]) -> None:
+    """Delete what `spare` named, if it can still be spared; RunError names who has begun to write to a run since."""
+    for folder in dict.fromkeys(outputs / path.relative_to(outputs).parts[0] for path in paths):
+        disk.lock(folder, "writer")
+        try:
+            for path, _ in _spare_of(folder):
+                if path in paths:
+                    with disk.writing(path):
+                        shutil.rmtree(path) if path.is_dir() else path.unlink()
+        finally:
+            disk.unlock(folder, "writer")
+
+
+def _spare_of(folder: Path) -> list[tuple[Path, str]]:
+    names = {row.folder: stage for stage, row in STAGES.items()}
+    return [(path, what) for pattern, what in SPARE for path in sorted(folder.glob(pattern))
+            if (stage := names.get(path.relative_to(folder).parts[0].split(".")[0]))
+            and (path.parent == folder or _is_whole(folder, stage))
+            and not path.is_symlink() and not untrusted.leads_out(path, folder)]  # fmt: skip
+
+
+def _is_whole(folder: Path, stage: str) -> bool:
+    """Whether a stage's manifest is there, and whole."""
+    with contextlib.suppress(runs.RunError):
+        return bool(runs.read(folder, stage))
+    return False
+
+
+def _runs(outputs: Path) -> Iterator[Path]:
+    folders = sorted(outputs.iterdir()) if outputs.is_dir() else []
+    return (folder for folder in folders if any((folder / row.folder).is_dir() for row in STAGES.values()))
+
+
+def _row(folder: Path, now: datetime) -> dict[str, str]:
+    there = [stage for stage in STAGES if runs.is_complete(folder, stage)]
+    complete = [stage + " (unreadable)" * (not _is_whole(folder, stage)) for stage in there]
+    row, begun = {"run": folder.name, "complete": ", ".join(complete) or "-"}, {}
+    for stage in STAGES.keys() - there:
+        with contextlib.suppress(OSError):  # not begun, or it ends in this moment
+            begun[stage] = (folder / STAGES[stage].folder / "started.json").stat().st_mtime
+    if not begun:
+        return row
+    stage = max(begun, key=begun.get)
+    told = progress.read(folder, stage)
+    found = _words(told) if told else {}
+    last = max(_last_sign(folder / STAGES[stage].folder), begun[stage], told.moved_at.timestamp() if told else 0)
+    silent = now.timestamp() - last
+    if disk.holder(folder) is None:
+        found.pop("left", None)
+        state = "stopped"
+    elif told and _is_silent(told, now):
+        state = "stalled: its process does not answer"
+    else:
+        state = "stalled?" if silent > STALLED_SECONDS else "running"
+    return row | {"unfinished": f"{stage} ({state})"} | found | {"last sign": f"{silent:,.0f} s ago"}
+
+
+def _is_silent(told: progress.Told, now: datetime) -> bool:
+    return (now - told.heartbeat).total_seconds() > HEARTBEAT_SECONDS
+
+
+def _words(told: progress.Told) -> dict[str, str]:
+    """A stage's step, loss and the time that is left at its speed so far; what is not known is left out."""
+    found = {}
+    if told.step is not None:
+        found["step"] = f"{told.step:,}" + (f" of {told.of:,}" if told.of else "")
+        found["step"] += f" ({told.what})" if told.what else ""
+    if told.loss is not None:
+        found["loss"] = f"{told.loss:.4f}"
+    if told.seconds_left is not None:
+        found["left"] = f"{told.seconds_left / 60:.1f} min"
+    return found
+
+
+def _last_sign(folder: Path) -> float:
+    """When a stage last wrote anything, in seconds since 1970."""
+    newest = 0.0
+    for place, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(OSError):  # a checkpoint that is being replaced
+                newest = max(newest, os.lstat(os.path.join(place, name)).st_mtime)
+    return newest
+
+
+def _size(path: Path) -> int:
+    return sum(file.lstat().st_size for file in ([path] if path.is_file() else path.rglob("*")) if file.is_file())

@@ -1,0 +1,1 @@
+"""What every stage stands on: the stages and their settings, presets, run folders and their manifests, files."""

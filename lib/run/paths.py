@@ -1,0 +1,49 @@
+"""Where things lie: the project, a base model, a run's name."""
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from lib.run import untrusted
+from lib.run.settings import SettingsError, short
+
+ROOT = Path(__file__).resolve().parents[2]
+HUB_ID = r"(?a)(?!.*(--|\.\.))(\b[\w.-]{1,96}\b/)?\b[\w.-]{1,96}\b"  # the hub's own rule, without its slow import
+
+
+def default_run(preset: str, rehearse: bool) -> str:
+    """The run's name where none is given; a rehearsal never takes the place of the real run."""
+    return f"{preset}-rehearsal" if rehearse else f"{preset}"
+
+
+def run_name_problems(run: Any) -> list[str]:
+    """Why `run` cannot name a folder under outputs/ (an empty list: it can)."""
+    if isinstance(run, str) and re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}", run) and ".." not in run:
+        return []
+    return [f"run = {short(run)}: must be a name of letters, digits, '.', '_' and '-', without '..'"]
+
+
+def locate(name: str) -> str:
+    """A base model's folder as an absolute path where the project or the disk holds it, else the hub id unchanged.
+
+    SettingsError where the folder holds what must not be loaded: pickles, code, links out of it."""
+    if problems := base_model_problems(name):
+        raise SettingsError(problems)
+    return in_project(name) if is_local(name) else name
+
+
+def base_model_problems(name: str) -> list[str]:
+    """Why the files in a base model's folder must not be loaded, a phrase each; of a hub id nothing is known here."""
+    found = untrusted.model_problems(Path(in_project(name))) if is_local(name) else []
+    return [f"base_model = {short(name)}: {problem}" for problem in found]
+
+
+def is_local(name: str) -> bool:
+    """Is this base model a folder here, not a hub id?"""
+    return os.path.isdir(in_project(name))
+
+
+def in_project(path: str | Path) -> str:
+    """A path as an absolute one; a relative one lies in the project, wherever the notebook runs."""
+    return os.path.join(ROOT, os.path.expanduser(path))

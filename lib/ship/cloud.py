@@ -1,0 +1,445 @@
+"""Training in the cloud: a SageMaker job's request, shown or sent, its result fetched; and SkyPilot's file for others.
+
+By boto3, whose requests are AWS's own, typed and checked by botocore; the SageMaker SDK wraps them in classes that
+change between its major versions, and brings some 30 packages."""
+
+import contextlib
+import functools
+import hashlib
+import json
+import os
+import re
+import shutil
+import tarfile
+import tempfile
+import textwrap
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from lib import SharpenError
+from lib.run import disk, presets, runs, untrusted
+from lib.run.paths import ROOT, is_local
+from lib.run.settings import Settings, SettingsError
+from lib.run.stages import STAGES
+
+SKY_ROOT = "~/sharpen-ml"  # where a machine of SkyPilot's has what SageMaker has in /opt/ml
+PORT = 29500  # where several machines of a job meet; SageMaker calls the first of them algo-1
+SOURCES = ("lib/**/*.py", "notebooks/*.ipynb", "environment.yml", "pyproject.toml", "Makefile", "LICENSE")
+START = (  # at most 256 characters in one line, by SageMaker's rules
+    "mkdir /opt/sharpen && cd /opt/sharpen && tar xf /opt/ml/input/data/code/source.tar && "
+    "if make setup ENV_TOOL=venv; then exec .venv/bin/python -m lib.ship.cloud_entry; "
+    "else echo make setup failed >/opt/ml/output/failure; exit 1; fi"
+)
+REMEDIES = {  # AWS's error codes, and what helps
+    "ResourceLimitExceeded": "your account's quota is too low: ask for more (console, Service Quotas, SageMaker), or "
+                             "name a smaller machine or fewer",
+    "ThrottlingException": "AWS slows your account's requests down: wait some minutes, then give the command again",
+    "AccessDeniedException": "your credentials may not do this: let the account's administrator allow it",
+    "AccessDenied": "your credentials may not do this: let the account's administrator allow it",
+    "403": "your credentials may not use the bucket, or it is somebody else's: name one of yours",
+    "404": "it is not there: make the bucket, or name another",
+    "ExpiredToken": "your credentials have expired: log in again",
+    "ExpiredTokenException": "your credentials have expired: log in again",
+    "InvalidClientTokenId": "AWS does not know these credentials: look at AWS_ACCESS_KEY_ID, or at AWS_PROFILE",
+    "UnrecognizedClientException": "AWS does not know these credentials: look at AWS_ACCESS_KEY_ID, or at AWS_PROFILE",
+    "SignatureDoesNotMatch": "AWS does not know these credentials: look at AWS_SECRET_ACCESS_KEY",
+}  # fmt: skip
+
+
+Name = Annotated[str, Field(pattern=r"^sharpen-[A-Za-z0-9-]+$")]
+Bucket = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]+$")]
+
+
+class CloudError(SharpenError):
+    """The cloud cannot do what is asked, or did not; the message says what, where and the remedy."""
+
+
+class _Noted(disk.Form):
+    """What a run's job.json says; one from elsewhere can name no more than what Sharpen made."""
+
+    job: Name
+    folder: Name
+    bucket: Bucket
+
+
+@dataclass(frozen=True)
+class Job:
+    """A training job as it would be created: SageMaker's request, and the files that go to the bucket before it."""
+
+    run_folder: Path
+    request: dict[str, Any]
+    sources: dict[str, Path]  # path in the archive of sources -> file here
+    data: dict[str, Path]  # path under the channel `runs` -> file here
+    cost: str
+    problem: str | None  # why it cannot be sent
+
+    @property
+    def place(self) -> tuple[str, str]:
+        """The bucket, and the job's folder in it."""
+        return split_uri(self.request["OutputDataConfig"]["S3OutputPath"])
+
+    def text(self) -> str:
+        """What would be created, and at which cost."""
+        size = sum(path.stat().st_size for path in (*self.sources.values(), *self.data.values()))
+        told = json.dumps(self.request, indent=2)
+        return untrusted.redact(
+            f"create_training_job:\n{told}\n\nto s3://{'/'.join(self.place)}: {len(self.sources)} source files, "
+            f"{len(self.data)} files of data, {size / 2**20:.1f} MiB\n{self.cost}"
+            + (f"\nit cannot be sent: {self.problem}" if self.problem else "")
+        )
+
+
+@contextlib.contextmanager
+def aws(doing: str) -> Iterator[None]:
+    """What AWS or its SDK refuses, as a CloudError that says what was being done and what helps."""
+    from boto3.exceptions import Boto3Error
+    from botocore import exceptions as refused
+
+    try:
+        yield
+    except (refused.NoCredentialsError, refused.PartialCredentialsError, refused.ProfileNotFound,
+            refused.CredentialRetrievalError, refused.SSOError) as error:  # fmt: skip
+        raise CloudError(f"{doing}: no AWS credentials ({error}): set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or "
+                         f"AWS_PROFILE, in the environment, or log in with `aws configure`") from None
+    except refused.NoRegionError:
+        raise CloudError(f"{doing}: no AWS region: set AWS_DEFAULT_REGION, e.g. eu-central-1") from None
+    except refused.ClientError as error:
+        code, message = error.response["Error"]["Code"], error.response["Error"].get("Message", "")
+        remedy = REMEDIES.get(code, "change what it names, then give the same command again")
+        message = textwrap.shorten(message, 400)  # AWS lists every machine that there is where one is unknown
+        raise CloudError(untrusted.redact(f"{doing}: {code}: {message}: {remedy}")) from None
+    except (Boto3Error, refused.BotoCoreError) as error:  # no connection, a value that AWS's forms do not allow
+        raise CloudError(untrusted.redact(f"{doing}: {error}: look at the value, the network, AWS_DEFAULT_REGION and "
+                                          f"AWS_ENDPOINT_URL")) from None  # fmt: skip
+
+
+@functools.cache
+def client(service: str) -> Any:
+    """A boto3 client; a call that AWS throttles or fails to answer is tried again (AWS_MAX_ATTEMPTS, 3)."""
+    import boto3
+    from botocore.config import Config
+
+    with aws(f"connecting to {service}"):
+        return boto3.client(service, config=Config(retries={"mode": "standard"}))
+
+
+def check(bucket: str) -> None:
+    """CloudError, before anything is created, where the credentials are refused or the bucket is not to be had."""
+    with aws("asking AWS who we are"):
+        client("sts").get_caller_identity()
+    with aws(f"looking at bucket {bucket!r}"):
+        client("s3").head_bucket(Bucket=bucket)
+
+
+def needed(settings: Settings, *names: str) -> None:
+    """SettingsError that names the settings of a request that are none."""
+    if absent := [name for name in names if getattr(settings, name) is None]:
+        about = {name: Settings.model_fields[name].description for name in absent}
+        raise SettingsError([f"{name} = None: needed in the cloud ({text})" for name, text in about.items()])
+
+
+def named(run: str, made_from: Any) -> str:
+    """A name that AWS takes, the same for the same run and content: sharpen-<run>-<hash>."""
+    digest = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()
+    return f"sharpen-{re.sub('[^A-Za-z0-9]+', '-', run)[:36].strip('-')}-{digest[:8]}"
+
+
+# --- training ---------------------------------------------------------------------------------------------------------
+def job(preset: str, run_folder: Path, overrides: dict[str, Any], rehearse: bool) -> Job:
+    """The job that trains a run whose data are prepared here; the same settings, code and data give the same job.
+
+    Each setting that training reads is a hyper-parameter. RunError or SettingsError where it could not train."""
+    settings, sent, data = _asked(preset, run_folder, overrides, rehearse)
+    needed(settings, "bucket", "role_arn", "image_uri", "instance_type", "cost_per_hour")
+    sources = _sources(settings.base_model)
+    hashes = [{name: disk.sha256(path) for name, path in files.items()} for files in (sources, data)]
+    name = named(run_folder.name, [sent, settings.image_uri, settings.instance_type, *hashes])
+    place, seconds = f"s3://{settings.bucket}/sharpen/{name}", round(settings.max_hours * 3600)
+    spot = {"MaxWaitTimeInSeconds": 2 * seconds} if settings.use_spot else {}
+    request = {
+        "TrainingJobName": name,
+        "AlgorithmSpecification": {"TrainingImage": settings.image_uri, "TrainingInputMode": "File",
+                                   "ContainerEntrypoint": ["bash", "-c", START]},
+        "RoleArn": settings.role_arn,
+        "HyperParameters": sent,
+        "InputDataConfig": [{
+            "ChannelName": channel,
+            "DataSource": {"S3DataSource": {"S3DataType": "S3Prefix", "S3Uri": f"{place}/{channel}/",
+                                            "S3DataDistributionType": "FullyReplicated"}},
+        } for channel in ("code", "runs")],
+        "OutputDataConfig": {"S3OutputPath": place},
+        "CheckpointConfig": {"S3Uri": f"{place}/checkpoints", "LocalPath": "/opt/ml/checkpoints"},
+        "ResourceConfig": {"InstanceType": settings.instance_type, "InstanceCount": settings.instance_count,
+                           "VolumeSizeInGB": settings.volume_gib},
+        "EnableManagedSpotTraining": settings.use_spot,
+        "StoppingCondition": {"MaxRuntimeInSeconds": seconds} | spot,
+        "Tags": [{"Key": "sharpen-run", "Value": run_folder.name}],
+    }  # fmt: skip
+    most = settings.cost_per_hour * settings.instance_count * settings.max_hours
+    cost = (f"cost: {settings.cost_per_hour:g} an hour x {settings.instance_count} x {settings.max_hours:g} hours = at "
+            f"most {most:,.2f}{', less the discount of spare machines' * settings.use_spot}, and storage")
+    return Job(run_folder, request, sources, data, cost, _outside(settings.base_model))
+
+
+def _asked(
+    preset: str, run_folder: Path, overrides: dict[str, Any], rehearse: bool
+) -> tuple[Settings, dict[str, str], dict[str, Path]]:
+    """(the settings, the hyper-parameters, the files of earlier stages) of a run that is to be trained elsewhere."""
+    count = presets.resolve(preset, overrides, rehearse, "train").settings.instance_count
+    if count > 1:
+        overrides = {"rdzv_endpoint": f"algo-1:{PORT}"} | overrides | {"nodes": count}
+    resolved = presets.resolve(preset, overrides, rehearse, "train")
+    settings, train, manifest = resolved.settings, resolved.of_stage("train"), runs.read(run_folder, "prepare")
+    wanted = {"preset": preset, "rehearse": rehearse} | resolved.of_stage("prepare")
+    made = {"preset": manifest["preset"], "rehearse": manifest["rehearse"]} | manifest["settings"]
+    problems = [f"{name} was {made.get(name)!r} and is {wanted[name]!r}" for name in wanted
+                if made.get(name) != wanted[name]]  # fmt: skip
+    if problems := problems + runs.changes(run_folder, "prepare"):
+        raise runs.RunError(f"the data of run {run_folder.name!r} are others: {problems[0]}: run 10_prepare_data again")
+    needs = [(run_folder, "prepare")]
+    needs += [(run_folder.with_name(other), "train") for other in filter(None, [settings.continue_from])]
+    data = {}
+    for run, stage in needs:
+        for name in (*runs.read(run, stage)["outputs"], "manifest.json"):
+            data[f"{run.name}/{STAGES[stage].folder}/{name}"] = run / STAGES[stage].folder / name
+    sent = {name: json.dumps(value) for name, value in train.items()} | {
+        "preset": preset, "run": run_folder.name, "rehearse": json.dumps(rehearse),
+        "overrides": json.dumps(sorted(set(overrides) & set(train))),
+    }  # fmt: skip
+    return settings, sent, data
+
+
+def _sources(base_model: str) -> dict[str, Path]:
+    """The project's code, and the base model where it is a folder of the project."""
+    folders = [f"{base_model}/*"] if is_local(base_model) and not _outside(base_model) else []
+    found = sorted(path for pattern in (*SOURCES, *folders) for path in ROOT.glob(pattern) if path.is_file())
+    return {path.relative_to(ROOT).as_posix(): path for path in found}
+
+
+def _outside(base_model: str) -> str | None:
+    """Why a base model cannot be sent, or None. The container has the project elsewhere: its paths must be relative."""
+    inside = not os.path.isabs(base_model) and not os.path.normpath(base_model).startswith("..")
+    if inside or not is_local(base_model):
+        return None
+    return f"base_model = {base_model!r}: only a folder in the project is sent: put it under data/, or name a hub id"
+
+
+def submit(asked: Job) -> str:
+    """Upload and create the job, and say so; nothing is created where it is there already and has not failed.
+
+    A job that failed or was stopped is followed by another of the same name and a number, which goes on from the same
+    checkpoints. Where the job cannot be created, what was uploaded is removed again."""
+    if asked.problem:
+        raise CloudError(asked.problem)
+    (bucket, prefix), sagemaker = asked.place, client("sagemaker")
+    check(bucket)
+    noted = asked.run_folder / "cloud" / "job.json"
+    if noted.exists() and (former := disk.load(noted, _Noted))["folder"] != asked.request["TrainingJobName"]:
+        raise CloudError(f"run {asked.run_folder.name!r} was sent with other settings, code or data, as training job "
+                         f"{former['job']}: sharpen cloud delete {asked.run_folder.name} first, or name another run")
+    name, attempt = asked.request["TrainingJobName"], 1
+    while there := found(sagemaker, "describe_training_job", TrainingJobName=name):
+        if there["TrainingJobStatus"] not in ("Failed", "Stopped"):
+            _note(asked, name)
+            return f"training job {name} is there already ({there['TrainingJobStatus']}); nothing was created"
+        attempt += 1
+        name = f"{asked.request['TrainingJobName']}-{attempt}"
+    s3 = client("s3")
+    try:
+        with aws(f"uploading to s3://{bucket}/{prefix}"), tempfile.TemporaryFile() as file:
+            with tarfile.open(fileobj=file, mode="w") as archive:
+                for path_there, path in asked.sources.items():
+                    archive.add(path.resolve(), path_there, recursive=False)
+            file.seek(0)
+            s3.upload_fileobj(file, bucket, f"{prefix}/code/source.tar")
+            for path_there, path in asked.data.items():
+                s3.upload_file(str(path), bucket, f"{prefix}/runs/{path_there}")
+        with aws(f"creating training job {name}"):
+            sagemaker.create_training_job(**asked.request | {"TrainingJobName": name})
+    except BaseException:
+        for channel in ("code", "runs"):
+            clear(bucket, f"{prefix}/{channel}/")
+        raise
+    _note(asked, name)
+    return f"training job {name} is created; to fetch its result: sharpen cloud fetch {asked.run_folder.name} --wait"
+
+
+def _note(asked: Job, name: str) -> None:
+    """Where the run is trained: `fetch` and `delete` read it."""
+    told = {"job": name, "folder": asked.request["TrainingJobName"], "bucket": asked.place[0]}
+    disk.write_atomically(asked.run_folder / "cloud" / "job.json", [json.dumps(told, indent=2) + "\n"])
+
+
+def fetch(run_folder: Path, wait: bool = False) -> str:
+    """Bring a finished job's artefact back into the run, as if it had been trained here, and say so.
+
+    CloudError where the job failed (what it had uploaded is removed, its checkpoints are kept), or its archive holds
+    anything but the files that the stage's manifest names."""
+    run, noted = run_folder.name, run_folder / "cloud" / "job.json"
+    if not noted.exists():
+        raise CloudError(f"run {run!r} was not sent from here: sharpen cloud train PRESET --run {run} --submit")
+    sent = disk.load(noted, _Noted)
+    name, bucket, prefix = sent["job"], sent["bucket"], f"sharpen/{sent['folder']}"
+    if wait:
+        _wait(name)
+    with aws(f"asking for training job {name}"):
+        told = client("sagemaker").describe_training_job(TrainingJobName=name)
+    state = told["TrainingJobStatus"]
+    if state in ("Failed", "Stopped"):
+        for channel in ("code", "runs"):
+            clear(bucket, f"{prefix}/{channel}/")
+        reason = told.get("FailureReason", "it was stopped, or its time was over")
+        raise CloudError(untrusted.redact(
+            f"training job {name} {state.lower()}: {reason.strip()}\nits log is in CloudWatch, group "
+            f"/aws/sagemaker/TrainingJobs; submit it again after the cause is mended, and it goes on from its "
+            f"checkpoints in s3://{bucket}/{prefix}; `sharpen cloud delete {run}` removes those"))  # fmt: skip
+    if state != "Completed":
+        return f"training job {name}: {state}, {told.get('SecondaryStatus', '')}; ask again later, or with --wait"
+    place = told["ModelArtifacts"]["S3ModelArtifacts"]
+    disk.lock(run_folder, "writer")
+    try:
+        with aws(f"fetching {place}"), tempfile.TemporaryDirectory(dir=run_folder, prefix=".fetch-") as folder:
+            archive = Path(folder) / "model.tar.gz"
+            client("s3").download_file(*split_uri(place), str(archive))
+            unpacked = Path(folder) / run
+            unpack(archive, unpacked)
+            _take(unpacked, run_folder)
+    finally:
+        disk.unlock(run_folder, "writer")
+    return f"training job {name}: its adapter is in {run_folder / STAGES['train'].folder}; 30_evaluate goes on with it"
+
+
+def unpack(archive: Path, folder: Path) -> None:
+    """Unpack plain files and folders; CloudError for a link, a device, a path out of the folder, or a bomb."""
+
+    def plain(member: tarfile.TarInfo, path: str) -> tarfile.TarInfo:
+        if not (member.isfile() or member.isdir()):
+            raise CloudError(f"{archive.name} holds {member.name!r}, which is neither file nor folder: not unpacked")
+        return tarfile.data_filter(member, path)
+
+    try:
+        with untrusted.opened(archive) as file, tarfile.open(fileobj=file, mode="r|") as members:
+            members.extractall(folder, filter=plain)
+    except (tarfile.TarError, untrusted.UntrustedError) as error:
+        raise CloudError(f"{archive.name} is not unpacked: {error}") from None
+
+
+def _take(unpacked: Path, run_folder: Path) -> None:
+    """Move a stage that was trained elsewhere into the run; CloudError where it is not what was asked for."""
+    adapter = unpacked / STAGES["train"].folder
+    manifest = runs.read(unpacked, "train")
+    problems = runs.changes(unpacked, "train") + untrusted.model_problems(adapter)
+    if manifest["inputs"].get("data") != runs.read(run_folder, "prepare")["outputs"]:
+        problems.append("it was trained on other data than are in the run now")
+    if problems:
+        raise CloudError(f"the artefact is not taken: {'; '.join(problems)}")
+    there = run_folder / adapter.name
+    if there.exists():
+        if (there / "manifest.json").exists() and runs.read(run_folder, "train")["outputs"] == manifest["outputs"]:
+            return
+        raise CloudError(f"{there} holds another training: move it away, then fetch again")
+    (run_folder / "notebooks").mkdir(exist_ok=True)
+    for notebook in (unpacked / "notebooks").glob("2?_train_*.ipynb"):
+        shutil.move(notebook, run_folder / "notebooks" / notebook.name)
+    shutil.move(adapter, there)
+
+
+def delete(run_folder: Path) -> list[str]:
+    """Stop a run's job and remove its files from the bucket; a line for each thing done.
+
+    CloudError where it is complete and was not fetched: its adapter is nowhere else."""
+    run, noted, done = run_folder.name, run_folder / "cloud" / "job.json", []
+    if not noted.exists():
+        return done
+    sagemaker = client("sagemaker")
+    sent = disk.load(noted, _Noted)
+    name, bucket, prefix = sent["job"], sent["bucket"], f"sharpen/{sent['folder']}/"
+    told = found(sagemaker, "describe_training_job", TrainingJobName=name)
+    state = told["TrainingJobStatus"] if told else "removed"
+    if state == "Completed" and not runs.is_complete(run_folder, "train"):
+        raise CloudError(f"training job {name} is complete and was not fetched: sharpen cloud fetch {run} first, "
+                         f"or remove {noted} and the job's folder in the bucket yourself")  # fmt: skip
+    if state == "InProgress":
+        with aws(f"stopping training job {name}"):
+            sagemaker.stop_training_job(TrainingJobName=name)
+        _wait(name)  # until then it writes to the bucket
+        done.append(f"training job {name} is stopped")
+    done.append(f"{clear(bucket, prefix)} files removed from s3://{bucket}/{prefix}")
+    noted.unlink()
+    return done
+
+
+def _wait(name: str) -> None:
+    """Until a job has ended in any way, or for six hours."""
+    from botocore.exceptions import WaiterError
+
+    with aws(f"waiting for training job {name}"), contextlib.suppress(WaiterError):
+        client("sagemaker").get_waiter("training_job_completed_or_stopped").wait(TrainingJobName=name)
+
+
+# --- S3 and SageMaker -------------------------------------------------------------------------------------------------
+def split_uri(uri: str) -> tuple[str, str]:
+    """s3://bucket/key as (bucket, key)."""
+    bucket, _, key = uri.removeprefix("s3://").partition("/")
+    return bucket, key
+
+
+def clear(bucket: str, prefix: str) -> int:
+    """Remove every object under a prefix; how many there were."""
+    s3, count = client("s3"), 0
+    with aws(f"removing s3://{bucket}/{prefix}"):
+        for page in s3.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix):
+            if keys := [{"Key": item["Key"]} for item in page.get("Contents", ())]:
+                s3.delete_objects(Bucket=bucket, Delete={"Objects": keys})
+                count += len(keys)
+    return count
+
+
+def found(service: Any, operation: str, **which: Any) -> dict[str, Any] | None:
+    """What AWS says of a thing, or None where there is no such thing."""
+    from botocore.exceptions import ClientError
+
+    with aws(f"{operation} {', '.join(map(str, which.values()))}"):
+        try:
+            return getattr(service, operation)(**which)
+        except ClientError as error:
+            if re.search("could not find|not found", str(error), re.IGNORECASE):
+                return None
+            raise
+
+
+# --- other clouds -----------------------------------------------------------------------------------------------------
+def sky(preset: str, run_folder: Path, overrides: dict[str, Any], rehearse: bool) -> Path:
+    """Write outputs/<run>/cloud/sky.yaml, SkyPilot's task for any other cloud or Kubernetes, and what it sends.
+
+    Each machine runs what a SageMaker container does; its outputs lie in the bucket, mounted with a cache."""
+    import yaml
+
+    settings, sent, data = _asked(preset, run_folder, overrides, rehearse)
+    run, folder = run_folder.name, run_folder / "cloud"
+    needed(settings, "bucket", "accelerators")
+    if problem := _outside(settings.base_model):
+        raise CloudError(problem)
+    bucket = settings.bucket if "://" in settings.bucket else f"s3://{settings.bucket}"
+    parameters = disk.write_atomically(folder / "hyperparameters.json", [json.dumps(sent, indent=2) + "\n"])
+    there = {f"{SKY_ROOT}/input/config/hyperparameters.json": parameters}
+    there |= {f"{SKY_ROOT}/input/data/runs/{Path(name).parent}": path.parent for name, path in data.items()}
+    image = {"image_id": f"docker:{settings.image_uri}"} if settings.image_uri else {}
+    task = {
+        "name": re.sub("[^a-z0-9]+", "-", f"sharpen-{run}".lower()).strip("-"),
+        "workdir": str(ROOT),
+        "num_nodes": settings.instance_count,
+        "resources": {"accelerators": settings.accelerators, "use_spot": settings.use_spot,
+                      "disk_size": settings.volume_gib} | image,
+        "file_mounts": {name: str(path) for name, path in there.items()} | {
+            f"{SKY_ROOT}/checkpoints": {"source": bucket, "mode": "MOUNT_CACHED"}},
+        "setup": "make setup ENV_TOOL=venv\n",
+        "run": f"SHARPEN_ML_ROOT={SKY_ROOT.replace('~', '$HOME')} .venv/bin/python -m lib.ship.cloud_entry\n",
+    }  # fmt: skip
+    head = (f"# sky jobs launch {folder / 'sky.yaml'}   (a managed job: started again where its machines are lost)\n"
+            f"# The result: copy {bucket}/{run}/ to {folder.parent}\n")  # fmt: skip
+    return disk.write_atomically(folder / "sky.yaml", [head, yaml.safe_dump(task, sort_keys=False)])

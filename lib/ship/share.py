@@ -1,0 +1,183 @@
+"""A finished run for others: its adapter, and a card with scores, data, licences and settings, on the hub."""
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from lib.data import sources
+from lib.judge import answers
+from lib.run import disk, rules, runs, untrusted
+from lib.run.paths import in_project, is_local
+from lib.run.settings import SettingsError, parts_of
+from lib.run.stages import STAGES
+
+LICENCES = {  # of the data, as data/README.md has them
+    "quant_tasks": "Apache-2.0", "gsm8k": "MIT", "svamp": "MIT", "finqa": "MIT", "tatqa": "CC-BY-4.0",
+    "finance_reasoning": "CC-BY-4.0", "investopedia": "CC-BY-NC-4.0",
+}  # fmt: skip
+FILES = (  # of the adapter's folder; no checkpoint, optimiser, log or row of data
+    "adapter_model.safetensors", "adapter_config.json", "model*.safetensors", "model.safetensors.index.json",
+    "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
+    "chat_template.jinja",  # where every weight was trained, the tokenizer goes with them
+)  # fmt: skip
+OF_THIS_MACHINE = ("base_model", "data_dir", "benchmarks", "rdzv_endpoint")  # settings with paths or hosts
+
+
+class SharingError(runs.RunError):
+    """Nothing was uploaded; the message says why and what to do. The run is as complete as it was."""
+
+
+def check(repo_id: str) -> None:
+    """Ask the hub, before hours of training, whether it knows our token; SharingError where it does not."""
+    from huggingface_hub import HfApi
+
+    with _hub(repo_id):
+        HfApi().whoami()
+
+
+def push(run_folder: Path, repo_id: str, private: bool = True, echo: Callable[[str], Any] = print) -> str:
+    """Upload a run's adapter and its card in one commit, and return the page's address.
+
+    A repository that is not there yet is made, seen by its owner alone if `private`. The card is kept in the run's
+    folder too. SettingsError without a token; RunError where the run is incomplete or was changed; SharingError."""
+    from huggingface_hub import CommitOperationAdd, HfApi
+
+    if problems := rules.hub_problems(repo_id):
+        raise SettingsError(problems)
+    manifests = {stage: runs.read(run_folder, stage) for stage in ("prepare", "train", "evaluate")}
+    changed = [f"{STAGES[stage].folder}/{text}" for stage in manifests for text in runs.changes(run_folder, stage)]
+    if changed:
+        raise runs.RunError(f"run {run_folder.name!r} is not what its manifests say: {'; '.join(changed)}")
+    if manifests["train"]["rehearse"]:
+        raise SharingError(f"run {run_folder.name!r} is a rehearsal, which is no result: it is not uploaded")
+    base_model, folder = manifests["train"]["settings"]["base_model"], run_folder / STAGES["train"].folder
+    with _hub(repo_id):
+        base_licence = licence(base_model)
+    text = card(run_folder, manifests, repo_id, base_licence)
+    disk.write_atomically(run_folder / "README.md", [text])
+    files = sorted(path for pattern in FILES for path in folder.glob(pattern))
+    added = [CommitOperationAdd(path.name, _for_others(path, base_model)) for path in files]
+    added += [CommitOperationAdd("README.md", text.encode())]
+    echo(f"uploading {', '.join(one.path_in_repo for one in added)} to {repo_id}")
+    api = HfApi()
+    with _hub(repo_id):
+        api.create_repo(repo_id, private=private, exist_ok=True)
+        api.create_commit(repo_id, added, commit_message=f"Upload run {run_folder.name}")
+    return f"{api.endpoint}/{repo_id}"
+
+
+def licence(base_model: str) -> str:
+    """The base's licence, as its page on the hub tells it."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    if is_local(base_model):
+        embedded = in_project(base_model) == in_project("data/base")
+        return "Apache-2.0" if embedded else "of a folder that the uploader has: ask"
+    with contextlib.suppress(RepositoryNotFoundError):
+        told = HfApi().model_info(base_model).card_data or {}
+        if found := told.get("license_name") or told.get("license"):
+            return str(found)
+    return "not told on its page"
+
+
+def card(run_folder: Path, manifests: dict[str, dict], repo_id: str, base_licence: str) -> str:
+    """README.md for the hub: scores with n and intervals, data by its hashes, licences, settings; no key, no path."""
+    from huggingface_hub import ModelCardData
+
+    data, train = manifests["prepare"], manifests["train"]
+    summary = untrusted.read_json(runs.output(run_folder, "evaluate", "summary.json"))
+    settings, origins = data["settings"] | train["settings"], data["origins"] | train["origins"]
+    base, whole = _name(settings["base_model"]), settings["full_finetuning"]
+    used = [part.source for part in parts_of(SimpleNamespace(**settings))]
+    about = ModelCardData(
+        base_model=None if is_local(settings["base_model"]) else base, tags=["sharpen"],
+        library_name="transformers" if whole else "peft", pipeline_tag="text-generation",
+        datasets=[sources.HUB[name][0] for name in used if name in sources.HUB] or None,
+    )  # fmt: skip
+    method = "all weights" if whole else f"{settings['peft_type']} adapter"
+    bits = 4 if settings["load_in_4bit"] else 8 if settings["load_in_8bit"] else 16
+    perplexity = [{"model": model, "answers": f"{found['rows']}",
+                   "perplexity [95 %]": f"{found['perplexity']:.2f} [{found['low']:.2f}, {found['high']:.2f}]"}
+                  for model, found in summary["perplexity"].items()]  # fmt: skip
+    graded = [row for row in summary["table"] if row["kind"] == "all"]
+    rows = [{"split": split, "rows": f"{count:,}", "sha256": data["outputs"][f"{split}.jsonl"]}
+            for split, count in data["metrics"]["rows"].items()]  # fmt: skip
+    licences = [{"what": f"base: {base}", "licence": base_licence}]
+    licences += [{"what": f"data: {name}", "licence": LICENCES.get(name, "of the uploader's own files: ask")}
+                 for name in used]  # fmt: skip
+    shown = [{"setting": name, "value": str(value), "from": origins[name]}
+             for name, value in settings.items() if name not in OF_THIS_MACHINE]  # fmt: skip
+    versions = ", ".join(f"{name} {version}" for name, version in train["versions"].items() if version)
+    loader = ("transformers", "AutoModelForCausalLM") if whole else ("peft", "AutoPeftModelForCausalLM")
+    parts = [
+        f"---\n{about.to_yaml()}\n---",
+        f"# {repo_id.split('/')[1]}",
+        f"{base}, fine-tuned ({method}, base in {bits} bit) with Sharpen: preset `{train['preset']}`, run "
+        f"`{run_folder.name}`, {train['ended_at'][:10]}.",
+        "## Scores",
+        "Test questions, answered greedily by the base and by this model; 95 % intervals. Calculator on: values of "
+        "`<<expression=value>>` are filled in while decoding, which the model alone does not do.",
+        answers.markdown_table(answers.table_text(graded)) or "The test rows have no gold: no answer was graded.",
+        *(["Paired:", answers.markdown_table(answers.pairs_text(summary["paired"]))] if graded else []),
+        f"Held-out loss, paired: {answers.loss_text(summary['loss'])}. Perplexity of the test rows' own answers:",
+        answers.markdown_table(perplexity),
+        "## Data",
+        answers.markdown_table(rows),
+        "## Licences",
+        answers.markdown_table(licences),
+        "Those of base and data bind whoever uses this model; the uploader's own terms come beside them.",
+        "## Settings",
+        answers.markdown_table(shown),
+        f"Sharpen's commit: {train['git']['commit']}; {versions}.",
+        "## Use",
+        f"```python\nfrom {loader[0]} import {loader[1]}\n\n"
+        f'model = {loader[1]}.from_pretrained("{repo_id}")\n```',
+        "Ask as it was trained: by " + (f"Unsloth's chat template `{settings['chat_template']}`."
+                                        if settings["chat_template"] else "the base's own chat template."),
+    ]  # fmt: skip
+    return untrusted.redact(untrusted.visible("\n\n".join(parts) + "\n"))
+
+
+def _name(base_model: str) -> str:
+    """The base as others may know it: its hub id, or its folder's name without the place on this machine."""
+    return Path(base_model).name if is_local(base_model) else base_model
+
+
+def _for_others(path: Path, base_model: str) -> str | bytes:
+    """A file as it goes up: weights as they are; of the rest no key, and no place of the base on this machine."""
+    if path.suffix != ".json":
+        return str(path)
+    text = path.read_text(encoding="utf-8")
+    if path.name == "adapter_config.json":
+        text = json.dumps(json.loads(text) | {"base_model_name_or_path": _name(base_model)}, indent=2)
+    return untrusted.redact(text).encode()
+
+
+@contextlib.contextmanager
+def _hub(repo_id: str) -> Iterator[None]:
+    """What the hub refuses, or why it does not answer, as a SharingError with the remedy."""
+    import httpx
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        yield
+    except HfHubHTTPError as error:
+        remedies = {
+            401: "it does not know the token: `hf auth login` again, or set another HF_TOKEN",
+            403: f"the token may not write to {repo_id}: give it that right (https://huggingface.co/settings/tokens)",
+            404: f"there is no {repo_id}, or the token may not see it: look at user and name",
+        }
+        told = error.server_message or str(error).splitlines()[0]
+        status = error.response.status_code
+        why = remedies.get(status, "try again later")
+        raise _error(f"the hub answered {status} ({told}): {why}") from error
+    except (httpx.HTTPError, OSError) as error:
+        raise _error(f"the hub does not answer ({type(error).__name__}: {error}): look at the network") from error
+
+
+def _error(text: str) -> SharingError:
+    return SharingError(untrusted.redact(f"{text}\nnothing was uploaded; the run is as complete as it was"))

@@ -1,0 +1,1 @@
+"""What changes weights: QLoRA and DPO on one device, FSDP on several, watched and resumable."""

@@ -1,0 +1,432 @@
+"""Claims about settings: what is refused, with which words, and where each value came from."""
+
+import itertools
+import json
+import re
+import subprocess
+import sys
+from decimal import Decimal
+from pathlib import Path
+
+import numpy as np
+import pytest
+from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+from lib.run.parameters import from_notebook
+from lib.run.paths import HUB_ID, ROOT, locate
+from lib.run.presets import PRESETS, REHEARSAL, REHEARSAL_AT_MOST, resolve
+from lib.run.settings import Part, Settings, SettingsError, columns_of, parts_of
+from lib.run.stages import RUN_FIELDS, STAGES, notebook_of
+
+PLAIN = {"preset": "demo", "run": "trial", "outputs": None, "rehearse": False}
+
+
+def refusal(overrides, preset="demo", rehearse=False) -> str:
+    with pytest.raises(SettingsError) as caught:
+        resolve(preset, overrides, rehearse)
+    return str(caught.value)
+
+
+def notebook_refusal(stage="train", **namespace) -> str:
+    with pytest.raises(SettingsError) as caught:
+        from_notebook(stage, PLAIN | namespace)
+    return str(caught.value)
+
+
+def test_unknown_preset_lists_the_presets():
+    assert refusal({}, "gsm9k") == f"unknown preset 'gsm9k'; choose from {', '.join(PRESETS)}"
+    assert refusal({}, "dem").endswith("did you mean 'demo'?")
+    assert refusal({}, None).startswith("unknown preset None")
+    assert refusal({}, ["demo"]).startswith("unknown preset ['demo']")
+
+
+def test_misspelt_setting_names_the_nearest():
+    assert refusal({"learning_rte": 0.1}) == "unknown setting 'learning_rte' = 0.1; did you mean 'learning_rate'?"
+
+
+def test_all_problems_are_told_at_once():
+    told = refusal({"learning_rte": 0.1, "r": 0, "max_steps": 0, "eval_rows": 301}, "gsm9k").splitlines()
+    assert len(told) == 3  # what contradicts what cannot be known for an unknown preset
+    told = refusal({"learning_rte": 0.1, "r": 0, "max_steps": 0, "eval_rows": 301}).splitlines()
+    assert [line.split()[0] for line in told] == ["unknown", "r", "max_steps", "eval_rows"]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("learning_rate", "fast"), ("learning_rate", True), ("learning_rate", float("nan")), ("learning_rate", "nan"),
+        ("learning_rate", "inf"), ("learning_rate", 0), ("learning_rate", -1e-4), ("learning_rate", None),
+        ("learning_rate", [1e-4]), ("r", 3.5), ("r", "3.5"), ("r", True), ("r", 0), ("r", ""), ("r", {"a": 1}),
+        ("seed", 2**40), ("load_in_4bit", 1), ("load_in_4bit", "maybe"), ("source", "gsm8"), ("calculator", True),
+        ("base_model", ""), ("base_model", None), ("target_modules", ()), ("target_modules", [1, 2]),
+        ("target_modules", 7), ("data_dir", 5), ("lora_dropout", 1.0), ("eval_rows", 0), ("train_rows", -1),
+    ],
+)
+def test_ill_typed_and_out_of_range_values_are_refused_by_name(field, value):
+    told = refusal({field: value})
+    assert told.startswith(f"{field} = {value!r}: must be "), told
+    assert "\n" not in told
+
+
+def test_refusal_says_what_is_allowed():
+    assert "one of quant_tasks, gsm8k, svamp, " in refusal({"source": "gsm8"})
+    assert "mixture; did you mean 'gsm8k'?" in refusal({"source": "gsm8"})
+    assert "a whole number of at least 1 and at most 1,024" in refusal({"r": 5000})
+    assert "a whole number of at least 1, or none" in refusal({"eval_rows": 0})
+
+
+@pytest.mark.parametrize(
+    ("overrides", "nearest"),
+    [
+        ({"guard_warnings": "los"}, "loss"), ({"guard_warnings": ["loss", "grad-norm"]}, "grad_norm"),
+        ({"quantizations": "Q4KM"}, "Q4_K_M"), ({"quantizations": "Q8_0,q6_k"}, "Q6_K"),
+    ],
+)
+def test_a_misspelt_choice_names_the_nearest_also_in_a_list(overrides, nearest):
+    assert f"; did you mean '{nearest}'?" in refusal(overrides)
+
+
+@pytest.mark.parametrize("field", ["data_dir", "dataset_revision", "push_to_hub", "others", "target_modules"])
+def test_an_empty_text_is_refused_and_told_once(field):
+    for text in ("", " "):
+        value = ("a", text) if field in ("others", "target_modules") else text
+        assert refusal({field: value}) == f"{field} = {value!r}: a text must not be empty; leave it out"
+
+
+def test_numbers_given_as_text_are_numbers():
+    text = {"learning_rate": "1e-4", "r": "8", "eval_rows": " 12 ", "num_train_epochs": "2", "weight_decay": 0}
+    settings = resolve("demo", text | {"max_steps": 5.0, "load_in_4bit": "False"}).settings
+    assert (settings.learning_rate, settings.r, settings.eval_rows, settings.num_train_epochs) == (1e-4, 8, 12, 2.0)
+    assert settings.max_steps == 5 and settings.load_in_4bit is False
+    assert isinstance(settings.r, int) and isinstance(settings.max_steps, int)
+
+
+def test_lists_and_comma_text_name_modules():
+    quoted = ("['q_proj','v_proj']", '("q_proj", "v_proj")')  # as papermill -p hands a list on
+    for value in (["q_proj", "v_proj"], ("q_proj", "v_proj"), "q_proj, v_proj", "[q_proj,v_proj]", *quoted):
+        assert resolve("demo", {"target_modules": value}).settings.target_modules == ("q_proj", "v_proj")
+
+
+def test_kinds_and_benchmarks_are_lists_from_the_shell_from_yaml_and_from_none():
+    two = ("value at risk", "CAGR")
+    for value in (list(two), two, "value at risk, CAGR", "[value at risk,CAGR]"):
+        assert resolve("demo", {"kinds": value}).settings.kinds == two
+    assert resolve("demo", {"kinds": "all"}).settings.kinds == ("all",)
+    assert resolve("demo", {"kinds": "none"}).settings.kinds is resolve("demo").settings.kinds is None
+    for value in ([], "", "[]", ()):
+        assert resolve("demo", {"benchmarks": value}).settings.benchmarks == ()
+    files = ("pyproject.toml", str(ROOT / "README.md"))
+    for value in (list(files), ", ".join(files)):
+        assert resolve("demo", {"benchmarks": value}).settings.benchmarks == files
+
+
+def test_unknown_kinds_are_refused_before_anything_starts():
+    told = refusal({"kinds": "CAGR, valu at risk"})
+    assert told.startswith("kinds = 'valu at risk': must be 'all', or some of compounding, ")
+    assert told.endswith("did you mean 'value at risk'?")
+    assert "kinds = 'CAGR': must be" in refusal({"kinds": ["CAGR", "CAGR"]})
+    assert "kinds = 'all': must be" in refusal({"kinds": ["CAGR", "all"]})
+    assert "kinds = []: must be" in refusal({"kinds": []})
+    assert "one of stop, drop, report" in refusal({"gate": "block"})
+
+
+def test_none_means_all_where_it_means_something():
+    assert resolve("llama32_3b_gsm8k", {"train_rows": None, "test_rows": "none"}).settings.test_rows is None
+    assert "quant_tasks" in refusal({"train_rows": None})
+
+
+@pytest.mark.parametrize(
+    ("overrides", "about"),
+    [
+        ({"eval_rows": 301}, "test_rows = 300"),
+        ({"max_steps": 0}, "max_steps = 0"),
+        ({"base_model": "/nonexistent/model"}, "base_model = '/nonexistent/model': neither a folder here nor a hub id"),
+        ({"base_model": "data/base/nowhere"}, "neither a folder here nor a hub id"),
+        ({"others": "a, b, a"}, "others = ('a', 'b', 'a'): name each once"),
+        ({"devices": 2, "nodes": 2, "rdzv_endpoint": ""}, "rdzv_endpoint = '': a text must not be empty"),
+        ({"rdzv_endpoint": "h:99999"}, "rdzv_endpoint = 'h:99999': must be host:port, the port from 1 to 65535"),
+        ({"warmup_steps": 1.5}, "warmup_steps = 1.5"),
+        ({"warmup_steps": 20, "max_steps": 10}, "max_steps = 10"),
+        ({"data_dir": str(ROOT)}, "generates its rows"),
+        ({"source": "gsm8k", "data_dir": "no/such/folder"}, "no such folder"),
+        ({"source": "gsm8k", "kinds": "CAGR"}, "only source = 'quant_tasks' has kinds"),
+        ({"benchmarks": "pyproject.toml, no/such.jsonl"}, "benchmarks = 'no/such.jsonl': no such file"),
+        ({"source": "gsm8k", "data_dir": str(ROOT), "dataset_revision": "main"}, "dataset_revision = 'main'"),
+        ({"source": "finqa"}, "finqa can only be read from files"),
+        ({"source": "mixture"}, "source = 'mixture' needs one"),
+        ({"mixture": "gsm8k"}, "source = 'quant_tasks' can have none"),
+        ({"source": "mixture", "mixture": "gsm8k, gsm8k"}, "name each source once"),
+        ({"source": "mixture", "mixture": "gsm8k=2, svamp"}, "a weight to all of them or to none"),
+        ({"source": "mixture", "mixture": "gsm8k, own"}, "own can only be read from files"),
+        ({"source": "mixture", "mixture": "gsm8k, quant_tasks", "train_rows": None}, "quant_tasks:900"),
+        ({"source": "mixture", "mixture": "gsm8k, quant_tasks:9", "test_rows": None}, "test_rows = None"),
+        ({"source": "mixture", "mixture": "gsm8k", "dataset_revision": "main"}, "in a mixture: gsm8k@main"),
+        ({"source": "mixture", "mixture": "gsm8k", "kinds": "CAGR"}, "only source = 'quant_tasks' has kinds"),
+        ({"source": "mixture", "mixture": "gsm8k", "data_dir": str(ROOT / "README.md")}, "one folder a source"),
+        ({"source": "gsm8k", "columns": "question=Prompt"}, "only source = 'own' has columns"),
+        ({"source": "own", "data_dir": str(ROOT), "columns": "answer=a, answer=b"}, "name each once"),
+        ({"load_in_8bit": True}, "load_in_8bit = True: needs load_in_4bit = False"),
+        ({"full_finetuning": True}, "quantised weights cannot be trained"),
+        ({"full_finetuning": True, "load_in_4bit": False, "peft_type": "ia3"}, "there is no adapter for peft_type"),
+        ({"full_finetuning": True, "load_in_4bit": False, "continue_from": "a"}, "continue_from: only LoRA has that"),
+        ({"full_finetuning": True, "load_in_4bit": False, "use_dora": True}, "use_dora: only LoRA has that"),
+        ({"peft_type": "ia3", "use_rslora": True, "loraplus_lr_ratio": 16}, "use_rslora, loraplus_lr_ratio: only LoRA"),
+        ({"peft_type": "ia3"}, "peft_type = 'ia3': PEFT computes quantised layers in single precision"),
+        ({"peft_type": "prefix_tuning", "gradient_checkpointing": True}, "needs gradient_checkpointing = packing"),
+        ({"peft_type": "prefix_tuning", "packing": True}, "needs gradient_checkpointing = packing = False"),
+        ({"peft_type": "prefix_tuning", "early_stopping_patience": 2}, "early_stopping_patience = None"),
+        ({"continue_from": "../up"}, "continue_from = '../up': must be the name of a run"),
+        ({"early_stopping_patience": 2, "eval_steps": None}, "needs eval_steps and validation_rows"),
+        ({"early_stopping_patience": 2, "validation_rows": 0}, "needs eval_steps and validation_rows"),
+        ({"early_stopping_patience": 2, "save_steps": 70}, "save_steps = 70 must be a multiple of eval_steps = 50"),
+        ({"accuracy_steps": 61}, "accuracy_steps = 61 is more than validation_rows = 60"),
+        ({"devices": 2, "peft_type": "ia3", "packing": True}, "devices = 2: packing, peft_type only on one device"),
+    ],
+)
+def test_contradictions_are_refused(overrides, about):
+    assert about in refusal(overrides)
+
+
+def test_a_notebook_does_not_hold_its_settings_against_those_that_only_other_stages_know():
+    together = {"test_rows": 6, "eval_rows": 2}  # in a rehearsal, where eval_rows would be 24
+    assert resolve("demo", together, rehearse=True).settings.eval_rows == 2
+    for stage, own in (("prepare", {"test_rows": 6}), ("evaluate", {"eval_rows": 400})):
+        request = from_notebook(stage, {"preset": "demo", "rehearse": True} | own)
+        assert request.resolved.of_stage(stage).items() >= own.items()
+    with pytest.raises(SettingsError, match="lower it, or give a share"):
+        from_notebook("train", {"preset": "demo", "max_steps": 5, "warmup_steps": 9})
+
+
+@pytest.mark.parametrize(
+    "name", ["gpt2", "unsloth/Llama-3.2-3B", "a/b/c", "/a/b", "a--b", "a/..", "../a", "./a", "a/", ".a", "a-", "é/a",
+             "a b", "x" * 96, "x" * 97, "a\n"]
+)  # fmt: skip
+def test_a_hub_id_is_what_the_hubs_own_library_takes(name):
+    try:
+        validate_repo_id(name)
+        assert re.fullmatch(HUB_ID, name)
+    except HFValidationError:
+        assert not re.fullmatch(HUB_ID, name)
+
+
+def test_a_file_is_served_also_where_its_base_model_is_gone():
+    assert resolve("demo", {"base_model": "/gone/base"}, stage="deploy").settings.base_model == "/gone/base"
+
+
+def test_a_mixtures_parts_are_read_with_revision_weight_and_cap():
+    mixture = "gsm8k@v1.1/x=2.5:2000, svamp=.5, quant_tasks=1:900"
+    settings = resolve("demo", {"source": "mixture", "mixture": mixture, "kinds": "CAGR"}).settings
+    assert parts_of(settings) == [
+        Part("gsm8k", "v1.1/x", 2.5, 2000), Part("svamp", None, 0.5, None), Part("quant_tasks", None, 1.0, 900)
+    ]  # fmt: skip
+    alone = resolve("llama32_3b_gsm8k", {"dataset_revision": "abc"}).settings
+    assert parts_of(alone) == [Part("gsm8k", "abc", None, None)]
+    for wrong in ("gsm9k", "gsm8k=0", "gsm8k=0.0", "gsm8k:0", "gsm8k=-1", "gsm8k=nan", "gsm8k=2:1e3", "mixture", ""):
+        told = refusal({"source": "mixture", "mixture": [wrong, "svamp"]})
+        assert told.startswith("mixture = [") and "NAME[@REVISION][=WEIGHT][:CAP]" in told
+
+
+def test_columns_name_your_own_in_small_letters():
+    named = {"source": "own", "data_dir": str(ROOT), "columns": "question=The Prompt, answer=Reply"}
+    assert columns_of(resolve("demo", named).settings) == {"question": "the prompt", "answer": "reply"}
+    for wrong in ("prompt=question", "question", "question="):
+        assert refusal(named | {"columns": [wrong]}).startswith("columns = ")
+
+
+def test_origins_tell_who_set_what():
+    resolved = resolve("demo", {"r": 16, "max_steps": 3}, rehearse=True)
+    assert resolved.origins["r"] == "override" and resolved.settings.r == 16
+    assert resolved.origins["max_steps"] == "override" and resolved.settings.max_steps == 3
+    assert resolved.origins["eval_rows"] == "rehearsal" and resolved.origins["learning_rate"] == "preset"
+    assert resolved.origins["seed"] == "default"
+    assert set(resolved.origins) == set(Settings.model_fields)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_rehearsal_changes_only_what_it_lists(name):
+    real, rehearsed = resolved(name).model_dump(), resolved(name, rehearse=True).model_dump()
+    changed = {field for field in real if real[field] != rehearsed[field]}
+    assert changed <= {*REHEARSAL, *REHEARSAL_AT_MOST}
+    assert rehearsed["base_model"] == "data/base" and rehearsed["train_rows"] == real["train_rows"]
+    assert rehearsed["validation_rows"] <= real["validation_rows"]
+
+
+QKVO = ("q_proj", "k_proj", "v_proj", "o_proj")
+SEVEN = (*QKVO, "gate_proj", "up_proj", "down_proj")
+NEWS = {
+    "source": "corpus", "test_rows": None, "held_out_percent": 10.0, "load_in_4bit": True, "r": 16, "lora_alpha": 16,
+    "optim": "adamw_8bit", "learning_rate": 2e-5, "lr_scheduler_type": "linear", "per_device_train_batch_size": 32,
+    "gradient_accumulation_steps": 1, "packing": True, "completion_only_loss": False,
+}  # fmt: skip
+GSM8K = {
+    "base_model": "unsloth/Llama-3.2-3B", "source": "gsm8k", "train_rows": 7473, "test_rows": 1319, "eval_rows": None,
+    "load_in_4bit": True, "r": 32, "lora_alpha": 64, "lora_dropout": 0.1, "learning_rate": 1e-4,
+    "lr_scheduler_type": "cosine", "per_device_train_batch_size": 4, "gradient_accumulation_steps": 4,
+    "max_length": 512, "optim": "paged_adamw_32bit", "gradient_checkpointing": True,
+}  # fmt: skip
+TABLE = {  # preset: (what its published result says, every setting that its source states)
+    "quant_7b_fsdp": ("2.7 % -> 32.7 %", {
+        "base_model": "mistralai/Mistral-7B-Instruct-v0.3", "source": "quant_tasks", "train_rows": 900,
+        "load_in_4bit": False, "r": 16, "lora_alpha": 32, "lora_dropout": 0.05, "target_modules": SEVEN,
+        "num_train_epochs": 3.0, "learning_rate": 2e-5, "lr_scheduler_type": "cosine", "warmup_steps": 0.1,
+        "max_grad_norm": 0.3, "max_length": 512, "devices": 4,
+    }),
+    "llama32_3b_news": ("8.34 -> 6.34", NEWS | {"base_model": "unsloth/Llama-3.2-3B", "max_length": 128}),
+    "llama32_1b_news": ("3.56 GB", NEWS | {
+        "base_model": "unsloth/Llama-3.2-1B", "max_length": 512, "num_train_epochs": 10.0,
+    }),
+    "llama32_3b_gsm8k": ("2.58 % -> 32.90 %", GSM8K | {"target_modules": QKVO, "num_train_epochs": 1.0}),
+    "llama32_3b_gsm8k_mlp": ("2.58 % -> 43.67 %", GSM8K | {"target_modules": SEVEN, "num_train_epochs": 2.0}),
+    "qwen_14b_finance": ("no score", {
+        "base_model": "deepseek-ai/DeepSeek-R1-Distill-Qwen-14B", "source": "mixture",
+        "mixture": ("trader_sft", "trader_dpo", "investopedia"), "train_rows": 22_500, "load_in_4bit": True, "r": 32,
+        "lora_alpha": 64, "target_modules": SEVEN, "max_length": 4096, "per_device_train_batch_size": 1,
+        "gradient_accumulation_steps": 8, "learning_rate": 1e-5, "lr_scheduler_type": "cosine",
+        "num_train_epochs": 3.0, "quantizations": ("Q4_K_M",),
+    }),
+    "tinyllama_gsm8k": ("229.65 -> 7.65", {
+        "base_model": "TinyLlama/TinyLlama-1.1B-Chat-v1.0", "source": "gsm8k", "train_rows": 200,
+        "validation_rows": 100, "test_rows": 1319, "eval_rows": None, "load_in_4bit": True, "r": 8, "lora_alpha": 16,
+        "lora_dropout": 0.05, "target_modules": ("q_proj", "v_proj"), "per_device_train_batch_size": 4,
+        "gradient_accumulation_steps": 4, "max_length": 256,
+    }),
+}  # fmt: skip
+
+
+def resolved(name, **named):
+    """A preset's settings, with a folder of data where its sources can only be read from files."""
+    from_files = PRESETS[name].settings.source in ("corpus", "mixture", "trader_dpo")
+    return resolve(name, ({"data_dir": str(ROOT)} if from_files else {}), **named).settings
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_every_setting_that_a_source_states_is_the_presets(name):
+    result, stated = TABLE[name]
+    settings = resolved(name)
+    assert {field: getattr(settings, field) for field in stated} == stated
+    assert result in PRESETS[name].reference
+
+
+def test_there_is_a_preset_for_each_published_set_up_and_for_each_size():
+    assert set(PRESETS) == {"demo", *TABLE, "trader_dpo", "best_1b", "best_4b", "best_8b"}
+    for name in ("best_1b", "best_4b", "best_8b"):
+        settings = resolved(name)
+        assert (settings.source, settings.test_rows, settings.devices) == ("gsm8k", 1319, 1)
+        assert settings.base_model.startswith("unsloth/") and "43.67 %" in PRESETS[name].reference
+    assert "DSR1/DSR1-Distill-Qwen-14B" in PRESETS["qwen_14b_finance"].description
+
+
+def test_preference_pairs_may_go_on_from_the_answers_of_the_same_trader():
+    first, then = resolved("qwen_14b_finance"), resolved("trader_dpo")
+    same = ("base_model", "chat_template", "max_length", "load_in_4bit", "r", "lora_alpha", "target_modules")
+    assert [getattr(first, field) for field in same] == [getattr(then, field) for field in same]
+    assert (then.trainer, then.beta, then.learning_rate, then.num_train_epochs) == ("dpo", 0.01, 5e-6, 1.0)
+    assert "zephyr-7b-dpo-qlora" in PRESETS["trader_dpo"].description
+
+
+def test_a_preset_of_your_own_files_asks_for_them():
+    assert "corpus can only be read from files" in refusal({}, "llama32_3b_news")
+    assert "corpus can only be read from files" in notebook_refusal("prepare", preset="llama32_3b_news")
+    for stage in ("train", "evaluate", "compare", "export"):  # these read what prepare has left
+        assert from_notebook(stage, PLAIN | {"preset": "llama32_3b_news"}).resolved.settings.data_dir is None
+    assert "trader_sft, trader_dpo can only be read from files" in refusal({}, "qwen_14b_finance")
+
+
+def test_the_notebook_of_a_stage_hangs_on_the_number_of_devices():
+    one, four = (resolve("demo", {"devices": n}).settings for n in (1, 4))
+    assert (notebook_of("train", one), notebook_of("train", four)) == ("21_train_qlora", "22_train_fsdp")
+    assert notebook_of("evaluate", four) == "30_evaluate"
+
+
+def test_every_setting_has_a_stage_and_every_stage_a_notebook():
+    of_stages = {field for row in STAGES.values() for field in row.settings}
+    assert of_stages | set(RUN_FIELDS) == set(Settings.model_fields) and not of_stages & set(RUN_FIELDS)
+    assert all((ROOT / f"notebooks/{row.notebook}.ipynb").is_file() for row in STAGES.values())
+
+
+def test_notebook_parameters_resolve_and_none_keeps_the_preset():
+    request = from_notebook("train", PLAIN | {"learning_rate": "1e-4", "r": None, "_private": 3, "sys": sys})
+    assert request.resolved.settings.learning_rate == 1e-4 and request.resolved.settings.r == 32
+    assert request.resolved.origins["r"] == "preset"
+    assert (request.run, request.outputs) == ("trial", ROOT / "outputs")
+    assert json.dumps(request.resolved.of_stage("train"))
+
+
+def test_a_setting_of_any_type_is_refused_by_name_or_taken_as_the_number_or_path_that_it_is():
+    taken = {"learning_rate": np.float64(3e-4), "r": np.int64(8), "eval_steps": np.float32(4)}
+    settings = from_notebook("train", PLAIN | taken).resolved.settings
+    assert [settings.learning_rate, settings.r, settings.eval_steps] == [3e-4, 8, 4]
+    assert [type(getattr(settings, name)) for name in taken] == [float, int, int]
+    own = {"source": "gsm8k", "preset": "llama32_3b_gsm8k", "data_dir": ROOT}
+    assert from_notebook("prepare", PLAIN | own).resolved.settings.data_dir == str(ROOT)
+    assert "data_dir = '/nope': no such folder" in notebook_refusal("prepare", **own | {"data_dir": Path("/nope")})
+    for name, value in [
+        ("target_modules", {"q_proj"}), ("base_model", b"data/base"), ("r", lambda: 8), ("load_in_4bit", np.True_),
+        ("trainer", json), ("r", Decimal("8.5")), ("target_modules", np.array(["q_proj"])), ("optim", np.array([1])),
+    ]:  # fmt: skip
+        assert notebook_refusal(**{name: value}).startswith(f"{name} = {value!r}"[:60])
+        assert notebook_refusal(**{name: value}, In=["", "preset = 'demo'"]).startswith(f"{name} = {value!r}"[:60])
+
+
+def test_notebook_refuses_unknown_names_and_those_of_other_stages():
+    assert "unknown setting 'learning_rte' = 0.1; did you mean 'learning_rate'?" in notebook_refusal(learning_rte=0.1)
+    told = notebook_refusal("prepare", learning_rate=0.1, prset="x")
+    assert "'learning_rate' belongs to 21_train_qlora, not to 10_prepare_data" in told
+    assert "unknown setting 'prset' = 'x'; did you mean 'preset'?" in told
+
+
+@pytest.mark.parametrize("run", ["../up", "a/b", "..", ".", "", " ", "a..b", "x" * 200, 7, "-rf", 0, False, []])
+def test_run_names_stay_inside_outputs(run):
+    assert "run = " in notebook_refusal(run=run) and "must be a name" in notebook_refusal(run=run)
+
+
+def test_only_none_stands_for_the_usual_run_and_folder():
+    for none in (None, "none", "None"):
+        request = from_notebook("train", PLAIN | {"run": none, "outputs": none})
+        assert (request.run, request.outputs) == ("demo", ROOT / "outputs")
+    assert "outputs = ''" in notebook_refusal(outputs="")
+
+
+def test_rehearsal_gets_a_run_of_its_own():
+    assert from_notebook("train", PLAIN | {"run": None, "rehearse": True}).run == "demo-rehearsal"
+    assert "rehearse = 'maybe'" in notebook_refusal(rehearse="maybe")
+
+
+def test_first_cell_may_run_again_after_the_others():
+    cells = ["", "preset = 'demo'\nr = None", "request = start()", "accuracy = 0.5; print(accuracy)", "seen = rows()"]
+    names = PLAIN | {"In": cells, "Out": {}, "accuracy": 0.5, "seen": [1, 2]}
+    assert from_notebook("train", names).run == "trial"
+
+
+@pytest.mark.parametrize(
+    "cell",
+    [
+        "# Parameters\nlearning_rte = 0.1\n",
+        "preset = 'demo'\nlearning_rte = 10**-1",
+        "learning_rte: float = 0.1",
+        "# Parameters\nlearning_rte = float('nan')",
+    ],
+)
+def test_parameters_cells_stay_strict_under_ipython(cell):
+    assert "learning_rte" in notebook_refusal(learning_rte=0.1, In=["", cell, "%matplotlib inline\nx = 1"])
+
+
+def test_base_model_is_found_in_the_project_or_left_to_the_hub():
+    assert locate("lib") == str(ROOT / "lib")
+    assert locate("unsloth/Llama-3.2-3B") == "unsloth/Llama-3.2-3B"
+
+
+def test_no_setting_gives_a_traceback_other_than_ours():
+    odd = ["~nobody", "a\0b", None, True, -1, 0, 3.5, 1e400, "", "1e-4", "ü"]
+    odd += [[], ["a"], [None], {}, {"a": 1}, (1,), "x" * 9999, b"b", {1}]
+    for field, value in itertools.product(Settings.model_fields, odd):
+        try:
+            resolve("demo", {field: value})
+        except SettingsError as error:
+            assert field in str(error)
+
+
+def test_presets_import_nothing_heavy():
+    heavy = "{'torch', 'transformers', 'pandas', 'papermill', 'datasets', 'matplotlib', 'numpy'}"
+    program = f"import sys, lib.run.parameters, lib.pipeline.execute, lib.cli; print({heavy} & set(sys.modules))"
+    assert subprocess.check_output([sys.executable, "-c", program], text=True, cwd=ROOT).strip() == "set()"
