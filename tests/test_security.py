@@ -265,7 +265,8 @@ def test_a_link_does_not_pass_for_an_output(outputs, tmp_path):
 @pytest.mark.parametrize(
     ("key", "value"),
     [("code", {"../../../dev/zero": "0"}), ("code", {"/dev/zero": "0"}), ("inputs", {"../../other/data": {}}),
-     ("inputs", {"/etc": {}}), ("inputs", {"../..": {}})],
+     ("code", {"lib/../../etc/passwd.py": "0"}), ("code", {"lib/run/more/x.py": "0"}), ("inputs", {"/etc": {}}),
+     ("inputs", {"../..": {}})],
 )  # fmt: skip
 def test_a_manifest_sends_nobody_to_files_of_its_choice(outputs, monkeypatch, key, value):
     manifest = start(outputs).finish()

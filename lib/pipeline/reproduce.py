@@ -19,7 +19,7 @@ NO_FIGURE = re.compile(r"seconds|per_second|runtime|memory|peak|^(headline|runs|
 NO_RESULT = re.compile(r"(metrics\.jsonl|comparison\.json|\.png|^export/summary\.json|^export/README\.md)$")
 CAUSES = ("versions", "git", "code", "notebook", "device", "settings", "resumed")
 ABSENT = "(absent)"
-MOST = 40  # lines of one file's figures that are printed
+MOST = 40  # lines that are printed of one file's figures, or of what differs around them
 
 
 def reproduce(run_name: str, outputs: str | Path | None = None, echo: Callable[[str], Any] = print) -> dict[str, Any]:
@@ -116,7 +116,8 @@ def text(found: Mapping[str, Any]) -> str:
     for row in found["causes"]:
         causes.setdefault(f"{row['name']}: {_change(row)}", []).append(row["in"])
     lines += ["around them differ:"] * bool(causes)
-    lines += [f"  {cause} ({', '.join(places)})" for cause, places in causes.items()]
+    lines += [f"  {cause} ({', '.join(places)})" for cause, places in list(causes.items())[:MOST]]
+    lines += [f"  and {len(causes) - MOST} more in reproduction.json"] * (len(causes) > MOST)
     wrong = sum(not row["equal"] for row in found["figures"])
     if not wrong:
         files = f", but not the bytes of {', '.join(others)}" if others else ""

@@ -10,9 +10,12 @@ import sys
 import pytest
 
 from lib import cli
-from lib.pipeline import execute, reproduce
+from lib.judge import compare
+from lib.pipeline import execute, report, reproduce, status
 from lib.run import presets, runs
 from lib.run.settings import SettingsError
+from lib.ship import deploy
+from tests.judge.test_compare import make_run
 
 WHOLE = ("prepare", "train", "evaluate", "compare", "export")
 
@@ -81,6 +84,36 @@ def test_what_differs_around_the_figures_is_named_once(tmp_path, write_run, agai
                   r"device\.cpu_threads: \d+ -> 99", r"code\.lib/train/qlora\.py: .* -> efefefef"):  # fmt: skip
         assert len(re.findall(rf"^  {cause} \(data, adapter, eval\)$", told, re.MULTILINE)) == 1, cause
     assert "possible causes are above" in told
+
+
+def before_rooms(run):
+    """A run as it was written when lib had no rooms: modules by other names, the workers' code as outside files."""
+    for stage in ("data", "adapter", "eval"):
+        code = {f"lib/{name}.py": "ab" * 32 for name in ("runs", "qlora", "gpt_fast")}
+        edit(run / stage / "manifest.json", code=code)
+    edit(run / "adapter/manifest.json", external={"lib/fsdp_worker.py": {"fsdp_worker.py": "ab" * 32}})
+    return run
+
+
+def test_a_run_from_before_the_rooms_is_made_again_and_its_code_is_said_to_have_changed(tmp_path, write_run, again):
+    before_rooms(write_run(tmp_path, "first"))
+    found, told = again()
+    assert found["equal"] and "REPRODUCED: all" in told
+    assert re.search(r"code\.lib/qlora\.py: abababab -> \(absent\) \(data, adapter, eval\)", told)
+    assert any(row["name"].startswith("code.lib/run/") and row["first"] == "(absent)" for row in found["causes"])
+
+
+def test_a_run_from_before_the_rooms_is_not_current_but_can_be_compared_reported_and_served(tmp_path):
+    run = make_run(tmp_path, "first")
+    table = compare.table([compare.load(run)])
+    before_rooms(run)
+    assert compare.table([compare.load(run)]) == table
+    resolved, notebook = presets.resolve("demo"), execute.notebook_path("21_train_qlora")
+    current, reason = runs.is_current(tmp_path, "first", "train", resolved, notebook)
+    assert (current, reason) == (False, "lib/fsdp_worker.py: fsdp_worker.py is missing")
+    assert [row["complete"] for row in status.table(tmp_path)] == ["prepare, train, evaluate"]
+    assert deploy.settings_of(run).base_model == "data/base"
+    assert "Sharpen: run first" in report.write(run).read_text()
 
 
 def test_the_settings_are_the_manifests_whatever_the_preset_says_now(tmp_path, write_run, again, monkeypatch):

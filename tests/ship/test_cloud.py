@@ -196,6 +196,7 @@ def test_the_sources_are_enough_to_make_the_environment_and_hold_no_outputs(aws,
         names = set(members.getnames())
     assert {"Makefile", "environment.yml", "pyproject.toml", "lib/ship/cloud_entry.py", "notebooks/22_train_fsdp.ipynb",
             "data/base/model.safetensors"} <= names  # fmt: skip
+    assert {path.relative_to(ROOT).as_posix() for path in (ROOT / "lib").rglob("*.py")} <= names
     assert not [name for name in names if name.startswith(("outputs", "tests", "."))]
 
 
