@@ -227,11 +227,11 @@ def test_a_notebook_in_a_run_folder_is_never_executed(outputs, tmp_path, monkeyp
     nbformat.write(new_notebook(cells=[new_code_cell(f"open({str(tmp_path / 'mark')!r}, 'w')")]), planted)
     asked = []
 
-    def execute(source, target, **options):
+    def executed(source, target, **options):
         asked.append((source, target, options["cwd"]))
         start(outputs).finish()
 
-    monkeypatch.setattr(papermill, "execute_notebook", execute)
+    monkeypatch.setattr(papermill, "execute_notebook", executed)
     execute.run("demo", "trial", outputs=outputs, stages=["prepare"], echo=lambda text: None)
     folder = tmp_path / "notebooks"
     assert asked == [(str(folder / planted.name), str(planted), str(folder))]  # it is where the executed copy goes
