@@ -61,7 +61,7 @@ def finished(run_folder: Path) -> dict[str, dict]:
         for key, recorded in manifest["external"].items():
             if key.startswith("lib/"):
                 continue  # code, which may change: early runs noted their workers' here
-            for name, then in recorded.items():
+            for name, then in runs.without_card(recorded).items():
                 path = ROOT / key / name if (ROOT / key).is_dir() else ROOT / key
                 if not path.is_file() or disk.sha256(path) != then:
                     found.append(f"was made from {path}, which {'was changed' if path.is_file() else 'is missing'}")

@@ -122,7 +122,7 @@ class Stage:
         found = Path(in_project(path)).resolve()
         if not found.exists():
             raise RunError(f"{path}: no such file or folder")
-        self._remember(self.external, _relative(found), _hashes(found))
+        self._remember(self.external, _relative(found), without_card(_hashes(found)))
         return found
 
     def uses_code(self, module: str) -> None:
@@ -300,7 +300,8 @@ def is_current(outputs: Path, run: str, stage: str, resolved: Resolved, notebook
             if not made.exists() or disk.load(made).get("outputs") != recorded:
                 return False, f"input {key} changed"
         for key, recorded in manifest["external"].items():
-            if found := _file_changes(recorded, _hashes(ROOT / key, recorded)):
+            now = without_card(_hashes(ROOT / key, recorded))
+            if found := _file_changes(without_card(recorded), now):
                 return False, f"{key}: {found[0]}"
         if found := changes(run_folder, stage):
             return False, found[0]
@@ -449,6 +450,11 @@ def _hashes(path: Path, known: Iterable[str] | None = None) -> Hashes:
                 for name, file in ([(path.name, path)] if path.is_file() else files)}  # fmt: skip
     except OSError as error:
         raise RunError(f"{error.filename or path} cannot be read ({error.strerror}): make it readable") from None
+
+
+def without_card(hashes: Hashes) -> Hashes:
+    """A model's files but for its card, which tells of it and is not read by any stage."""
+    return {name: value for name, value in hashes.items() if name != "README.md"}
 
 
 def _file_changes(then: dict[str, str], now: dict[str, str]) -> list[str]:

@@ -17,7 +17,7 @@ from statistics import median
 
 import torch
 
-from lib.gpt import ablation, pretrain, tokens
+from lib.gpt import ablation, plain, pretrain, tokens
 from lib.run import memory, presets
 from lib.run.paths import ROOT
 
@@ -49,11 +49,11 @@ def compared(settings, blocks) -> dict:
     """{name: {"tokens_per_second", "peak_bytes"}} of plain, fast, and transformers' Llama made fast the same way."""
     from transformers import LlamaForCausalLM
 
-    def plain():
+    def written_out():
         model = plain.GPT(plain.SIZES["tiny"])
         return model, model.loss, pretrain.optimizers(model, pretrain.Recipe(), settings)
 
-    def fast():
+    def made_fast():
         model = pretrain.FastGPT(plain.SIZES["tiny"])
         compiled = torch.compile(model.loss)
         return model, half(compiled), pretrain.optimizers(model, pretrain.FASTEST, settings)
@@ -73,7 +73,7 @@ def compared(settings, blocks) -> dict:
 
     found: dict[str, list] = {}
     for _ in range(RUNS):
-        for name, make in (("plain", plain), ("transformers", transformers), ("fast", fast)):
+        for name, make in (("plain", written_out), ("transformers", transformers), ("fast", made_fast)):
             torch.compiler.reset()
             start = memory.reset_peak()
             seconds = step_seconds(*make(), blocks)

@@ -185,6 +185,21 @@ def test_the_code_of_other_processes_is_a_stages_code_too(outputs, worker):
     assert wanted <= begun.keys() and wanted <= stage.finish()["code"].keys()
 
 
+def test_a_models_card_is_not_what_a_stage_is_made_from(outputs):
+    base = outputs.parent / "base"
+    base.mkdir()
+    (base / "weights").write_text("w")
+    (base / "README.md").write_text("a card")
+    stage = start(outputs)
+    stage.uses(base)
+    assert [*stage.finish()["external"].values()] == [{"weights": disk.sha256(base / "weights")}]
+    path = outputs / "trial/data/manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["external"][str(base)]["README.md"] = "0" * 64  # as earlier runs recorded it
+    path.write_text(json.dumps(manifest))
+    assert current(outputs)[0]
+
+
 def test_outputs_and_parameters_of_a_notebook_are_not_its_code(outputs):
     prepare(outputs)
     notebook = outputs.parent / "notebooks/10_prepare_data.ipynb"
