@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from lib import SharpenError
+from lib.run import processes
 
 # The source distribution of llama-cpp-python holds the whole source of llama.cpp, converter included, and every package
 # index has it; the wheel that is made from it has neither the converter nor the programs.
@@ -313,14 +314,9 @@ class Program:
         raise LlamaCppError(f"{self.name} has ended: {_last(self.log)}")
 
     def __exit__(self, *error: Any) -> None:
-        import psutil
-
-        if self.process is not None and self.process.poll() is None:
-            workers = psutil.Process(self.process.pid).children(recursive=True)
-            for process in (self.process, *workers):  # they hold nothing that must be saved
-                with suppress(psutil.NoSuchProcess):
-                    process.kill()
         if self.process is not None:
+            if self.process.poll() is None:
+                processes.kill(processes.family(self.process.pid))  # they hold nothing that must be saved
             self.process.wait()
         if self.client is not None:
             self.client.close()

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from lib.pipeline import report, status
-from lib.run import disk, progress, runs
+from lib.run import disk, processes, progress, runs
 from lib.run.paths import ROOT, default_run, in_project, run_name_problems
 from lib.run.presets import Resolved, resolve
 from lib.run.rules import unread
@@ -243,11 +243,6 @@ def _children_end_with_us() -> Iterator[Sequence]:
 
     family: list[psutil.Process] = []
 
-    def end() -> None:
-        for process in family:
-            with contextlib.suppress(psutil.NoSuchProcess):  # psutil compares start times: no stranger is hit
-                process.kill()
-
     def stop(signum: int, frame: Any) -> None:
         again = bool(family)
         family.extend(psutil.Process().children(recursive=True))  # now, while the tree still hangs together
@@ -264,7 +259,7 @@ def _children_end_with_us() -> Iterator[Sequence]:
     if threading.current_thread() is not threading.main_thread():  # signals reach the main thread only
         yield ()
         return
-    deadline = threading.Timer(STOP_SECONDS, end)
+    deadline = threading.Timer(STOP_SECONDS, processes.kill, [family])
     deadline.daemon = True
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -277,8 +272,7 @@ def _children_end_with_us() -> Iterator[Sequence]:
         deadline.cancel()
         for number, handler in before.items():
             signal.signal(number, handler)
-        end()
-        psutil.wait_procs(family, timeout=5)
+        processes.kill(family)
     if family:
         raise KeyboardInterrupt
 

@@ -271,3 +271,7 @@ def nearest(name: Any, choices: Any) -> str:
     longer = {choice.lower(): choice for choice in choices if len(choice) > 2}  # `lr` is no `r`
     found = difflib.get_close_matches(text[:100].lower(), longer, n=1)
     return f"; did you mean {longer[found[0]]!r}?" if found else ""
+
+
+PrepareSettings = PretrainSettings = TrainSettings = EvaluateSettings = Settings
+CompareSettings = ExportSettings = ServeSettings = CloudSettings = Settings

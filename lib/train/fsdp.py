@@ -17,7 +17,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from lib import SharpenError
-from lib.run import progress
+from lib.run import processes, progress
 from lib.run.disk import whole_lines, write_atomically
 from lib.run.paths import ROOT
 
@@ -174,17 +174,9 @@ def interrupt(torchrun: subprocess.Popen, timeout_seconds: float) -> None:
 
 def end(torchrun: subprocess.Popen) -> None:
     """End torchrun and its ranks, also those that are stopped and hear no signal but this one."""
-    import psutil
-
-    if torchrun.poll() is not None:
-        return
-    family = psutil.Process(torchrun.pid).children(recursive=True)
-    torchrun.kill()
-    torchrun.wait()
-    for process in family:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.kill()
-    psutil.wait_procs(family, timeout=10)
+    if torchrun.poll() is None:
+        processes.kill(processes.family(torchrun.pid))
+        torchrun.wait()
 
 
 def what_failed(told: str, control: Path, stage) -> str:
