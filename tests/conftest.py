@@ -69,7 +69,7 @@ def write_run():
     def write(outputs, name, overrides=None, rehearse=False, stages=usual, **figures) -> Path:
         resolved = presets.resolve("demo", overrides, rehearse)
         figures = {"loss": 0.3, "accuracy": 0.5, "perplexity": 1.5} | figures
-        for stage in (runs.start(parameters.Request(stage, name, Path(outputs), resolved)) for stage in stages):
+        for stage in (runs.begin(parameters.Request(stage, name, Path(outputs), resolved)) for stage in stages):
             match stage.request.stage:
                 case "prepare":
                     for split in ("train", "validation", "test"):

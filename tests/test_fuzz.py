@@ -20,8 +20,8 @@ from lib.pipeline import report, status
 from lib.run import disk, parameters, presets, progress, runs, untrusted
 from lib.run.paths import ROOT
 from lib.run.presets import PRESETS
-from lib.run.settings import Settings, SettingsError
-from lib.run.stages import STAGES
+from lib.run.settings import FIELDS, SettingsError
+from lib.run.stages import STAGES, names_of
 
 SETTINGS, FOLDERS, REPORTS = 200, 500, 50  # a report of a notebook takes the longest, so not every folder has one
 ODD = [
@@ -41,7 +41,7 @@ def odd_settings(random: random.Random) -> dict:
     """Some settings: names as they are, misspelt or made up; values that fit, or of any type and size."""
     found = {}
     for _ in range(random.randint(1, 5)):
-        name = random.choice(list(Settings.model_fields))
+        name = random.choice(list(FIELDS))
         if random.random() < 0.2:
             at = random.randrange(len(name))
             misspelt = [name[:at] + name[at + 1 :], name.upper(), name + "_", "\u00fc" * 3, "x" * 10_000, "r "]
@@ -68,7 +68,7 @@ def test_200_odd_settings_are_each_taken_or_refused_in_words():
     for number in range(SETTINGS):
         chance = random.Random(number)
         preset, found = chance.choice([*PRESETS, *PRESETS, "gsm9k", "", 7, None, ["demo"]]), odd_settings(chance)
-        unknown = [name for name in found if name not in Settings.model_fields]
+        unknown = [name for name in found if name not in FIELDS]
         resolved = told(lambda: presets.resolve(preset, found, chance.random() < 0.3), *unknown)  # noqa: B023
         assert resolved is None or not unknown and json.dumps(resolved.of_stage("train"), allow_nan=False)
         refused += resolved is None
@@ -79,7 +79,7 @@ def test_200_odd_settings_are_each_taken_or_refused_in_words():
         told(lambda: presets.resolve("demo", cli._overrides(pairs, None)))  # noqa: B023
 
         stage = chance.choice(list(STAGES))
-        own = {name: value for name, value in found.items() if name in STAGES[stage].settings and value is not None}
+        own = {name: value for name, value in found.items() if name in names_of(stage) and value is not None}
         request = told(lambda: parameters.from_notebook(stage, {"preset": "demo"} | own))  # noqa: B023
         assert request is None or {request.resolved.origins[name] for name in own} <= {"override"}, "one was ignored"
         typed = {name: _resolve_type(value) for name, value in texts.items()}  # as `papermill -p`
@@ -108,7 +108,7 @@ def test_an_odd_run_preset_or_folder_is_refused_in_words(value):
 
 # --- run folders ------------------------------------------------------------------------------------------------------
 def start(outputs: Path, stage: str) -> runs.Stage:
-    return runs.start(parameters.from_notebook(stage, {"preset": "demo", "run": "trial", "outputs": str(outputs)}))
+    return runs.begin(parameters.from_notebook(stage, {"preset": "demo", "run": "trial", "outputs": str(outputs)}))
 
 
 @pytest.fixture(scope="module")

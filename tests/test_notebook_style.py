@@ -15,7 +15,7 @@ from IPython.core.inputtransformer2 import TransformerManager
 from lib.run import parameters, presets
 from lib.run.paths import ROOT
 from lib.run.settings import SettingsError
-from lib.run.stages import STAGES
+from lib.run.stages import STAGES, names_of
 
 LIGHT = {"disk", "parameters", "paths", "runs", "stages"}
 PATHS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -133,7 +133,7 @@ def test_its_parameters_are_commented_literals(cells):
 def test_its_parameters_are_those_that_its_stage_reads(path, cells):
     _, values = literals(cells)
     stage = STAGE_OF[path.stem]
-    assert sorted(values) == sorted(("preset", "run", "outputs", "rehearse", *STAGES[stage].settings))
+    assert sorted(values) == sorted(("preset", "run", "outputs", "rehearse", *names_of(stage)))
     assert list(values)[:4] == ["preset", "run", "outputs", "rehearse"]
     assert parameters.from_notebook(stage, values).resolved == presets.resolve(values["preset"])
     assert any(f'parameters.from_notebook("{stage}", globals())' in cell.source for cell in code(cells))

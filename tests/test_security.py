@@ -54,7 +54,7 @@ def outputs(tmp_path, monkeypatch):
 
 
 def start(outputs, stage="prepare", run="trial", **parameters) -> runs.Stage:
-    return runs.start(from_notebook(stage, {"preset": "demo", "run": run, "outputs": str(outputs)} | parameters))
+    return runs.begin(from_notebook(stage, {"preset": "demo", "run": run, "outputs": str(outputs)} | parameters))
 
 
 # --- models -----------------------------------------------------------------------------------------------------------
@@ -543,7 +543,7 @@ def test_no_key_of_the_environment_reaches_any_file_of_a_run(tmp_path, monkeypat
     folder = tmp_path / "notebooks"
     folder.mkdir()
     cells = ["preset = 'demo'\nrun = None\noutputs = None\nrehearse = False",
-             "from lib.run import parameters, runs\nstage = runs.start(parameters.from_notebook('prepare', globals()))",
+             "from lib.run import parameters, runs\nstage = runs.begin(parameters.from_notebook('prepare', globals()))",
              "import os, sys\nprint(dict(os.environ))\nprint(os.environ, file=sys.stderr)\ndict(os.environ)",
              "raise RuntimeError(f'a request failed: {os.environ[\"HF_TOKEN\"]} {dict(os.environ)}')"]
     notebook = new_notebook(cells=[new_code_cell(cell) for cell in cells])

@@ -20,7 +20,7 @@ from lib.run.paths import ROOT, default_run, in_project, run_name_problems
 from lib.run.presets import Resolved, resolve
 from lib.run.rules import unread
 from lib.run.settings import Settings, SettingsError
-from lib.run.stages import IN_EVERY_RUN, RUN_FIELDS, STAGES, notebook_of
+from lib.run.stages import IN_EVERY_RUN, RUN_FIELDS, STAGES, names_of, notebook_of
 from lib.run.untrusted import redact, visible
 
 NOTEBOOK_FOLDER = ROOT / "notebooks"
@@ -183,7 +183,7 @@ def _execute(stage: str, run_folder: Path, resolved: Resolved, overridden: set[s
     executed = run_folder / "notebooks" / f"{notebook}.ipynb"
     parameters = {"preset": resolved.preset, "run": run_folder.name, "outputs": str(run_folder.parent),
                   "rehearse": resolved.rehearse}
-    for field in STAGES[stage].settings:
+    for field in names_of(stage):
         if field in overridden:  # in a notebook None means 'as the preset has it', so none is said in words
             value = getattr(resolved.settings, field)
             parameters[field] = "none" if value is None else list(value) if isinstance(value, tuple) else value

@@ -13,7 +13,7 @@ from lib.pipeline import execute
 from lib.run import disk, runs
 from lib.run.paths import default_run, in_project, run_name_problems
 from lib.run.presets import resolve
-from lib.run.settings import Settings, SettingsError
+from lib.run.settings import FIELDS, SettingsError
 from lib.run.stages import STAGES
 from lib.run.untrusted import visible
 
@@ -29,7 +29,7 @@ def read_grid(pairs: Sequence[str]) -> dict[str, list[str]]:
         raise SettingsError([f"--grid {pair!r}: must be KEY=VALUE,VALUE, as in --grid r=8,16" for pair in wrong])
     grid: dict[str, list[str]] = {}
     for name, _, text in (pair.partition("=") for pair in pairs):
-        known = Settings.model_fields.get(name.strip())
+        known = FIELDS.get(name.strip())
         one_value = known and "tuple" in str(known.annotation)
         grid.setdefault(name.strip(), []).extend([text] if one_value else map(str.strip, text.split(",")))
     return grid

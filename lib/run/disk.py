@@ -1,11 +1,9 @@
 """What lies on the disk is whole: written atomically, read strictly, locked by one writer at a time."""
 
 import contextlib
-import dataclasses
 import errno
 import hashlib
 import json
-import math
 import os
 import socket
 from collections.abc import Iterable, Iterator
@@ -14,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import to_jsonable_python
 
 from lib import SharpenError
 from lib.run import untrusted
@@ -106,21 +105,8 @@ def load(path: Path, form: type[Form] = Form) -> dict[str, Any]:
 
 def to_json(value: Any, indent: int | None = None) -> str:
     """JSON that every reader takes: NaN and infinities as null, numpy's numbers and arrays as plain ones."""
-    return json.dumps(_plain(value), indent=indent, ensure_ascii=False, allow_nan=False)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple | set):
-        return [_plain(item) for item in value]
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return _plain(dataclasses.asdict(value))
-    if hasattr(value, "tolist"):  # numpy and torch
-        return _plain(value.tolist())
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    return str(value) if isinstance(value, Path) else value
+    plain = to_jsonable_python(value, inf_nan_mode="null", fallback=lambda array: array.tolist())
+    return json.dumps(plain, indent=indent, ensure_ascii=False, allow_nan=False)
 
 
 def utc_now() -> str:

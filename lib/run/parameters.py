@@ -2,6 +2,7 @@
 
 import ast
 import os
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,11 @@ from lib.run import untrusted
 from lib.run.paths import default_run, in_project, run_name_problems
 from lib.run.presets import Resolved, resolve
 from lib.run.rules import not_of, unknown
-from lib.run.settings import Settings, SettingsError, short
-from lib.run.stages import STAGES
+from lib.run.settings import FIELDS, SettingsError, full_name, short
+from lib.run.stages import names_of
+
+RUN_PARAMETERS = ("preset", "run", "outputs", "rehearse", "changes")
+PLAIN = (str, int, float, bool, type(None), list, tuple, dict)  # types of what a parameters cell may set
 
 
 @dataclass(frozen=True)
@@ -24,65 +28,93 @@ class Request:
     resolved: Resolved
 
 
-def from_notebook(stage: str, namespace: dict[str, Any]) -> Request:
+def from_notebook(stage: str, namespace: Mapping[str, Any]) -> Request:
     """The request in a notebook's `globals()`: preset, run, outputs (None: the project's), rehearse, and settings.
 
-    A setting that is None keeps the preset's value; the text 'none' sets it to none. Names that this stage does not
-    read are refused here, in the first cell, because papermill itself only warns of them.
-    """
-    own, run_parameters = STAGES[stage].settings, ("preset", "run", "outputs", "rehearse")
-    given = _parameters(namespace, {*own, *run_parameters})
-    overrides = {name: value for name, value in given.items() if name in own and value is not None}
-    made_up = {name: value for name, value in given.items() if name not in Settings.model_fields}
-    problems = not_of(stage, given) + unknown(made_up, (*own, *run_parameters))
-    preset, rehearse = namespace.get("preset"), namespace.get("rehearse", False)
-    run, outputs = (None if isinstance(value, str) and value.lower() == "none" else value
-                    for value in (namespace.get("run"), namespace.get("outputs")))  # fmt: skip
-    if isinstance(rehearse, str) and rehearse.lower() in ("true", "false"):  # papermill -p rehearse true
-        rehearse = rehearse.lower() == "true"
-    run = default_run(preset if isinstance(preset, str) else "demo", rehearse) if run is None else run
+    Settings are variables by their names, where None keeps the preset's value (and the text 'none' sets none), and the
+    dictionary `changes`, where None is a value. Names that this stage does not read are refused here, in the first
+    cell, because papermill itself only warns of them."""
+    own, problems = names_of(stage), []
+    variables = {full_name(name): value for name, value in _given(namespace, own).items()}
+    changes = namespace.get("changes") or {}
+    if isinstance(changes, dict):
+        changes = {full_name(name): value for name, value in changes.items()}
+    else:
+        problems.append(f"changes = {short(changes)}: must be a dictionary of settings, such as {{'use_dora': True}}")
+        changes = {}
+    problems += not_of(stage, variables | changes)
+    made_up = {name: value for name, value in (variables | changes).items() if name not in FIELDS}
+    problems += unknown(made_up, (*own, *RUN_PARAMETERS))
+    dials = {name: value for name, value in variables.items() if value is not None}
+    problems += [f"{name} is given as a variable and in `changes`: give it once" for name in dials if name in changes]
+    overrides = {name: value for name, value in (dials | changes).items() if name in own}
+    preset, rehearse = namespace.get("preset"), _truth(namespace.get("rehearse", False))
+    run, outputs = _or_none(namespace.get("run")), _or_none(namespace.get("outputs"))
+    if run is None:
+        run = default_run(preset if isinstance(preset, str) else "demo", rehearse)
     if not isinstance(rehearse, bool):
         problems.append(f"rehearse = {short(rehearse)}: must be True or False")
-    folder = str(outputs) if isinstance(outputs, str | Path) else ""
-    if outputs is not None and (not folder or untrusted.STEERING.search(folder)):
+    if outputs is not None and not _is_path(outputs):
         problems.append(f"outputs = {short(outputs)}: must be a folder, or None for the project's outputs/")
     problems += run_name_problems(run)
     try:
         resolved = resolve(preset, overrides, rehearse is True, stage)
     except SettingsError as error:
-        raise SettingsError(problems + list(error.problems)) from None
+        problems += error.problems
     if problems:
         raise SettingsError(problems)
     return Request(stage, run, Path(os.path.realpath(in_project(outputs or "outputs"))), resolved)
 
 
-def _parameters(namespace: dict[str, Any], known: set[str]) -> dict[str, Any]:
-    """What a user named in `namespace`: the `known` names, whatever their values are, and plain literals.
+def _truth(value: Any) -> Any:
+    """papermill's -p gives `true` as text."""
+    if isinstance(value, str) and value.lower() in ("true", "false"):
+        return value.lower() == "true"
+    return value
 
-    Under IPython (`In` holds the cells run so far) an unknown name counts only where a parameters cell, ours or
+
+def _or_none(value: Any) -> Any:
+    return None if isinstance(value, str) and value.lower() == "none" else value
+
+
+def _is_path(value: Any) -> bool:
+    return isinstance(value, str | Path) and str(value) != "" and not untrusted.STEERING.search(str(value))
+
+
+def _given(namespace: Mapping[str, Any], own: tuple[str, ...]) -> dict[str, Any]:
+    """The settings that a user named as variables: the stage's `own`, whatever their values are, and plain literals.
+
+    Under IPython (`In` holds the cells run so far) another name counts only where a parameters cell, ours or
     papermill's, set it: else running the first cell again, after the rest of the notebook, would refuse every variable
-    that the notebook itself made.
-    """
-    told = set().union(*(_told(source) for source in namespace.get("In", ())))
-    plain = (str, int, float, bool, type(None), list, tuple, dict)
-    return {
-        name: value
-        for name, value in namespace.items()
-        if name in known or not name.startswith("_") and (name in told if "In" in namespace else type(value) in plain)
-    }
+    that the notebook itself made."""
+    in_ipython = "In" in namespace
+    set_in_cells = {name for source in namespace.get("In", ()) for name in _set_by(source)}
+    given = {}
+    for name, value in namespace.items():
+        if name in RUN_PARAMETERS or name.startswith("_"):
+            continue
+        literal = name in set_in_cells if in_ipython else type(value) in PLAIN
+        if full_name(name) in own or literal:
+            given[name] = value
+    return given
 
 
-def _told(source: str) -> set[str]:
+def _set_by(source: str) -> Iterator[str]:
     """The names that a cell sets, if it sets `preset`, or sets names to literals and does nothing else."""
     try:
         body = ast.parse(source).body
     except SyntaxError:
-        return set()
-    assigned = [node for node in body if isinstance(node, ast.Assign | ast.AnnAssign)]
-    targets = {target for node in assigned for target in getattr(node, "targets", [getattr(node, "target", None)])}
-    names = {target.id for target in targets if isinstance(target, ast.Name)}
-    literal = all(node in assigned and _is_literal(node.value) for node in body)
-    return names if literal or "preset" in names else set()
+        return
+    names, only_literals = [], True
+    for node in body:
+        match node:
+            case ast.Assign(targets=[ast.Name(id=name)]) | ast.AnnAssign(target=ast.Name(id=name)):
+                names.append(name)
+                only_literals = only_literals and _is_literal(node.value)
+            case _:
+                only_literals = False
+    if only_literals or "preset" in names:
+        yield from names
 
 
 def _is_literal(node: ast.expr | None) -> bool:

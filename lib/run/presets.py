@@ -1,5 +1,6 @@
 """The presets (`lib.run.published`), and a preset's settings with what was changed in them."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -7,8 +8,8 @@ from pydantic import ValidationError
 
 from lib.run.published import PUBLISHED
 from lib.run.rules import contradictions, read, refusal, unknown
-from lib.run.settings import Settings, SettingsError, nearest, short
-from lib.run.stages import STAGES
+from lib.run.settings import FIELDS, Block, Settings, SettingsError, flat, full_name, nearest, nested, short
+from lib.run.stages import STAGES, names_of
 
 
 @dataclass(frozen=True)
@@ -21,8 +22,13 @@ class Preset:
     settings: Settings
 
 
+def _published(name: str) -> dict[str, Any]:
+    """The settings that a preset's row gives."""
+    return {full_name(field): value for field, value in PUBLISHED[name]["settings"].items()}
+
+
 PRESETS: dict[str, Preset] = {
-    name: Preset(name, row["description"], row["reference"], Settings(**row["settings"]))
+    name: Preset(name, row["description"], row["reference"], Settings.model_validate(nested(_published(name))))
     for name, row in PUBLISHED.items()
 }
 
@@ -46,40 +52,60 @@ class Resolved:
     origins: dict[str, str]
     rehearse: bool = False
 
+    def for_stage(self, stage: str) -> Block:
+        """The settings that one stage reads, as its own class of them."""
+        own = STAGES[stage].settings
+        return own.model_validate({name: getattr(self.settings, name) for name in own.model_fields})
+
     def of_stage(self, stage: str) -> dict[str, Any]:
-        """The settings that one stage reads, in JSON's types."""
-        return self.settings.model_dump(mode="json", include=set(STAGES[stage].settings))
+        """The same by their names, in JSON's types."""
+        return flat(self.for_stage(stage), "json")
 
 
 def resolve(
-    name: str, overrides: dict[str, Any] | None = None, rehearse: bool = False, stage: str | None = None
+    name: str, overrides: Mapping[str, Any] | None = None, rehearse: bool = False, stage: str | None = None
 ) -> Resolved:
     """The settings of preset `name`, then the rehearsal's, then `overrides`; SettingsError names all that is wrong.
 
     With `stage` only its settings are held against each other: what the others were set to is not known in it."""
-    problems, suspect, overrides = [], set(), overrides or {}
-    known = isinstance(name, str) and name in PRESETS
+    problems, known = [], isinstance(name, str) and name in PRESETS
     if not known:
         problems.append(f"unknown preset {short(name)}; choose from {', '.join(PRESETS)}{nearest(name, PRESETS)}")
     base = PRESETS[name if known else "demo"].settings  # an unknown preset must not hide the other problems
-    values = base.model_dump()
-    origins = {field: "preset" if field in base.model_fields_set else "default" for field in values}
+    values = flat(base)
+    origins = dict.fromkeys(values, "default") | dict.fromkeys(_published(name if known else "demo"), "preset")
     if rehearse:
-        capped = {f: most for f, most in REHEARSAL_AT_MOST.items() if values[f] is None or values[f] > most}
-        for field, value in (REHEARSAL | capped).items():
+        for field, value in _rehearsal(values).items():
             values[field], origins[field] = value, "rehearsal"
-    problems += unknown(overrides)
-    for field in overrides.keys() & values.keys():
-        values[field], origins[field] = read(field, overrides[field]), "override"
-    try:
-        settings = Settings.model_validate(values)
-    except ValidationError as error:
-        suspect = {str(found["loc"][0]) for found in error.errors()}
-        problems += [refusal(field, overrides.get(field, values[field])) for field in values if field in suspect]
-        settings = Settings.model_construct(**values | {field: getattr(base, field) for field in suspect})
+    given = {full_name(field): value for field, value in (overrides or {}).items()}
+    problems += unknown(given)
+    for field in given.keys() & values.keys():
+        values[field], origins[field] = read(field, given[field]), "override"
+    settings, suspect = _validated(values, base)
+    problems += [refusal(field, given.get(field, values[field])) for field in FIELDS if field in suspect]
     if known:
-        suspect |= values.keys() - set(STAGES[stage].settings) if stage else set()
-        problems += contradictions(settings, suspect, stage)
+        others = FIELDS.keys() - names_of(stage) if stage else set()
+        problems += contradictions(settings, suspect | others, stage)
     if problems:
         raise SettingsError(problems)
     return Resolved(name, settings, origins, rehearse)
+
+
+def _rehearsal(values: dict[str, Any]) -> dict[str, Any]:
+    """What a rehearsal changes in a preset's values."""
+    changes = dict(REHEARSAL)
+    for field, most in REHEARSAL_AT_MOST.items():
+        if values[field] is None or values[field] > most:
+            changes[field] = most
+    return changes
+
+
+def _validated(values: dict[str, Any], base: Settings) -> tuple[Settings, set[str]]:
+    """(settings, names of those that are refused, which have `base`'s value in them)."""
+    try:
+        return Settings.model_validate(nested(values)), set()
+    except ValidationError as error:
+        places = (".".join(map(str, problem["loc"][:2])) for problem in error.errors())
+        suspect = {place if place in FIELDS else place.partition(".")[0] for place in places}
+    kept = flat(base)
+    return Settings.model_validate(nested(values | {field: kept[field] for field in suspect})), suspect

@@ -1,7 +1,6 @@
 """Run folders: each stage writes its own folder and, last, a manifest that says what came in, what came out and how."""
 
 import ast
-import dataclasses
 import hashlib
 import html
 import itertools
@@ -10,7 +9,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,9 +17,10 @@ from pydantic import Field
 
 from lib.run import disk, progress, untrusted
 from lib.run.disk import Form, RunError, sha256, to_json
-from lib.run.parameters import Request
+from lib.run.parameters import Request, from_notebook
 from lib.run.paths import ROOT, in_project, run_name_problems
 from lib.run.presets import Resolved
+from lib.run.settings import flat
 from lib.run.stages import STAGES, YOURS, notebook_of
 
 PACKAGES = (
@@ -84,9 +84,8 @@ class Stage:
     """
 
     def __init__(self, request: Request, resumed: bool, made_from: dict[str, dict[str, str]]):
-        own = request.resolved.settings.model_dump(include=set(STAGES[request.stage].settings))
-        self.settings = dataclasses.make_dataclass(f"{request.stage.title()}Settings", own, frozen=True)(**own)
         self.request, self.resumed, self.finished = request, resumed, False
+        self.settings = request.resolved.for_stage(request.stage)
         self.rehearse = request.resolved.rehearse
         self.run_folder = request.outputs / request.run
         self.folder = self.run_folder / STAGES[request.stage].folder
@@ -152,12 +151,12 @@ class Stage:
         processes did the work, `workers` holds their device and peak_memory_bytes, which take the place of ours.
         """
         assert not self.finished, "the stage is finished already"
-        resolved, own = self.request.resolved, STAGES[self.request.stage].settings
+        resolved, settings = self.request.resolved, flat(self.settings, "json")
         manifest = {
             "stage": self.request.stage, "run": self.request.run, "preset": resolved.preset,
             "rehearse": resolved.rehearse, "resumed": self.resumed,
-            "settings": resolved.of_stage(self.request.stage), "origins": {f: resolved.origins[f] for f in own},
-            "seeds": {f: v for f, v in resolved.of_stage(self.request.stage).items() if f.endswith("seed")},
+            "settings": settings, "origins": {name: resolved.origins[name] for name in settings},
+            "seeds": {name: value for name, value in settings.items() if name.endswith("seed")},
             "git": git(), "code": code() | self._code, "notebook": notebook_hash(_notebook(self.request)),
             "inputs": self.inputs, "external": self.external, "outputs": _hashes(self.folder),
             "versions": versions(), "started_at": self.started_at, "ended_at": disk.utc_now(),
@@ -174,25 +173,32 @@ class Stage:
         disk.unlock(self.run_folder, "writer")
         return json.loads(to_json(manifest))
 
-    def _table(self) -> tuple[str, list[tuple[str, str, str]]]:
-        resolved, own = self.request.resolved, STAGES[self.request.stage].settings
-        note = "REHEARSAL (a walk through, no result): " if resolved.rehearse else ""
+    def _title(self) -> str:
         place = self.folder.relative_to(self.request.outputs.parent).as_posix()  # reports are shared: no path of ours
-        title = f"{note}preset {resolved.preset}, stage {self.request.stage}, writing to {place}"
-        title += ", going on from an unfinished attempt" if self.resumed else ""
-        return title, [(f, repr(getattr(resolved.settings, f)), resolved.origins[f]) for f in own]
+        title = f"preset {self.request.resolved.preset}, stage {self.request.stage}, writing to {place}"
+        if self.rehearse:
+            title = f"REHEARSAL (a walk through, no result): {title}"
+        if self.resumed:
+            title += ", going on from an unfinished attempt"
+        return title
+
+    def _table(self):
+        """The settings, each with where it came from."""
+        import pandas as pd
+
+        origins = self.request.resolved.origins
+        rows = [(name, repr(value), origins[name]) for name, value in flat(self.settings).items()]
+        return pd.DataFrame(rows, columns=["setting", "value", "from"])
 
     def __repr__(self) -> str:
-        title, rows = self._table()
-        return "\n".join([title, *(f"  {field:<28} {value:<40} {origin}" for field, value, origin in rows)])
+        return f"{self._title()}\n{self._table().to_string(index=False, justify='left')}"
 
     def _repr_html_(self) -> str:
-        title, rows = self._table()
-        lines = [f"<th style='text-align:left'>{name}</th>" for name in ("setting", "value", "from")], *(
-            [f"<td style='text-align:left'>{html.escape(text)}</td>" for text in row] for row in rows
-        )
-        body = "".join(f"<tr>{''.join(cells)}</tr>" for cells in lines)
-        return f"<p><b>{html.escape(title)}</b></p><table>{body}</table>"
+        import pandas as pd
+
+        with pd.option_context("display.max_colwidth", None):
+            table = self._table().to_html(index=False, border=0, justify="left")
+        return f"<details><summary><b>{html.escape(self._title())}</b>: its settings</summary>{table}</details>"
 
     def _remember(self, kept: dict[str, dict[str, str]], key: str, hashes: dict[str, str]) -> None:
         """Note an input; what an unfinished attempt made from other inputs must not be gone on from."""
@@ -200,14 +206,20 @@ class Stage:
             _put_aside(self.folder, "abandoned")
             self.resumed, self._made_from = False, {}
         kept[key] = hashes
+        self._code = code() | self._code  # modules are imported after the start; what is edited later is not what ran
         self._write_started()
 
     def _write_started(self) -> None:
         made_from = self._made_from | self.inputs | self.external
-        _write_started(self.folder, _plan(self.request), code() | self._code, made_from)
+        _write_started(self.folder, _plan(self.request), self._code, made_from)
 
 
-def start(request: Request) -> Stage:
+def start(stage: str, namespace: Mapping[str, Any]) -> Stage:
+    """The stage that a notebook is, by its parameters (its `globals()`): SettingsError names all that is wrong."""
+    return begin(from_notebook(stage, namespace))
+
+
+def begin(request: Request) -> Stage:
     """Open the stage's folder for writing: lock the run, put aside a finished result, go on from a fitting attempt.
 
     Until the new result is complete, a finished one stays beside as `<folder>.former`, and an unfinished attempt that

@@ -46,7 +46,7 @@ def train(root: Path) -> None:
         signal.signal(signal.SIGTERM, lambda *_: None)  # where the machines are taken away, the first ends all together
         os.environ["PET_RDZV_CONF"] = f"is_host=0,read_timeout={FIRST_MACHINE_TIMEOUT_SECONDS}"
         resolved = presets.resolve(asked["preset"], overrides, rehearse, "train")
-        stage = runs.start(parameters.Request("train", asked["run"], outputs, resolved))
+        stage = runs.begin(parameters.Request("train", asked["run"], outputs, resolved))
         fsdp.follow(stage, stage.input("prepare"))
 
 

@@ -19,7 +19,7 @@ from lib.grade import scoring
 from lib.run import presets, runs, untrusted
 from lib.run.paths import is_local, locate
 from lib.run.settings import Settings
-from lib.run.stages import STAGES
+from lib.run.stages import names_of
 
 CONCURRENT = (1, 4, 16)  # requests at once in the load test
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM makes room for
@@ -52,7 +52,7 @@ def settings_of(run_folder: Path, **overrides: Any) -> Settings:
 def overrides_of(run_folder: Path) -> dict[str, Any]:
     """Those settings of notebook 41 in which a run differs from its preset."""
     return {name: value for manifest in _manifests(run_folder) for name, value in runs.made_with(manifest).items()
-            if name in STAGES["deploy"].settings and manifest["origins"].get(name) == "override"}  # fmt: skip
+            if name in names_of("deploy") and manifest["origins"].get(name) == "override"}  # fmt: skip
 
 
 def _manifests(run_folder: Path) -> list[dict]:

@@ -27,7 +27,7 @@ def streams(tmp_path_factory, processor):
 def launched(streams, outputs, run: str, devices: int, show=lambda line: None):
     """(stage, metrics) of 16 steps in float32, so that what is compared is arithmetic and not rounding."""
     resolved = presets.resolve("demo", SMALL | {"devices": devices})
-    stage = runs.start(parameters.Request("pretrain", run, outputs, resolved))
+    stage = runs.begin(parameters.Request("pretrain", run, outputs, resolved))
     return stage, fsdp.launch(stage, streams, show, worker="lib.gpt.pretrain_worker", recipe={"bf16": False}, **OFTEN)
 
 

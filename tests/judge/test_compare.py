@@ -74,7 +74,7 @@ def make_run(
     """A finished run, written through lib.run.runs as the notebooks write theirs."""
 
     def stage_of(stage: str) -> runs.Stage:
-        return runs.start(parameters.from_notebook(
+        return runs.begin(parameters.from_notebook(
             stage, {"preset": "demo", "run": name, "outputs": str(outputs), "rehearse": rehearse}
         ))  # fmt: skip
 
@@ -239,7 +239,7 @@ def test_an_unfinished_run_is_refused_with_the_notebook_to_run(tmp_path):
 
 def test_a_run_is_not_compared_with_itself(tmp_path):
     make_run(tmp_path, "alone")
-    stage = runs.start(parameters.from_notebook(
+    stage = runs.begin(parameters.from_notebook(
         "compare", {"preset": "demo", "run": "alone", "outputs": str(tmp_path), "others": ["alone"]}
     ))  # fmt: skip
     with pytest.raises(runs.RunError, match="alone more than once"):

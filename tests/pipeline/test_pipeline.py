@@ -21,7 +21,7 @@ from lib.run.stages import STAGES
 
 START = (
     "from lib.run import parameters, runs\n"
-    "stage = runs.start(parameters.from_notebook({stage!r}, globals()))\nstage"
+    "stage = runs.begin(parameters.from_notebook({stage!r}, globals()))\nstage"
 )
 PARAMETERS = "preset = 'demo'\nrun = None\noutputs = None\nrehearse = False"
 WORK = {

@@ -153,7 +153,7 @@ def test_a_run_whose_process_died_is_told_as_stopped(tmp_path, writer):
 
 
 def test_a_stage_begun_by_a_notebook_tells_until_it_is_finished(tmp_path):
-    stage = runs.start(parameters.Request("prepare", "trial", tmp_path, presets.resolve("demo")))
+    stage = runs.begin(parameters.Request("prepare", "trial", tmp_path, presets.resolve("demo")))
     assert progress.read(tmp_path / "trial", "prepare").pid == os.getpid()
     assert status.line(tmp_path / "trial", "prepare") == "running"
     stage.finish()

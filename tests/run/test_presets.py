@@ -11,12 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from huggingface_hub.utils import HFValidationError, validate_repo_id
+from pydantic import ValidationError
 
 from lib.run.parameters import from_notebook
 from lib.run.paths import HUB_ID, ROOT, locate
 from lib.run.presets import PRESETS, REHEARSAL, REHEARSAL_AT_MOST, resolve
-from lib.run.settings import Part, Settings, SettingsError, columns_of, parts_of
-from lib.run.stages import RUN_FIELDS, STAGES, notebook_of
+from lib.run.settings import FIELDS, Part, SettingsError, TrainSettings, columns_of, parts_of
+from lib.run.stages import RUN_FIELDS, STAGES, names_of, notebook_of
 
 PLAIN = {"preset": "demo", "run": "trial", "outputs": None, "rehearse": False}
 
@@ -239,7 +240,7 @@ def test_origins_tell_who_set_what():
     assert resolved.origins["max_steps"] == "override" and resolved.settings.max_steps == 3
     assert resolved.origins["eval_rows"] == "rehearsal" and resolved.origins["learning_rate"] == "preset"
     assert resolved.origins["seed"] == "default"
-    assert set(resolved.origins) == set(Settings.model_fields)
+    assert set(resolved.origins) == set(FIELDS)
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -320,7 +321,7 @@ def test_preference_pairs_may_go_on_from_the_answers_of_the_same_trader():
     first, then = resolved("qwen_14b_finance"), resolved("trader_dpo")
     same = ("base_model", "chat_template", "max_length", "load_in_4bit", "r", "lora_alpha", "target_modules")
     assert [getattr(first, field) for field in same] == [getattr(then, field) for field in same]
-    assert (then.trainer, then.beta, then.learning_rate, then.num_train_epochs) == ("dpo", 0.01, 5e-6, 1.0)
+    assert (then.trainer, then.dpo.beta, then.learning_rate, then.num_train_epochs) == ("dpo", 0.01, 5e-6, 1.0)
     assert "zephyr-7b-dpo-qlora" in PRESETS["trader_dpo"].description
 
 
@@ -332,15 +333,15 @@ def test_a_preset_of_your_own_files_asks_for_them():
     assert "trader_sft, trader_dpo can only be read from files" in refusal({}, "qwen_14b_finance")
 
 
-def test_the_notebook_of_a_stage_hangs_on_the_number_of_devices():
+def test_the_notebook_of_a_stage_depends_on_the_number_of_devices():
     one, four = (resolve("demo", {"devices": n}).settings for n in (1, 4))
     assert (notebook_of("train", one), notebook_of("train", four)) == ("21_train_qlora", "22_train_fsdp")
     assert notebook_of("evaluate", four) == "30_evaluate"
 
 
 def test_every_setting_has_a_stage_and_every_stage_a_notebook():
-    of_stages = {field for row in STAGES.values() for field in row.settings}
-    assert of_stages | set(RUN_FIELDS) == set(Settings.model_fields) and not of_stages & set(RUN_FIELDS)
+    of_stages = {name for stage in STAGES for name in names_of(stage)}
+    assert of_stages | set(RUN_FIELDS) == set(FIELDS) and not of_stages & set(RUN_FIELDS)
     assert all((ROOT / f"notebooks/{row.notebook}.ipynb").is_file() for row in STAGES.values())
 
 
@@ -350,6 +351,36 @@ def test_notebook_parameters_resolve_and_none_keeps_the_preset():
     assert request.resolved.origins["r"] == "preset"
     assert (request.run, request.outputs) == ("trial", ROOT / "outputs")
     assert json.dumps(request.resolved.of_stage("train"))
+
+
+def test_a_trainers_own_settings_are_in_a_block_of_its_name():
+    assert refusal({"beta": 0}) == refusal({"dpo.beta": 0})
+    assert refusal({"beta": 0}).startswith("dpo.beta = 0: must be a number above 0 and at most 10")
+    pairs = resolve("trader_dpo", {"dpo.loss_type": "ipo", "data_dir": str(ROOT)})
+    assert (pairs.settings.dpo.beta, pairs.settings.dpo.loss_type) == (0.01, "ipo")
+    assert (pairs.origins["dpo.beta"], pairs.origins["dpo.loss_type"]) == ("preset", "override")
+    assert pairs.of_stage("train")["dpo.beta"] == 0.01 and "dpo.beta" not in pairs.of_stage("prepare")
+    assert refusal({"dpo": {"beta": 1}}).startswith("unknown setting 'dpo'")
+
+
+def test_a_stages_settings_are_an_object_of_its_own_class():
+    settings = resolve("demo", {"r": 4}).for_stage("train")
+    assert type(settings) is TrainSettings and settings.r == 4 and not hasattr(settings, "train_rows")
+    with pytest.raises(ValidationError):
+        settings.r = 5
+
+
+def test_changes_hold_any_setting_of_the_stage_and_there_none_is_a_value():
+    request = from_notebook("train", PLAIN | {"r": None, "changes": {"use_dora": True, "eval_steps": None, "beta": 1}})
+    settings = request.resolved.settings
+    assert settings.use_dora and settings.eval_steps is None and settings.dpo.beta == 1
+    assert request.resolved.origins["eval_steps"] == "override" and request.resolved.origins["r"] == "preset"
+    told = notebook_refusal(changes={"use_dorra": True, "eval_rows": 3, "r": 0}, r=8)
+    assert "unknown setting 'use_dorra' = True; did you mean 'use_dora'?" in told
+    assert "'eval_rows' belongs to 30_evaluate and 40_export" in told
+    assert "r is given as a variable and in `changes`: give it once" in told and "r = 0: must be a whole" in told
+    for wrong in (7, ["r"], "r=8"):
+        assert notebook_refusal(changes=wrong).startswith(f"changes = {wrong!r}: must be a dictionary")
 
 
 def test_a_setting_of_any_type_is_refused_by_name_or_taken_as_the_number_or_path_that_it_is():
@@ -419,7 +450,7 @@ def test_base_model_is_found_in_the_project_or_left_to_the_hub():
 def test_no_setting_gives_a_traceback_other_than_ours():
     odd = ["~nobody", "a\0b", None, True, -1, 0, 3.5, 1e400, "", "1e-4", "ü"]
     odd += [[], ["a"], [None], {}, {"a": 1}, (1,), "x" * 9999, b"b", {1}]
-    for field, value in itertools.product(Settings.model_fields, odd):
+    for field, value in itertools.product(FIELDS, odd):
         try:
             resolve("demo", {field: value})
         except SettingsError as error:

@@ -11,6 +11,7 @@ import grimp
 import nbformat
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
 from lib.pipeline import status
 from lib.run import disk, runs
@@ -41,7 +42,7 @@ def write_notebook(path: Path, source: str, parameters: str = "preset = 'demo'",
 
 
 def start(outputs, stage="prepare", run="trial", **parameters) -> runs.Stage:
-    return runs.start(from_notebook(stage, {"preset": "demo", "run": run, "outputs": str(outputs)} | parameters))
+    return runs.begin(from_notebook(stage, {"preset": "demo", "run": run, "outputs": str(outputs)} | parameters))
 
 
 def prepare(outputs, run="trial", rows=({"id": 1},), **parameters) -> dict:
@@ -87,7 +88,7 @@ def test_a_stage_sees_only_the_settings_that_its_manifest_records(outputs):
     assert stage.settings.train_rows == 900
     with pytest.raises(AttributeError):
         _ = stage.settings.learning_rate
-    with pytest.raises(AttributeError):
+    with pytest.raises(ValidationError, match="frozen"):
         stage.settings.train_rows = 3
 
 
@@ -296,7 +297,7 @@ def test_unwritable_outputs_are_named(outputs):
 HOLDER = """
 import sys, time
 from lib.run import parameters, runs
-runs.start(parameters.from_notebook("prepare", {"preset": "demo", "run": "trial", "outputs": sys.argv[1]}))
+runs.begin(parameters.from_notebook("prepare", {"preset": "demo", "run": "trial", "outputs": sys.argv[1]}))
 print("held", flush=True)
 time.sleep(60)
 """

@@ -93,7 +93,7 @@ def prepared(tmp_path, write_run):
 def exported(tmp_path, write_run):
     """A run that notebook 40 has exported: a merged model and two GGUF files."""
     folder = write_run(tmp_path / "outputs", "tuned", stages=("prepare", "train"))
-    stage = runs.start(parameters.Request("export", "tuned", folder.parent, presets.resolve("demo")))
+    stage = runs.begin(parameters.Request("export", "tuned", folder.parent, presets.resolve("demo")))
     sizes = {"merged/config.json": 2, "merged/model.safetensors": 9, "tuned-f16.gguf": 8, "tuned-Q4_K_M.gguf": 4}
     for name, size in sizes.items():
         (stage.folder / name).parent.mkdir(exist_ok=True)
@@ -434,7 +434,7 @@ def test_what_was_trained_in_the_cloud_becomes_a_stage_of_the_run(aws, prepared,
     hand_over(aws, asked, artefact)
     assert "its adapter is in" in cloud.fetch(prepared)
     assert runs.read(prepared, "train")["stage"] == "train" and runs.changes(prepared, "train") == []
-    evaluation = runs.start(parameters.Request("evaluate", "big", prepared.parent, presets.resolve("demo")))
+    evaluation = runs.begin(parameters.Request("evaluate", "big", prepared.parent, presets.resolve("demo")))
     assert evaluation.input("train") == prepared / "adapter"  # as notebook 30 asks for it
     disk.unlock(prepared, "writer")
     assert (prepared / "notebooks/21_train_qlora.ipynb").exists() and not list(prepared.glob(".fetch*"))
@@ -666,7 +666,7 @@ def test_two_machines_train_and_the_run_goes_on_here(aws, tmp_path, write_run):
     overrides = ASKED | {"devices": 2, "instance_count": 2, "rdzv_endpoint": endpoint_, "max_steps": 4, "save_steps": 2,
                          "eval_steps": None}  # fmt: skip
     resolved = presets.resolve("quant_7b_fsdp", overrides | {"nodes": 2}, rehearse=True)
-    stage = runs.start(parameters.Request("prepare", "two", outputs, resolved))
+    stage = runs.begin(parameters.Request("prepare", "two", outputs, resolved))
     rows = sorted((problem.row() for problem in tasks.generate("train", 200, 0)), key=lambda row: len(str(row)))
     stage.write_rows("train.jsonl", rows[:40])
     stage.write_rows("validation.jsonl", rows[40:44])

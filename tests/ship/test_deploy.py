@@ -79,7 +79,7 @@ def export(write_run, tmp_path):
         folder = write_run(tmp_path / "outputs", "demo", overrides)
         if files is not None:
             resolved = presets.resolve("demo", overrides)
-            stage = runs.start(parameters.Request("export", "demo", tmp_path / "outputs", resolved))
+            stage = runs.begin(parameters.Request("export", "demo", tmp_path / "outputs", resolved))
             stage.input("train")
             stage.save_json("merged/config.json", {})
             for file in files:

@@ -133,7 +133,7 @@ def test_each_mark_is_checked():
 def test_the_examples_are_trained_on_and_one_of_each_kind(tmp_path):
     from lib.run import parameters, presets, runs
 
-    stage = runs.start(parameters.Request("prepare", "demo", tmp_path, presets.resolve("demo")))
+    stage = runs.begin(parameters.Request("prepare", "demo", tmp_path, presets.resolve("demo")))
     rows = {"train": [("a", "one"), ("b", "two"), ("a", "three")], "test": [("a", "held out"), ("c", "held out too")]}
     for split, found in rows.items():
         stage.write_rows(f"{split}.jsonl", [

@@ -110,7 +110,7 @@ def finished(tmp_path, monkeypatch):
     table, pairs = answers.summarise(results), [{"split": "test", "calculator": True,
                                                  **answers.paired(results, "test", True)}]  # fmt: skip
     resolved = presets.resolve("demo", {"train_rows": 7})
-    for stage in (runs.start(parameters.Request(name, "mine", tmp_path, resolved))
+    for stage in (runs.begin(parameters.Request(name, "mine", tmp_path, resolved))
                   for name in ("prepare", "train", "evaluate")):  # fmt: skip
         folder, extra = stage.folder, {}
         match stage.request.stage:

@@ -46,7 +46,7 @@ def data(tmp_path_factory) -> Path:
 
 def start(outputs: Path, run: str, devices: int, **overrides) -> runs.Stage:
     resolved = presets.resolve("quant_7b_fsdp", SMALL | {"devices": devices} | overrides, rehearse=True)
-    return runs.start(parameters.Request("train", run, outputs, resolved))
+    return runs.begin(parameters.Request("train", run, outputs, resolved))
 
 
 def losses(stage, name: str = "loss") -> list[float]:

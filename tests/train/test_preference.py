@@ -293,7 +293,7 @@ def test_an_adapter_made_with_dropout_may_go_on_by_pairs_which_are_trained_witho
     from lib.run import runs
 
     def stage(run, **settings):
-        return runs.start(parameters.from_notebook("train", {"preset": "demo", "run": run, "outputs": str(tmp_path)}
+        return runs.begin(parameters.from_notebook("train", {"preset": "demo", "run": run, "outputs": str(tmp_path)}
                                                 | {"rehearse": False} | settings))  # fmt: skip
 
     first = stage("first", lora_dropout=0.1)

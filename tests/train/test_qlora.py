@@ -372,7 +372,7 @@ def test_asking_questions_at_checkpoints_gives_a_curve_and_leaves_training_as_it
 # --- going on from an earlier run -------------------------------------------------------------------------------------
 def train_stage(outputs, name, **settings):
     named = {"preset": "demo", "run": name, "outputs": str(outputs), "rehearse": False}
-    return runs.start(parameters.from_notebook("train", named | settings))
+    return runs.begin(parameters.from_notebook("train", named | settings))
 
 
 def test_an_earlier_adapter_goes_on_from_where_it_was(qlora, learn, problems, tmp_path):

@@ -88,7 +88,7 @@ def test_trackio_stays_on_this_machine_in_the_runs_folder(tmp_path):
 
 
 def test_what_a_viewer_writes_later_does_not_change_the_run(tmp_path):
-    stage = runs.start(parameters.Request("train", "trial", tmp_path, presets.resolve("demo")))
+    stage = runs.begin(parameters.Request("train", "trial", tmp_path, presets.resolve("demo")))
     tracking.start("trackio", stage.folder)
     (stage.folder / tracking.FOLDER / "sharpen.db").write_text("rows")
     stage.finish()
@@ -107,7 +107,7 @@ from lib.data import tasks
 from lib.run import parameters, presets, runs
 few = {"report_to": "tensorboard", "max_steps": 4, "per_device_train_batch_size": 2, "logging_steps": 1, "r": 4,
        "eval_steps": 2, "save_steps": 4}
-stage = runs.start(parameters.Request("train", "trial", Path(sys.argv[1]), presets.resolve("demo", few)))
+stage = runs.begin(parameters.Request("train", "trial", Path(sys.argv[1]), presets.resolve("demo", few)))
 model, tokenizer = qlora.load(stage.settings)
 rows = [problem.row() for problem in tasks.generate("train", 6, 0, ("compounding",))]
 kept, held = (qlora.encode(part, tokenizer, 640)[0] for part in (rows, rows[:2]))
