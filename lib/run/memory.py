@@ -56,7 +56,9 @@ def peak_since(start: int | None) -> int | None:
     """The most bytes held at once since `reset_peak` returned `start`, above what was held then."""
     if start is None:
         return None
-    return (torch.cuda.max_memory_allocated() if torch.cuda.is_available() else system_bytes("VmHWM")) - start
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() - start
+    return system_bytes("VmHWM") - start
 
 
 @contextlib.contextmanager

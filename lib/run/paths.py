@@ -14,7 +14,9 @@ HUB_ID = r"(?a)(?!.*(--|\.\.))(\b[\w.-]{1,96}\b/)?\b[\w.-]{1,96}\b"  # the hub's
 
 def default_run(preset: str, rehearse: bool) -> str:
     """The run's name where none is given; a rehearsal never takes the place of the real run."""
-    return f"{preset}-rehearsal" if rehearse else f"{preset}"
+    if rehearse:
+        return f"{preset}-rehearsal"
+    return preset
 
 
 def run_name_problems(run: Any) -> list[str]:
@@ -30,13 +32,16 @@ def locate(name: str) -> str:
     SettingsError where the folder holds what must not be loaded: pickles, code, links out of it."""
     if problems := base_model_problems(name):
         raise SettingsError(problems)
-    return in_project(name) if is_local(name) else name
+    if is_local(name):
+        return in_project(name)
+    return name
 
 
 def base_model_problems(name: str) -> list[str]:
     """Why the files in a base model's folder must not be loaded, a phrase each; of a hub id nothing is known here."""
-    found = untrusted.model_problems(Path(in_project(name))) if is_local(name) else []
-    return [f"base_model = {short(name)}: {problem}" for problem in found]
+    if not is_local(name):
+        return []
+    return [f"base_model = {short(name)}: {problem}" for problem in untrusted.model_problems(Path(in_project(name)))]
 
 
 def is_local(name: str) -> bool:

@@ -68,12 +68,14 @@ def resolve(
     """The settings of preset `name`, then the rehearsal's, then `overrides`; SettingsError names all that is wrong.
 
     With `stage` only its settings are held against each other: what the others were set to is not known in it."""
-    problems, known = [], isinstance(name, str) and name in PRESETS
+    problems, preset = [], name
+    known = isinstance(name, str) and name in PRESETS
     if not known:
         problems.append(f"unknown preset {short(name)}; choose from {', '.join(PRESETS)}{nearest(name, PRESETS)}")
-    base = PRESETS[name if known else "demo"].settings  # an unknown preset must not hide the other problems
+        preset = "demo"  # so that an unknown preset does not hide the other problems
+    base = PRESETS[preset].settings
     values = flat(base)
-    origins = dict.fromkeys(values, "default") | dict.fromkeys(_published(name if known else "demo"), "preset")
+    origins = dict.fromkeys(values, "default") | dict.fromkeys(_published(preset), "preset")
     if rehearse:
         for field, value in _rehearsal(values).items():
             values[field], origins[field] = value, "rehearsal"
@@ -84,8 +86,9 @@ def resolve(
     settings, suspect = _validated(values, base)
     problems += [refusal(field, given.get(field, values[field])) for field in FIELDS if field in suspect]
     if known:
-        others = FIELDS.keys() - names_of(stage) if stage else set()
-        problems += contradictions(settings, suspect | others, stage)
+        if stage:
+            suspect |= FIELDS.keys() - names_of(stage)
+        problems += contradictions(settings, suspect, stage)
     if problems:
         raise SettingsError(problems)
     return Resolved(name, settings, origins, rehearse)

@@ -78,14 +78,17 @@ def tell(step: int, of: int | None = None, what: str | None = None, loss: float 
     Without effect where no stage has begun: a worker's launcher tells for it."""
     if _heartbeat is None:
         return
-    now, told = time.monotonic(), {"step": step, "of": of, "what": what, "moved_at": datetime.now(UTC)}
-    before = _heartbeat.told
+    now, before = time.monotonic(), _heartbeat.told
     if before.step is None or step < before.step or (of, what) != (before.of, before.what):  # another count begins
         _heartbeat.first = step, now
     first, began = _heartbeat.first
-    told["seconds_left"] = (now - began) / (step - first) * (of - step) if of and step > first else None
-    told |= {} if loss is None else {"loss": loss}
-    _heartbeat.told = before.model_copy(update=told)
+    seconds_left = None
+    if of and step > first:
+        seconds_left = (now - began) / (step - first) * (of - step)
+    if loss is None:
+        loss = before.loss
+    moved = {"step": step, "of": of, "what": what, "seconds_left": seconds_left, "loss": loss}
+    _heartbeat.told = before.model_copy(update=moved | {"moved_at": datetime.now(UTC)})
 
 
 def end() -> None:
@@ -102,7 +105,9 @@ def read(run_folder: Path, stage: str) -> Told | None:
         told = Told.model_validate_json(untrusted.read_text(run_folder / "progress.json"))
     except (untrusted.UntrustedError, ValidationError):  # none, or not written by us
         return None
-    return told if told.stage == stage else None
+    if told.stage == stage:
+        return told
+    return None
 
 
 def memory_bytes() -> int:
@@ -124,20 +129,28 @@ def resident_bytes() -> int:
         return system_bytes("VmHWM")
     import resource
 
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    if sys.platform == "darwin":  # in bytes there, elsewhere in KiB
+        return peak
+    return 1024 * peak
 
 
 def less_memory(stage: str, settings: Any) -> str:
     """Which settings to lower where a stage (or "load", of a model) ran out of memory, with what they are now."""
     if stage == "load":
-        in_4_bit = "" if settings.load_in_4bit else ", or set load_in_4bit = true (now false): a quarter of its weights"
-        return f"choose a smaller base_model (now {settings.base_model}){in_4_bit}"
+        advice = f"choose a smaller base_model (now {settings.base_model})"
+        if not settings.load_in_4bit:
+            advice += ", or set load_in_4bit = true (now false): a quarter of its weights"
+        return advice
     row = STAGES.get(stage)
     if row is None or row.memory is None:
         return "close other programs, or take a machine with more memory"
     rows, length = row.memory
     now, tokens = getattr(settings, rows), getattr(settings, length)
-    # of several devices each has its share of a step's rows at once (`fsdp.share`)
-    at_once = now if stage != "train" else min(now, now * settings.gradient_accumulation_steps // settings.devices)
-    same = f" and raise {row.accumulation} as much, for the same step" if row.accumulation else ""
-    return f"lower {rows} (now {now}; try {max(1, at_once // 2)}){same}, or lower {length} (now {tokens} tokens)"
+    at_once, same_step = now, ""
+    if stage == "train":  # of several devices each has its share of a step's rows at once (`fsdp.share`)
+        at_once = min(now, now * settings.gradient_accumulation_steps // settings.devices)
+    if row.accumulation:
+        same_step = f" and raise {row.accumulation} as much, for the same step"
+    return (f"lower {rows} (now {now}; try {max(1, at_once // 2)}){same_step}, or lower {length} "
+            f"(now {tokens} tokens)")  # fmt: skip

@@ -33,7 +33,9 @@ GUARDS = ("loss", "supervised_tokens", "grad_norm", "eval_loss", "adapter")  # w
 class Block(BaseModel):
     """Settings that belong together, under the names that the libraries give them."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
     @field_validator("*")
     @classmethod
@@ -48,113 +50,136 @@ class Block(BaseModel):
 class Model(Block):
     """Which model, asked and taught in which form."""
 
-    base_model: str = Field(min_length=1, description="hub id, or folder (a relative one lies in the project)")
-    chat_template: str | None = Field(None, description="Unsloth's name of a chat template; none: the tokenizer's own")
-    max_length: int = Field(ge=16, le=131072, description="longest row, tokens")
+    base_model: str = Field(min_length=1)
+    """hub id, or folder (a relative one lies in the project)"""
+    chat_template: str | None = None
+    """Unsloth's name of a chat template; none: the tokenizer's own"""
+    max_length: int = Field(ge=16, le=131072)
+    """longest row, tokens"""
 
 
 class Precision(Block):
     """How a model's weights are held."""
 
-    load_in_4bit: bool = Field(True, description="NF4 with double quantisation (QLoRA), else 16 bit (LoRA)")
-    load_in_8bit: bool = Field(False, description="LLM.int8() instead; a CPU takes 16 bit, and says so")
+    load_in_4bit: bool = True
+    """NF4 with double quantisation (QLoRA), else 16 bit (LoRA)"""
+    load_in_8bit: bool = False
+    """LLM.int8() instead; a CPU takes 16 bit, and says so"""
 
 
 class Trainer(Block):
     """What is learnt from: answers, or pairs of them."""
 
-    trainer: Literal["sft", "dpo"] = Field(
-        "sft", description="learn answers, or from pairs which of two answers is better: SFTTrainer, or DPOTrainer"
-    )
+    trainer: Literal["sft", "dpo"] = "sft"
+    """learn answers, or from pairs which of two answers is better: SFTTrainer, or DPOTrainer"""
 
 
 class HeldOut(Block):
     """What is kept from training."""
 
-    held_out_percent: float = Field(5.0, gt=0, le=50, description="share of your own documents kept from training")
+    held_out_percent: float = Field(5.0, gt=0, le=50)
+    """share of your own documents kept from training"""
 
 
 class Devices(Block):
     """Where training runs."""
 
-    devices: int = Field(1, ge=1, le=1024, description="GPUs (or CPU processes) in all; above 1: 22_train_fsdp")
-    nodes: int = Field(1, ge=1, le=128, description="machines that the devices are on, as many on each")
-    rdzv_endpoint: str | None = Field(None, description="host:port where nodes meet, on the first; none: one machine")
+    devices: int = Field(1, ge=1, le=1024)
+    """GPUs (or CPU processes) in all; above 1: 22_train_fsdp"""
+    nodes: int = Field(1, ge=1, le=128)
+    """machines that the devices are on, as many on each"""
+    rdzv_endpoint: str | None = None
+    """host:port where nodes meet, on the first; none: one machine"""
 
 
 class Asking(Block):
     """How test questions are asked."""
 
-    eval_rows: Count | None = Field(None, description="test questions asked; none: all test rows")
-    max_new_tokens: int = Field(ge=1, le=8192, description="longest answer, tokens")
-    eval_batch_size: Count = Field(description="questions answered at once")
+    eval_rows: Count | None = None
+    """test questions asked; none: all test rows"""
+    max_new_tokens: int = Field(ge=1, le=8192)
+    """longest answer, tokens"""
+    eval_batch_size: Count
+    """questions answered at once"""
 
 
 class Calculator(Block):
     """Who computes what the model sets up."""
 
-    calculator: Literal["both", "on", "off"] = Field("both", description="fill in <<expr=value>> while decoding")
+    calculator: Literal["both", "on", "off"] = "both"
+    """fill in <<expr=value>> while decoding"""
 
 
 class LlamaCpp(Block):
     """Which llama.cpp."""
 
-    llama_cpp_path: str | None = Field(None, description="a checkout of llama.cpp with its build; none: build ours")
+    llama_cpp_path: str | None = None
+    """a checkout of llama.cpp with its build; none: build ours"""
 
 
 class Dpo(Block):
     """What DPO alone has (TRL's DPOConfig)."""
 
-    beta: float = Field(0.1, gt=0, le=10, description="the higher, the nearer to the reference it stays")
-    loss_type: Literal["sigmoid", "hinge", "ipo"] = Field("sigmoid", description="its loss on a pair")
+    beta: float = Field(0.1, gt=0, le=10)
+    """the higher, the nearer to the reference it stays"""
+    loss_type: Literal["sigmoid", "hinge", "ipo"] = "sigmoid"
+    """its loss on a pair"""
 
 
 class Sharing(Block):
     """What `sharpen run` does after the stages."""
 
-    push_to_hub: str | None = Field(None, description="USER/NAME on the hub that gets adapter and card in the end")
-    hub_private_repo: bool = Field(True, description="a repository that push_to_hub makes is seen by you alone")
+    push_to_hub: str | None = None
+    """USER/NAME on the hub that gets adapter and card in the end"""
+    hub_private_repo: bool = True
+    """a repository that push_to_hub makes is seen by you alone"""
 
 
 class Cloud(Block):
     """Machines that are rented, and what is asked of them."""
 
-    bucket: Annotated[str, Field(pattern=r"^([a-z0-9]+://)?[a-z0-9][a-z0-9._-]{1,61}[a-z0-9]$")] | None = Field(
-        None, description="your S3 bucket's name, of 3 to 63 small letters, digits, '.', '_', '-'; with SkyPilot also gs://NAME"
-    )
-    role_arn: Annotated[str, Field(pattern=r"^arn:aws[a-z-]*:iam::\d{12}:role/\S+$")] | None = Field(
-        None, description="SageMaker's execution role, arn:aws:iam::ACCOUNT:role/NAME; it may use the bucket"
-    )
-    image_uri: str | None = Field(None, description="training container with Python 3.11 or 3.12, pip, make, and CUDA")
-    instance_type: Annotated[str, Field(pattern=r"^ml\.\S+$")] | None = Field(
-        None, description="SageMaker's name, as ml.g5.12xlarge"
-    )
-    instance_count: int = Field(1, ge=1, le=128, description="machines of a training in the cloud")
-    cost_per_hour: Annotated[float, Field(ge=0)] | None = Field(
-        None, description="of one machine that trains, by your cloud's price list; only multiplied"
-    )
-    max_hours: float = Field(24.0, gt=0, le=672, description="after which a training in the cloud is ended")
-    use_spot: bool = Field(True, description="spare machines: cheaper, may be taken away; it goes on from a checkpoint")
-    volume_gib: int = Field(100, ge=1, le=16384, description="disk of a machine that trains, GiB")
-    accelerators: str | None = Field(None, description="GPUs of one machine in SkyPilot's words, e.g. A100-80GB:4")
-    endpoint_artefact: Literal["merged", "gguf"] = Field("merged", description="what the endpoint serves")
-    endpoint_image_uri: str | None = Field(None, description="serving container, e.g. AWS's DJL LMI (vLLM)")
+    bucket: (
+        Annotated[str, Field(pattern=r"^([a-z0-9]+://)?[a-z0-9][a-z0-9._-]{1,61}[a-z0-9]$")] | None
+    ) = None
+    """your S3 bucket's name, of 3 to 63 small letters, digits, '.', '_', '-'; with SkyPilot
+    also gs://NAME"""
+    role_arn: Annotated[str, Field(pattern=r"^arn:aws[a-z-]*:iam::\d{12}:role/\S+$")] | None = None
+    """SageMaker's execution role, arn:aws:iam::ACCOUNT:role/NAME; it may use the bucket"""
+    image_uri: str | None = None
+    """training container with Python 3.11 or 3.12, pip, make, and CUDA"""
+    instance_type: Annotated[str, Field(pattern=r"^ml\.\S+$")] | None = None
+    """SageMaker's name, as ml.g5.12xlarge"""
+    instance_count: int = Field(1, ge=1, le=128)
+    """machines of a training in the cloud"""
+    cost_per_hour: Annotated[float, Field(ge=0)] | None = None
+    """of one machine that trains, by your cloud's price list; only multiplied"""
+    max_hours: float = Field(24.0, gt=0, le=672)
+    """after which a training in the cloud is ended"""
+    use_spot: bool = True
+    """spare machines: cheaper, may be taken away; it goes on from a checkpoint"""
+    volume_gib: int = Field(100, ge=1, le=16384)
+    """disk of a machine that trains, GiB"""
+    accelerators: str | None = None
+    """GPUs of one machine in SkyPilot's words, e.g. A100-80GB:4"""
+    endpoint_artefact: Literal["merged", "gguf"] = "merged"
+    """what the endpoint serves"""
+    endpoint_image_uri: str | None = None
+    """serving container, e.g. AWS's DJL LMI (vLLM)"""
     endpoint_environment: tuple[Annotated[str, Field(pattern=r"^[A-Za-z_]\w*=")], ...] = Field(
-        ("HF_MODEL_ID=/opt/ml/model",), repr=False,
-        description="the serving container's NAME=VALUE; whoever may look at the endpoint can read it, so a secret "
-                    "belongs into the container's own environment or AWS Secrets Manager",
+        ("HF_MODEL_ID=/opt/ml/model",), repr=False
     )
-    endpoint_instance_type: Annotated[str, Field(pattern=r"^ml\.\S+$")] | None = Field(
-        None, description="SageMaker's name, as ml.g5.xlarge"
-    )
-    endpoint_cost_per_hour: Annotated[float, Field(ge=0)] | None = Field(
-        None, description="of one machine that serves, by AWS's price list; only multiplied"
-    )
-    endpoint_max_instances: int = Field(3, ge=1, le=100, description="machines that it grows to; it begins with one")
-    endpoint_invocations: Annotated[float, Field(gt=0)] = Field(
-        60.0, description="requests a minute that one machine is to have: above, another is added"
-    )
-    endpoint_latency_seconds: float = Field(10.0, gt=0, description="p95 of the model's time above which is an alarm")
+    """the serving container's NAME=VALUE; whoever may look at the endpoint can read it, so a
+    secret belongs into the container's own environment or AWS Secrets Manager"""
+    endpoint_instance_type: Annotated[str, Field(pattern=r"^ml\.\S+$")] | None = None
+    """SageMaker's name, as ml.g5.xlarge"""
+    endpoint_cost_per_hour: Annotated[float, Field(ge=0)] | None = None
+    """of one machine that serves, by AWS's price list; only multiplied"""
+    endpoint_max_instances: int = Field(3, ge=1, le=100)
+    """machines that it grows to; it begins with one"""
+    endpoint_invocations: Annotated[float, Field(gt=0)] = 60.0
+    """requests a minute that one machine is to have: above, another is added"""
+    endpoint_latency_seconds: float = Field(10.0, gt=0)
+    """p95 of the model's time above which is an alarm"""
 
     @field_validator("endpoint_environment")
     @classmethod
@@ -168,108 +193,152 @@ class Cloud(Block):
 class PrepareSettings(HeldOut, Trainer, Model):
     """Of notebook 10."""
 
-    source: Literal[*SOURCES, "mixture"] = Field(description="where the rows come from")
-    mixture: tuple[Annotated[str, Field(pattern=f"^{PART}$")], ...] = Field(
-        (), description="NAME[@REVISION][=WEIGHT][:CAP] of each source where source = 'mixture'; a cap is rows"
-    )
-    columns: tuple[Annotated[str, Field(pattern="^(question|answer|context|group)=.+$")], ...] = Field(
-        (), description="your columns where source = 'own': question=NAME, answer=NAME, context=NAME, group=NAME"
-    )
-    data_dir: str | None = Field(None, description="a file, or a folder with gsm8k/train.jsonl, ...; none: ask the hub")
-    train_rows: Count | None = Field(description="training rows, over all kinds; none: all there are")
-    validation_rows: Annotated[int, Field(ge=0)] | None = Field(description="rows for the held-out loss; 0: no such")
-    test_rows: Count | None = Field(description="test rows, over all kinds; none: all there are, or held_out_percent")
-    kinds: Annotated[tuple[str, ...], Field(min_length=1)] | None = Field(
-        None, description="kinds of generated tasks, or 'all'; none: the demo's six"
-    )
-    data_seed: int = Field(0, ge=0, lt=2**31, description="seed of generated rows and of splits")
-    dataset_revision: str | None = Field(None, description="commit or tag of the hub's data set; none: newest")
-    gate: Literal["stop", "drop", "report"] = Field("drop", description="what happens where the audit finds bad rows")
-    benchmarks: tuple[str, ...] = Field((), description="JSONL files; no training row may ask what they ask")
+    source: Literal[*SOURCES, "mixture"]
+    """where the rows come from"""
+    mixture: tuple[Annotated[str, Field(pattern=f"^{PART}$")], ...] = ()
+    """NAME[@REVISION][=WEIGHT][:CAP] of each source where source = 'mixture'; a cap is rows"""
+    columns: tuple[Annotated[str, Field(pattern="^(question|answer|context|group)=.+$")], ...] = ()
+    """your columns where source = 'own': question=NAME, answer=NAME, context=NAME, group=NAME"""
+    data_dir: str | None = None
+    """a file, or a folder with gsm8k/train.jsonl, ...; none: ask the hub"""
+    train_rows: Count | None
+    """training rows, over all kinds; none: all there are"""
+    validation_rows: Annotated[int, Field(ge=0)] | None
+    """rows for the held-out loss; 0: no such"""
+    test_rows: Count | None
+    """test rows, over all kinds; none: all there are, or held_out_percent"""
+    kinds: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    """kinds of generated tasks, or 'all'; none: the demo's six"""
+    data_seed: int = Field(0, ge=0, lt=2**31)
+    """seed of generated rows and of splits"""
+    dataset_revision: str | None = None
+    """commit or tag of the hub's data set; none: newest"""
+    gate: Literal["stop", "drop", "report"] = "drop"
+    """what happens where the audit finds bad rows"""
+    benchmarks: tuple[str, ...] = ()
+    """JSONL files; no training row may ask what they ask"""
 
 
 class PretrainSettings(Devices, HeldOut):
     """Of notebook 20."""
 
-    model_size: Literal["base", "tiny", "small", "medium"] = Field("base", description="a key of gpt.SIZES")
-    corpus: str = Field("generated", min_length=1, description="'generated', or a text file or folder of your own")
-    tokenizer: Literal["new", "embedded"] = Field("new", description="trained on the corpus, or that of data/base")
-    pretrain_tokens: Count = Field(40_000_000, description="tokens to train on, over all epochs")
-    pretrain_batch_size: Count = Field(16, description="blocks a forward pass")
-    pretrain_accumulation: Count = Field(1, description="forward passes an optimiser step")
-    block_size: int = Field(512, ge=16, le=1024, description="tokens of a block, which holds whole documents")
-    muon_learning_rate: float = Field(0.012, gt=0, le=1, description="peak learning rate of the matrices")
-    adamw_learning_rate: float = Field(1e-3, gt=0, le=1, description="peak learning rate of embeddings and norms")
-    schedule: Literal["wsd", "cosine"] = Field("wsd", description="warm-up, stable, decay; or a cosine")
-    decay_share: float = Field(1.0, gt=0, le=1, description="share of the steps over which wsd falls to zero")
-    torch_compile: bool = Field(True, description="needs a C++ compiler on a CPU; worth it over many steps")
-    checkpoint_activations: bool = Field(False, description="compute layers again instead of keeping them")
-    ablation_steps: Annotated[int, Field(ge=0)] = Field(12, description="steps of each recipe; 0: no ablation")
-    ablation_runs: Count = Field(3, description="runs that the ablation's medians are over")
-    pretrain_seed: int = Field(0, ge=0, lt=2**31, description="seed of the generated text and of the weights")
+    model_size: Literal["base", "tiny", "small", "medium"] = "base"
+    """a key of gpt.SIZES"""
+    corpus: str = Field("generated", min_length=1)
+    """'generated', or a text file or folder of your own"""
+    tokenizer: Literal["new", "embedded"] = "new"
+    """trained on the corpus, or that of data/base"""
+    pretrain_tokens: Count = 40_000_000
+    """tokens to train on, over all epochs"""
+    pretrain_batch_size: Count = 16
+    """blocks a forward pass"""
+    pretrain_accumulation: Count = 1
+    """forward passes an optimiser step"""
+    block_size: int = Field(512, ge=16, le=1024)
+    """tokens of a block, which holds whole documents"""
+    muon_learning_rate: float = Field(0.012, gt=0, le=1)
+    """peak learning rate of the matrices"""
+    adamw_learning_rate: float = Field(1e-3, gt=0, le=1)
+    """peak learning rate of embeddings and norms"""
+    schedule: Literal["wsd", "cosine"] = "wsd"
+    """warm-up, stable, decay; or a cosine"""
+    decay_share: float = Field(1.0, gt=0, le=1)
+    """share of the steps over which wsd falls to zero"""
+    torch_compile: bool = True
+    """needs a C++ compiler on a CPU; worth it over many steps"""
+    checkpoint_activations: bool = False
+    """compute layers again instead of keeping them"""
+    ablation_steps: Annotated[int, Field(ge=0)] = 12
+    """steps of each recipe; 0: no ablation"""
+    ablation_runs: Count = 3
+    """runs that the ablation's medians are over"""
+    pretrain_seed: int = Field(0, ge=0, lt=2**31)
+    """seed of the generated text and of the weights"""
 
 
 class TrainSettings(Devices, Trainer, Precision, Model):
     """Of notebooks 21 and 22; what one trainer alone has is in a block of its name."""
 
-    full_finetuning: bool = Field(False, description="train every weight, in 16 bit, instead of an adapter")
-    peft_type: Literal["lora", "ia3", "prefix_tuning"] = Field("lora", description="the kind of adapter")
-    r: int = Field(ge=1, le=1024, description="rank of the LoRA matrices")
-    lora_alpha: int = Field(ge=1, le=4096, description="LoRA's scale is lora_alpha / r")
-    lora_dropout: float = Field(0.0, ge=0, lt=1, description="share of LoRA inputs dropped")
-    target_modules: Annotated[tuple[str, ...], Field(min_length=1)] = Field(description="layers that get LoRA, or IA3")
-    use_rslora: bool = Field(False, description="rank-stabilised LoRA: its scale is lora_alpha / sqrt(r)")
-    use_dora: bool = Field(False, description="DoRA: LoRA turns the weights, a trained magnitude scales them")
-    loraplus_lr_ratio: Annotated[float, Field(ge=1)] | None = Field(
-        None, description="LoRA+: how much faster B learns than A; none: alike"
-    )
-    num_virtual_tokens: Count = Field(20, description="trained tokens that prefix_tuning puts before each row")
-    continue_from: str | None = Field(None, description="a finished run in the same outputs whose adapter goes on")
-    completion_only_loss: bool = Field(True, description="learn the answers only, else the questions too")
-    packing: bool = Field(False, description="several rows in one of max_length; a CPU does not, and says so")
-    neftune_noise_alpha: Annotated[float, Field(gt=0, le=100)] | None = Field(
-        None, description="NEFTune: noise on the embeddings while training"
-    )
-    learning_rate: float = Field(gt=0, le=1, description="peak learning rate")
+    full_finetuning: bool = False
+    """train every weight, in 16 bit, instead of an adapter"""
+    peft_type: Literal["lora", "ia3", "prefix_tuning"] = "lora"
+    """the kind of adapter"""
+    r: int = Field(ge=1, le=1024)
+    """rank of the LoRA matrices"""
+    lora_alpha: int = Field(ge=1, le=4096)
+    """LoRA's scale is lora_alpha / r"""
+    lora_dropout: float = Field(0.0, ge=0, lt=1)
+    """share of LoRA inputs dropped"""
+    target_modules: Annotated[tuple[str, ...], Field(min_length=1)]
+    """layers that get LoRA, or IA3"""
+    use_rslora: bool = False
+    """rank-stabilised LoRA: its scale is lora_alpha / sqrt(r)"""
+    use_dora: bool = False
+    """DoRA: LoRA turns the weights, a trained magnitude scales them"""
+    loraplus_lr_ratio: Annotated[float, Field(ge=1)] | None = None
+    """LoRA+: how much faster B learns than A; none: alike"""
+    num_virtual_tokens: Count = 20
+    """trained tokens that prefix_tuning puts before each row"""
+    continue_from: str | None = None
+    """a finished run in the same outputs whose adapter goes on"""
+    completion_only_loss: bool = True
+    """learn the answers only, else the questions too"""
+    packing: bool = False
+    """several rows in one of max_length; a CPU does not, and says so"""
+    neftune_noise_alpha: Annotated[float, Field(gt=0, le=100)] | None = None
+    """NEFTune: noise on the embeddings while training"""
+    learning_rate: float = Field(gt=0, le=1)
+    """peak learning rate"""
     lr_scheduler_type: Literal["cosine", "linear", "constant", "constant_with_warmup"] = Field("cosine")
-    warmup_steps: float = Field(0.0, ge=0, description="share of all steps if below 1, else a whole number of steps")
-    num_train_epochs: float = Field(gt=0, le=1000, description="passes over the training rows")
-    max_steps: int = Field(-1, ge=-1, description="optimiser steps, at least 1; -1: by num_train_epochs")
-    per_device_train_batch_size: int = Field(ge=1, description="rows a forward pass on one device")
-    gradient_accumulation_steps: int = Field(1, ge=1, description="forward passes an optimiser step")
+    warmup_steps: float = Field(0.0, ge=0)
+    """share of all steps if below 1, else a whole number of steps"""
+    num_train_epochs: float = Field(gt=0, le=1000)
+    """passes over the training rows"""
+    max_steps: int = Field(-1, ge=-1)
+    """optimiser steps, at least 1; -1: by num_train_epochs"""
+    per_device_train_batch_size: int = Field(ge=1)
+    """rows a forward pass on one device"""
+    gradient_accumulation_steps: int = Field(1, ge=1)
+    """forward passes an optimiser step"""
     optim: Literal["adamw_torch", "adamw_torch_fused", "adamw_8bit", "paged_adamw_8bit", "paged_adamw_32bit"]
-    weight_decay: float = Field(0.0, ge=0, le=1, description="AdamW's decoupled weight decay")
-    max_grad_norm: float = Field(1.0, gt=0, description="gradients are clipped to this norm")
-    gradient_checkpointing: bool = Field(False, description="compute activations again instead of keeping them")
-    save_steps: Count = Field(100, description="optimiser steps between checkpoints")
-    logging_steps: Count = Field(5, description="optimiser steps between lines of metrics.jsonl")
-    eval_steps: Count | None = Field(50, description="steps between held-out losses; none: only at the end")
+    weight_decay: float = Field(0.0, ge=0, le=1)
+    """AdamW's decoupled weight decay"""
+    max_grad_norm: float = Field(1.0, gt=0)
+    """gradients are clipped to this norm"""
+    gradient_checkpointing: bool = False
+    """compute activations again instead of keeping them"""
+    save_steps: Count = 100
+    """optimiser steps between checkpoints"""
+    logging_steps: Count = 5
+    """optimiser steps between lines of metrics.jsonl"""
+    eval_steps: Count | None = 50
+    """steps between held-out losses; none: only at the end"""
     guard_warnings: tuple[Literal[*GUARDS], ...] = Field(
         ("grad_norm", "eval_loss"), description=f"guards that only warn, of {', '.join(GUARDS)}; the others stop"
     )
-    early_stopping_patience: Count | None = Field(
-        None, description="end after so many held-out losses without a gain, with the best; none: train to the end"
-    )
-    accuracy_steps: Annotated[int, Field(ge=0)] = Field(
-        0, description="held-out questions asked before training and at each checkpoint; 0: none"
-    )
-    report_to: Literal["none", "tensorboard", "wandb", "trackio"] = Field(
-        "none", description="a tracker beside metrics.jsonl, in the run's folder; wandb is offline without its key"
-    )
-    seed: int = Field(3407, ge=0, lt=2**31, description="seed of LoRA's start and of the rows' order")
+    early_stopping_patience: Count | None = None
+    """end after so many held-out losses without a gain, with the best; none: train to the end"""
+    accuracy_steps: Annotated[int, Field(ge=0)] = 0
+    """held-out questions asked before training and at each checkpoint; 0: none"""
+    report_to: Literal["none", "tensorboard", "wandb", "trackio"] = "none"
+    """a tracker beside metrics.jsonl, in the run's folder; wandb is offline without its key"""
+    seed: int = Field(3407, ge=0, lt=2**31)
+    """seed of LoRA's start and of the rows' order"""
     dpo: Dpo = Dpo()
 
 
 class EvaluateSettings(Calculator, Asking, Precision, Model):
     """Of notebook 30."""
 
-    show_answers: int = Field(10, ge=0, le=1000, description="answers shown side by side")
+    show_answers: int = Field(10, ge=0, le=1000)
+    """answers shown side by side"""
 
 
 class CompareSettings(Block):
     """Of notebook 31."""
 
-    others: tuple[str, ...] = Field((), description="further runs in the same outputs folder to compare with")
+    others: tuple[str, ...] = ()
+    """further runs in the same outputs folder to compare with"""
 
 
 class ExportSettings(LlamaCpp, Calculator, Asking, Precision, Model):
@@ -277,26 +346,29 @@ class ExportSettings(LlamaCpp, Calculator, Asking, Precision, Model):
 
     quantizations: tuple[
         Literal["Q8_0", "Q6_K", "Q5_K_M", "Q5_K_S", "Q4_K_M", "Q4_K_S", "Q3_K_M"], ...
-    ] = Field(("Q4_K_M",), description="some of Q8_0, Q6_K, Q5_K_M, Q5_K_S, Q4_K_M, Q4_K_S, Q3_K_M")
-    margin: float = Field(
-        2.0, gt=0, lt=100, description="percentage points of accuracy (without golds: % of perplexity) a file may lose"
-    )
-    merge_onto: Literal["trained", "16bit"] = Field(
-        "trained", description="the base under the adapter: rounded to 4 bit and back, as QLoRA trained on it, or not"
-    )
-    skip_merge: bool = Field(False, description="do not merge: take the merged model that an earlier export left")
-    skip_gguf: bool = Field(False, description="do not convert: take the f16 file that is there, or go without")
-    skip_quantize: bool = Field(False, description="do not quantise: take the files that are there, or go without")
+    ] = ("Q4_K_M",)
+    """some of Q8_0, Q6_K, Q5_K_M, Q5_K_S, Q4_K_M, Q4_K_S, Q3_K_M"""
+    margin: float = Field(2.0, gt=0, lt=100)
+    """percentage points of accuracy (without golds: % of perplexity) a file may lose"""
+    merge_onto: Literal["trained", "16bit"] = "trained"
+    """the base under the adapter: rounded to 4 bit and back, as QLoRA trained on it, or not"""
+    skip_merge: bool = False
+    """do not merge: take the merged model that an earlier export left"""
+    skip_gguf: bool = False
+    """do not convert: take the f16 file that is there, or go without"""
+    skip_quantize: bool = False
+    """do not quantise: take the files that are there, or go without"""
 
 
 class ServeSettings(LlamaCpp, Asking, Precision, Model):
     """Of notebook 41."""
 
-    engine: Literal["auto", "llama-server", "vllm", "transformers"] = Field(
-        "auto", description="what serves; auto: llama-server for a GGUF file, else vllm on a GPU, else transformers"
-    )
-    port: int = Field(0, ge=0, le=65535, description="where the server listens on 127.0.0.1; 0: a port that is free")
-    parallel: int = Field(16, ge=1, le=256, description="requests that the server answers at once")
+    engine: Literal["auto", "llama-server", "vllm", "transformers"] = "auto"
+    """what serves; auto: llama-server for a GGUF file, else vllm on a GPU, else transformers"""
+    port: int = Field(0, ge=0, le=65535)
+    """where the server listens on 127.0.0.1; 0: a port that is free"""
+    parallel: int = Field(16, ge=1, le=256)
+    """requests that the server answers at once"""
 
 
 class CloudSettings(Cloud, Model):
@@ -349,8 +421,10 @@ def nested(values: dict[str, Any]) -> dict[str, Any]:
 
 def full_name(name: str) -> str:
     """`beta` is "dpo.beta", as long as one trainer alone has such a setting; any other name as it is."""
-    full = [known for known in FIELDS if known.endswith(f".{name}")]
-    return full[0] if len(full) == 1 else name
+    match [known for known in FIELDS if known.endswith(f".{name}")]:
+        case [full]:
+            return full
+    return name
 
 
 class SettingsError(SharpenError):
@@ -375,8 +449,11 @@ def parts_of(settings: Settings) -> list[Part]:
     """The sources that the rows come from; one alone has neither weight nor cap."""
     if settings.source != "mixture":
         return [Part(settings.source, settings.dataset_revision, None, None)]
-    found = (re.fullmatch(PART, text).groups() for text in settings.mixture)
-    return [Part(name, revision, weight and float(weight), cap and int(cap)) for name, revision, weight, cap in found]
+    parts = []
+    for text in settings.mixture:
+        name, revision, weight, cap = re.fullmatch(PART, text).groups()
+        parts.append(Part(name, revision, weight and float(weight), cap and int(cap)))
+    return parts
 
 
 def columns_of(settings: Settings) -> dict[str, str]:
@@ -390,11 +467,16 @@ def short(value: Any) -> str:
         text = repr(value)
     except (ValueError, RecursionError):  # Python writes no integer of over 4,300 digits, nor any depth of lists
         return f"a too large {type(value).__name__}"
-    return text if len(text) <= 100 else f"{text[:60]}...{text[-20:]}"
+    if len(text) <= 100:
+        return text
+    return f"{text[:60]}...{text[-20:]}"
 
 
 def nearest(name: Any, choices: Any) -> str:
-    text = name if isinstance(name, str) else short(name)
+    """The end of a message that proposes the choice that was most likely meant; empty where none is near."""
+    if not isinstance(name, str):
+        name = short(name)
     longer = {choice.lower(): choice for choice in choices if len(choice) > 2}  # `lr` is no `r`
-    found = difflib.get_close_matches(text[:100].lower(), longer, n=1)
-    return f"; did you mean {longer[found[0]]!r}?" if found else ""
+    for match in difflib.get_close_matches(name[:100].lower(), longer, n=1):
+        return f"; did you mean {longer[match]!r}?"
+    return ""

@@ -77,9 +77,11 @@ def _config_problems(path: Path) -> list[str]:
     problems = [f"{path.name} names code of its own ({name}), which is never run: use a model that transformers knows"
                 for name in sorted(keys & CODE)]  # fmt: skip
     shards = value.get("weight_map", {})
-    files = set(map(str, shards.values())) if isinstance(shards, dict) else {str(shards)}
-    problems += [f"{path.name} names {file!r}, which is no safetensors file in this folder"
-                 for file in sorted(files) if not re.fullmatch(r"[\w-][\w.-]*\.safetensors", file)]  # fmt: skip
+    if not isinstance(shards, dict):
+        shards = {"": shards}
+    for file in sorted(set(map(str, shards.values()))):
+        if not re.fullmatch(r"[\w-][\w.-]*\.safetensors", file):
+            problems.append(f"{path.name} names {file!r}, which is no safetensors file in this folder")
     return problems
 
 
@@ -126,7 +128,9 @@ def _size_of_file(path: Path) -> int:
 def opened(path: Path) -> io.BufferedIOBase:
     """A data file for reading bytes, unpacked where it ends in .gz: torn, it is named; a bomb stops at its limit."""
     size = _size_of_file(path)
-    return io.BufferedReader(_Unpacked(path, size), 1 << 20) if path.suffix == ".gz" else open(path, "rb")
+    if path.suffix == ".gz":
+        return io.BufferedReader(_Unpacked(path, size), 1 << 20)
+    return open(path, "rb")
 
 
 def lines(file: io.BufferedIOBase) -> Iterator[tuple[int, bytes, bool]]:
@@ -137,7 +141,9 @@ def lines(file: io.BufferedIOBase) -> Iterator[tuple[int, bytes, bool]]:
         rest = line
         while not whole and rest and not rest.endswith(b"\n"):
             rest = file.readline(LONGEST_LINE)
-        yield number, line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line, whole
+        if number == 1:
+            line = line.removeprefix(b"\xef\xbb\xbf")  # a byte order mark
+        yield number, line, whole
 
 
 class _Unpacked(io.RawIOBase):
