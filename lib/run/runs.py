@@ -1,13 +1,11 @@
 """Run folders: each stage writes its own folder and, last, a manifest that says what came in, what came out and how."""
 
-import ast
 import hashlib
 import html
 import itertools
 import json
 import os
 import shutil
-import sys
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -15,7 +13,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from lib.run import disk, progress, untrusted
+from lib.run import disk, progress, provenance, untrusted
 from lib.run.disk import Form, RunError, sha256, to_json
 from lib.run.parameters import Request, from_notebook
 from lib.run.paths import ROOT, in_project, run_name_problems
@@ -23,16 +21,8 @@ from lib.run.presets import Resolved
 from lib.run.settings import flat
 from lib.run.stages import STAGES, YOURS, notebook_of
 
-PACKAGES = (
-    "accelerate", "bitsandbytes", "datasets", "numpy", "papermill", "peft", "safetensors", "tokenizers", "torch",
-    "transformers", "trl", "unsloth", "unsloth_zoo",
-)
 NOT_COMPLETE = "not complete yet"
-SETTLED = {  # modules whose effect is the settings, which a manifest holds
-    f"lib/run/{name}.py" for name in ("parameters", "paths", "presets", "published", "rules", "settings", "stages")
-}
 _CONTROL = ("manifest.json", "started.json")
-
 
 Hashes = dict[str, str]
 Modules = dict[Annotated[str, Field(pattern=r"^lib/(\w+/)?\w+\.py$")], str]
@@ -94,25 +84,25 @@ class Stage:
         self.external: dict[str, dict[str, str]] = {}  # path outside the outputs -> {file: sha256}
         self._log = disk.Log(self.folder / "metrics.jsonl")
         self._made_from = made_from  # the inputs of the attempt that is gone on from
-        self._code = code()  # as loaded: a module that is edited while the stage runs must not pass for what ran
+        self._code = provenance.code()  # as loaded: what is edited while the stage runs is not what ran
 
     def input(self, stage: str, run: str | None = None) -> Path:
         """The folder of a complete earlier stage (of another run, if named), remembered as an input.
 
         RunError if it is incomplete, was changed since, or belongs to another setup than this notebook's.
         """
-        run_folder = self.run_folder if run is None else run_folder_of(self.request.outputs, run)
+        run_folder, notebook = self.run_folder, STAGES[stage].notebook
+        if run is not None:
+            run_folder = run_folder_of(self.request.outputs, run)
         manifest, folder = read(run_folder, stage), run_folder / STAGES[stage].folder
         if problems := changes(run_folder, stage):
-            raise RunError(f"{folder}: {'; '.join(problems)}: run {STAGES[stage].notebook} again")
-        ours = self.request.resolved
+            raise RunError(f"{folder}: {'; '.join(problems)}: run {notebook} again")
         if run is None:
-            shared = {k: v for k, v in ours.of_stage(self.request.stage).items() if k in manifest["settings"]}
-            now = {"preset": ours.preset, "rehearse": ours.rehearse} | shared
-            then = {"preset": manifest["preset"], "rehearse": manifest["rehearse"]} | manifest["settings"]
-            if different := _differences(then, now):
+            then, now = _setup(manifest), _wanted(self.request.resolved, self.request.stage)
+            shared = {name: value for name, value in now.items() if name in then}
+            if different := _differences(then, shared):
                 raise RunError(f"run {self.request.run!r}, stage {stage!r}: {different} in this notebook; "
-                               f"use the same values, or another run name, or run {STAGES[stage].notebook} again")
+                               f"use the same values, or another run name, or run {notebook} again")  # fmt: skip
         self._remember(self.inputs, Path(os.path.relpath(folder, self.run_folder)).as_posix(), manifest["outputs"])
         return folder
 
@@ -121,12 +111,12 @@ class Stage:
         found = Path(in_project(path)).resolve()
         if not found.exists():
             raise RunError(f"{path}: no such file or folder")
-        self._remember(self.external, _relative(found), without_card(_hashes(found)))
+        self._remember(self.external, provenance.relative(found), without_card(_hashes(found)))
         return found
 
     def uses_code(self, module: str) -> None:
         """A module of lib that other processes run, with all that it imports: a part of this stage's code."""
-        self._code |= _code_hashes(loaded_with(module))
+        self._code |= provenance.code_of(module)
         self._write_started()
 
     def log(self, step: int, **metrics: Any) -> None:
@@ -136,13 +126,15 @@ class Stage:
 
     def save_json(self, name: str, value: Any) -> Path:
         """Write one JSON file into the stage's folder, whole or not at all."""
-        assert not self.finished, "the stage is finished: its outputs are hashed"
-        return disk.write_atomically(self.folder / name, [to_json(value, indent=2) + "\n"])
+        return self._write(name, [to_json(value, indent=2) + "\n"])
 
     def write_rows(self, name: str, rows: Iterable[Any]) -> Path:
         """Write rows (dictionaries) as JSON lines into the stage's folder, all or none."""
+        return self._write(name, (to_json(row) + "\n" for row in rows))
+
+    def _write(self, name: str, parts: Iterable[str]) -> Path:
         assert not self.finished, "the stage is finished: its outputs are hashed"
-        return disk.write_atomically(self.folder / name, (to_json(row) + "\n" for row in rows))
+        return disk.write_atomically(self.folder / name, parts)
 
     def finish(self, workers: dict[str, Any] | None = None, **metrics: Any) -> dict[str, Any]:
         """Hash the outputs, write manifest.json last, give the lock back, and return the manifest.
@@ -157,11 +149,12 @@ class Stage:
             "rehearse": resolved.rehearse, "resumed": self.resumed,
             "settings": settings, "origins": {name: resolved.origins[name] for name in settings},
             "seeds": {name: value for name, value in settings.items() if name.endswith("seed")},
-            "git": git(), "code": code() | self._code, "notebook": notebook_hash(_notebook(self.request)),
+            "git": provenance.git(), "code": provenance.code() | self._code,
+            "notebook": notebook_hash(_notebook(self.request)),
             "inputs": self.inputs, "external": self.external, "outputs": _hashes(self.folder),
-            "versions": versions(), "started_at": self.started_at, "ended_at": disk.utc_now(),
+            "versions": provenance.versions(), "started_at": self.started_at, "ended_at": disk.utc_now(),
             "elapsed_seconds": round(time.monotonic() - self._clock, 3), "metrics": metrics,
-        } | (workers or {"device": device(), "peak_memory_bytes": peak_memory_bytes()})
+        } | (workers or {"device": provenance.device(), "peak_memory_bytes": provenance.peak_memory_bytes()})
         disk.write_atomically(self.folder / "manifest.json", [untrusted.redact(to_json(manifest, indent=2)) + "\n"])
         self.finished = True
         # an evaluation's journals, and what an attempt that was killed had begun to write
@@ -206,7 +199,7 @@ class Stage:
             _put_aside(self.folder, "abandoned")
             self.resumed, self._made_from = False, {}
         kept[key] = hashes
-        self._code = code() | self._code  # modules are imported after the start; what is edited later is not what ran
+        self._code = provenance.code() | self._code  # modules are imported after the start too
         self._write_started()
 
     def _write_started(self) -> None:
@@ -232,26 +225,30 @@ def begin(request: Request) -> Stage:
         run_folder.mkdir(parents=True, exist_ok=True)
     disk.lock(run_folder, "writer")
     try:
-        plan, made_from, resumed = _plan(request), {}, False
-        if (folder / "manifest.json").exists():
-            _put_aside(folder, "former")
-        elif (folder / "started.json").exists():
-            attempt = disk.load(folder / "started.json", _Started)
-            made_from = attempt["made_from"]
-            resumed = attempt["plan"] == plan and not _code_changes(attempt["code"])
-            if not resumed:
-                _put_aside(folder, "abandoned")
-        elif folder.exists() and not (folder.is_dir() and all(file.name.startswith(".") for file in folder.iterdir())):
-            raise RunError(f"{folder} holds files that no stage of Sharpen wrote: name another run, or move them away")
-        if not resumed:
-            made_from = {}
-            _write_started(folder, plan, code(), made_from)
+        made_from = _attempt(folder, _plan(request))
+        if made_from is None:
+            _write_started(folder, _plan(request), provenance.code(), {})
         with disk.writing(run_folder):
             progress.begin(run_folder, request.stage)
-        return Stage(request, resumed, made_from)
+        return Stage(request, made_from is not None, made_from or {})
     except BaseException:
         disk.unlock(run_folder, "writer")
         raise
+
+
+def _attempt(folder: Path, plan: dict[str, Any]) -> dict[str, Hashes] | None:
+    """The inputs of an unfinished attempt with the same plan and code; without one, None and a folder to begin in."""
+    if (folder / "manifest.json").exists():
+        _put_aside(folder, "former")
+    elif (folder / "started.json").exists():
+        attempt = disk.load(folder / "started.json", _Started)
+        if attempt["plan"] == plan and not provenance.code_changes(attempt["code"]):
+            return attempt["made_from"]
+        _put_aside(folder, "abandoned")
+    elif folder.exists():
+        if not folder.is_dir() or any(not file.name.startswith(".") for file in folder.iterdir()):
+            raise RunError(f"{folder} holds files that no stage of Sharpen wrote: name another run, or move them away")
+    return None
 
 
 def read(run_folder: Path, stage: str) -> dict[str, Any]:
@@ -278,8 +275,11 @@ def made_with(manifest: dict[str, Any]) -> dict[str, Any]:
 def output(run_folder: Path, stage: str, name: str) -> Path:
     """A file that a complete stage wrote; RunError where it is not as the manifest says."""
     path, recorded = run_folder / STAGES[stage].folder / name, read(run_folder, stage)["outputs"]
-    if problems := _file_changes({name: recorded.get(name, "")}, _hashes(path) if path.exists() else {}):
-        raise RunError(f"{path.parent}: {problems[0]}: run {STAGES[stage].notebook} again")
+    now = {}
+    if path.exists():
+        now = _hashes(path)
+    for change in _file_changes({name: recorded.get(name, "")}, now):
+        raise RunError(f"{path.parent}: {change}: run {STAGES[stage].notebook} again")
     return path
 
 
@@ -303,9 +303,7 @@ def is_current(outputs: Path, run: str, stage: str, resolved: Resolved, notebook
         return False, NOT_COMPLETE
     try:
         manifest = read(run_folder, stage)
-        then = {"preset": manifest["preset"], "rehearse": manifest["rehearse"]} | manifest["settings"]
-        now = {"preset": resolved.preset, "rehearse": resolved.rehearse} | resolved.of_stage(stage)
-        if different := _differences(then, now):
+        if different := _differences(_setup(manifest), _wanted(resolved, stage)):
             return False, different
         for key, recorded in manifest["inputs"].items():
             made = run_folder / key / "manifest.json"
@@ -313,13 +311,13 @@ def is_current(outputs: Path, run: str, stage: str, resolved: Resolved, notebook
                 return False, f"input {key} changed"
         for key, recorded in manifest["external"].items():
             now = without_card(_hashes(ROOT / key, recorded))
-            if found := _file_changes(without_card(recorded), now):
-                return False, f"{key}: {found[0]}"
-        if found := changes(run_folder, stage):
-            return False, found[0]
+            for change in _file_changes(without_card(recorded), now):
+                return False, f"{key}: {change}"
+        for change in changes(run_folder, stage):
+            return False, change
     except (RunError, OSError) as error:
         return False, str(error)
-    if edited := _code_changes(manifest["code"]):
+    if edited := provenance.code_changes(manifest["code"]):
         return False, f"{edited[0]} changed"
     if manifest.get("notebook") != notebook_hash(notebook):
         return False, f"{notebook.name} changed"
@@ -330,88 +328,12 @@ def notebook_hash(path: Path) -> str | None:
     """SHA-256 of a notebook's code without its outputs and parameters (which the settings hold); None if absent."""
     if not path.exists():
         return None
-    cells = disk.load(path)["cells"]
-    sources = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"
-               and not {"parameters", "injected-parameters"} & set(cell["metadata"].get("tags", ()))]
+    sources = []
+    for cell in disk.load(path)["cells"]:
+        tags = cell["metadata"].get("tags", ())
+        if cell["cell_type"] == "code" and "parameters" not in tags and "injected-parameters" not in tags:
+            sources.append("".join(cell["source"]))
     return hashlib.sha256(to_json(sources).encode()).hexdigest()
-
-
-def code() -> dict[str, str]:
-    """SHA-256 of every module of `lib` loaded by now, but for `SETTLED`."""
-    modules = [module for name, module in sys.modules.items() if name.startswith("lib.")]
-    return _code_hashes(Path(module.__file__).resolve() for module in modules if getattr(module, "__file__", None))
-
-
-def loaded_with(module: str) -> set[Path]:
-    """The files of lib that a module loads when it is imported, its own included, as their sources say."""
-    found, todo = set(), {module}
-    while todo:
-        paths = {ROOT / f"{name.replace('.', '/')}.py" for name in todo}
-        new = {path for path in paths if path.exists()} - found
-        imports = [line for path in new for line in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-                   if isinstance(line, ast.ImportFrom) and (line.module or "").startswith("lib.")]  # fmt: skip
-        found |= new
-        todo = {line.module for line in imports}
-        todo |= {f"{line.module}.{name.name}" for line in imports for name in line.names}
-    return found
-
-
-def _code_hashes(paths: Iterable[Path]) -> Hashes:
-    return {_relative(path): sha256(path) for path in paths if _relative(path) not in SETTLED}
-
-
-def git() -> dict[str, Any]:
-    """The project's commit, and whether files differ from it; both None outside a git clone."""
-    import subprocess
-
-    def ask(*arguments: str) -> str | None:
-        try:
-            asked = subprocess.run(["git", "-C", ROOT, *arguments], capture_output=True, text=True, timeout=20)
-        except (OSError, subprocess.TimeoutExpired):
-            return None
-        return asked.stdout.strip() if asked.returncode == 0 else None
-
-    status = ask("status", "--porcelain")
-    return {"commit": ask("rev-parse", "HEAD"), "dirty": None if status is None else bool(status)}
-
-
-def versions() -> dict[str, str | None]:
-    """Versions of python and of the packages that results hang on."""
-    import importlib.metadata as metadata
-    import platform
-
-    found = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            found[package] = None
-    return found
-
-
-def device() -> dict[str, Any]:
-    """What computed: a GPU's name where torch used one, else the CPU's; and its threads."""
-    import platform
-
-    torch = sys.modules.get("torch")
-    threads = torch.get_num_threads() if torch else os.cpu_count()
-    if torch and torch.cuda.is_available():
-        kind, name, count = "cuda", torch.cuda.get_device_name(0), torch.cuda.device_count()
-    else:
-        cpuinfo = Path("/proc/cpuinfo")  # Linux only
-        lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-        names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-        kind, name, count = "cpu", names[0] if names else platform.processor(), 1
-    return {"kind": kind, "name": name, "count": count, "cpu_threads": threads, "platform": platform.platform()}
-
-
-def peak_memory_bytes() -> dict[str, int]:
-    """The most memory that this process held so far: resident, and on each GPU that torch allocated on."""
-    peak = {"resident": progress.resident_bytes()}
-    torch = sys.modules.get("torch")
-    if torch and torch.cuda.is_available() and torch.cuda.is_initialized():
-        peak |= {f"cuda:{i}": torch.cuda.max_memory_allocated(i) for i in range(torch.cuda.device_count())}
-    return peak
 
 
 def run_folder_of(outputs: Path, run: str) -> Path:
@@ -424,16 +346,28 @@ def run_folder_of(outputs: Path, run: str) -> Path:
 def _notebook(request: Request) -> Path:
     """The notebook that runs: Jupyter and the pipeline work in its folder; papermill alone may work anywhere."""
     name = f"{notebook_of(request.stage, request.resolved.settings)}.ipynb"
-    return Path(name) if Path(name).exists() else ROOT / "notebooks" / name
+    if Path(name).exists():
+        return Path(name)
+    return ROOT / "notebooks" / name
+
+
+def _wanted(resolved: Resolved, stage: str) -> dict[str, Any]:
+    """The preset and the settings that a stage asks for now."""
+    return {"preset": resolved.preset, "rehearse": resolved.rehearse} | resolved.of_stage(stage)
+
+
+def _setup(manifest: dict[str, Any]) -> dict[str, Any]:
+    """The same of a complete stage."""
+    return {"preset": manifest["preset"], "rehearse": manifest["rehearse"]} | manifest["settings"]
 
 
 def _plan(request: Request) -> dict[str, Any]:
     """What an attempt must share with the one it goes on from."""
     resolved = request.resolved
-    return json.loads(to_json({
+    return {
         "preset": resolved.preset, "rehearse": resolved.rehearse, "settings": resolved.of_stage(request.stage),
         "notebook": notebook_hash(_notebook(request)),
-    }))
+    }  # fmt: skip
 
 
 def _write_started(folder: Path, plan: dict[str, Any], code: Hashes, made_from: dict[str, Hashes]) -> None:
@@ -450,18 +384,25 @@ def _put_aside(folder: Path, name: str) -> None:
 
 
 def _hashes(path: Path, known: Iterable[str] | None = None) -> Hashes:
-    """SHA-256 of each file in a folder (or of one file), but for manifests, hidden files and checkpoints.
+    """{name: SHA-256} of each file in a folder (or of one file), but for manifests, hidden files and checkpoints.
 
-    Files of names that are not `known` are told without being read: a manifest from elsewhere may name any folder."""
+    Files whose names are not `known` are not read: a manifest from elsewhere may name any folder."""
     disk.check_links(path)
-    files = sorted((file.relative_to(path).as_posix(), file) for file in path.rglob("*") if file.is_file())
-    files = [(name, file) for name, file in files if name not in _CONTROL
-             and not any(part.startswith((".", "checkpoint")) for part in name.split("/"))]  # fmt: skip
+    files = {path.name: path}
+    if not path.is_file():
+        files = {file.relative_to(path).as_posix(): file for file in path.rglob("*") if file.is_file()}
+    hashes = {}
     try:
-        return {name: sha256(file) if known is None or name in known else ""
-                for name, file in ([(path.name, path)] if path.is_file() else files)}  # fmt: skip
+        for name in sorted(files):
+            hidden = any(part.startswith((".", "checkpoint")) for part in name.split("/"))
+            if hidden and not path.is_file() or name in _CONTROL:
+                continue
+            hashes[name] = ""
+            if known is None or name in known:
+                hashes[name] = sha256(files[name])
     except OSError as error:
         raise RunError(f"{error.filename or path} cannot be read ({error.strerror}): make it readable") from None
+    return hashes
 
 
 def without_card(hashes: Hashes) -> Hashes:
@@ -469,7 +410,7 @@ def without_card(hashes: Hashes) -> Hashes:
     return {name: value for name, value in hashes.items() if name != "README.md"}
 
 
-def _file_changes(then: dict[str, str], now: dict[str, str]) -> list[str]:
+def _file_changes(then: Hashes, now: Hashes) -> list[str]:
     lost = [f"{name} is missing" for name in then if name not in now]
     new = [f"{name} was added" for name in now if name not in then]
     return lost + new + [f"{name} was changed" for name in then if name in now and then[name] != now[name]]
@@ -479,11 +420,3 @@ def _differences(then: dict[str, Any], now: dict[str, Any]) -> str:
     """`learning_rate was 0.1 and is 0.2`, for every value that differs."""
     other = [name for name in now if name not in then or then[name] != now[name]]
     return ", ".join(f"{name} was {then.get(name)!r} and is {now[name]!r}" for name in other)
-
-
-def _code_changes(recorded: dict[str, str]) -> list[str]:
-    return [name for name, then in recorded.items() if not (ROOT / name).exists() or sha256(ROOT / name) != then]
-
-
-def _relative(path: Path) -> str:
-    return path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else str(path)

@@ -21,7 +21,7 @@ else:  # compiling costs more than it brings; QLoRA on a CPU needs the weights' 
     os.environ |= {"TORCHDYNAMO_DISABLE": "1", "UNSLOTH_FSDP2_PARAM_DTYPE": "storage"}
 
 # isort: off
-from lib.run import disk
+from lib.run import disk, provenance
 from lib.train import qlora
 
 if not torch.cuda.is_available():  # the package's other modules need Triton; its sharding does not
@@ -156,7 +156,9 @@ def on_every_rank(number: float) -> list[int]:
 
 def peak_memory() -> int:
     """The most bytes that this rank held: on its GPU, else resident."""
-    return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else runs.peak_memory_bytes()["resident"]
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    return provenance.peak_memory_bytes()["resident"]
 
 
 def train(plan: dict) -> dict:
@@ -204,7 +206,7 @@ def train(plan: dict) -> dict:
         "restarts": int(os.environ["TORCHELASTIC_RESTART_COUNT"]),
         "parameter_bytes": proof.bytes["whole"], "parameter_bytes_replicated": proof.bytes["replicated"],
         "parameter_bytes_by_rank": on_every_rank(proof.bytes["held"]), "memory_bytes_by_rank": held,
-        "workers": {"device": runs.device() | {"count": ranks}, "peak_memory_bytes": peaks},
+        "workers": {"device": provenance.device() | {"count": ranks}, "peak_memory_bytes": peaks},
     }  # fmt: skip
 
 

@@ -12,7 +12,7 @@ import pytest
 from lib import cli
 from lib.judge import compare
 from lib.pipeline import execute, report, reproduce, status
-from lib.run import presets, runs
+from lib.run import presets, provenance, runs
 from lib.run.settings import SettingsError
 from lib.ship import deploy
 from tests.judge.test_compare import make_run
@@ -72,13 +72,13 @@ def test_a_figure_that_differs_in_its_last_digit_is_named(tmp_path, write_run, a
 
 
 def test_what_differs_around_the_figures_is_named_once(tmp_path, write_run, again, monkeypatch):
-    versions, device, code = runs.versions(), runs.device(), runs.code()
-    monkeypatch.setattr(runs, "git", lambda: {"commit": "cd" * 20, "dirty": False})
+    versions, device, code = provenance.versions(), provenance.device(), provenance.code()
+    monkeypatch.setattr(provenance, "git", lambda: {"commit": "cd" * 20, "dirty": False})
     write_run(tmp_path, "first")
-    monkeypatch.setattr(runs, "git", lambda: {"commit": "ab" * 20, "dirty": True})
-    monkeypatch.setattr(runs, "versions", lambda: versions | {"torch": "9.9"})
-    monkeypatch.setattr(runs, "device", lambda: device | {"cpu_threads": 99})
-    monkeypatch.setattr(runs, "code", lambda: code | {"lib/train/qlora.py": "ef" * 32})
+    monkeypatch.setattr(provenance, "git", lambda: {"commit": "ab" * 20, "dirty": True})
+    monkeypatch.setattr(provenance, "versions", lambda: versions | {"torch": "9.9"})
+    monkeypatch.setattr(provenance, "device", lambda: device | {"cpu_threads": 99})
+    monkeypatch.setattr(provenance, "code", lambda: code | {"lib/train/qlora.py": "ef" * 32})
     _, told = again(accuracy=0.25)
     for cause in (r"versions\.torch: .* -> 9\.9", r"git\.commit: cdcdcdcd -> abababab", r"git\.dirty: False -> True",
                   r"device\.cpu_threads: \d+ -> 99", r"code\.lib/train/qlora\.py: .* -> efefefef"):  # fmt: skip

@@ -14,7 +14,7 @@ import pytest
 from pydantic import ValidationError
 
 from lib.pipeline import status
-from lib.run import disk, runs
+from lib.run import disk, provenance, runs
 from lib.run.parameters import from_notebook
 from lib.run.paths import ROOT
 from lib.run.presets import resolve
@@ -178,11 +178,11 @@ def test_the_code_of_other_processes_is_a_stages_code_too(outputs, worker):
     """grimp, which the linter reads imports by, says what a worker loads."""
     names = {worker} | grimp.build_graph("lib", cache_dir=None).find_upstream_modules(worker) - {"lib"}
     files = {ROOT / f"{name.replace('.', '/')}.py" for name in names}
-    assert runs.loaded_with(worker) == files and len(files) > 15
+    assert provenance.loaded_with(worker) == files and len(files) > 15
     stage = start(outputs)
     stage.uses_code(worker)
     begun = json.loads((stage.folder / "started.json").read_text())["code"]
-    wanted = {path.relative_to(ROOT).as_posix() for path in files} - runs.SETTLED
+    wanted = {path.relative_to(ROOT).as_posix() for path in files} - provenance.SETTLED
     assert wanted <= begun.keys() and wanted <= stage.finish()["code"].keys()
 
 

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 
 from lib.data import tasks
 from lib.pipeline import execute
-from lib.run import parameters, presets, progress, runs
+from lib.run import parameters, presets, progress, provenance, runs
 from lib.run.paths import ROOT, locate
 from lib.run.settings import SettingsError
 from lib.train import fsdp, scale
@@ -363,7 +363,7 @@ def test_the_preset_rehearses_on_two_ranks_through_papermill(tmp_path):
     report = summary.report.read_text()
     assert 'id="22_train_fsdp"' in report and 'id="21_train_qlora"' not in report
     assert len(list((folder / "adapter/.tracking").glob("events*"))) == 1, "the first rank alone reports"
-    workers = {path.relative_to(ROOT).as_posix() for path in runs.loaded_with("lib.train.fsdp_worker")} - runs.SETTLED
+    workers = provenance.code_of("lib.train.fsdp_worker").keys()
     assert "lib/train/resume.py" in workers and workers <= manifest["code"].keys()
     assert {"adapter_model.safetensors", "adapter_config.json", "metrics.jsonl"} <= manifest["outputs"].keys()
     assert runs.is_current(tmp_path, folder.name, "train", presets.resolve("quant_7b_fsdp", TRACKED, True),

@@ -188,12 +188,12 @@ def measure_here(case: dict, folder: Path, rehearse: bool) -> dict:
 def machine() -> dict:
     import torch
 
-    from lib.run import runs
+    from lib.run import provenance
 
     cuda = torch.cuda.is_available()
     memory = torch.cuda.get_device_properties(0).total_memory if cuda else psutil.virtual_memory().total
-    return {"device": runs.device(), "device_memory_bytes": memory, "cuda": torch.version.cuda,
-            "versions": runs.versions(), "git": runs.git()}  # fmt: skip
+    return {"device": provenance.device(), "device_memory_bytes": memory, "cuda": torch.version.cuda,
+            "versions": provenance.versions(), "git": provenance.git()}  # fmt: skip
 
 
 def table(found: dict) -> str:

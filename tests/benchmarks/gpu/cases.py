@@ -19,7 +19,7 @@ from lib.data import chat
 from lib.gpt import ablation, corpus, plain, pretrain, tokens
 from lib.judge import evaluate
 from lib.pipeline import execute
-from lib.run import memory, presets, runs
+from lib.run import memory, presets, provenance, runs
 from lib.run.paths import ROOT
 from lib.run.stages import STAGES
 from lib.train import scale
@@ -67,7 +67,7 @@ class Clock(TrainerCallback):
 
 def peak_bytes() -> int:
     """The most bytes held at once since the last reset: on the GPU, or without one by this process."""
-    found = runs.peak_memory_bytes()
+    found = provenance.peak_memory_bytes()
     return found.get("cuda:0", found["resident"])
 
 
