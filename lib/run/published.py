@@ -1,11 +1,50 @@
 """Each published set-up as a literal row: what it is, the result it is set beside, and its settings."""
 
-LINEAR_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+LINEAR_MODULES = (*ATTENTION, "gate_proj", "up_proj", "down_proj")
 
 _QUANT = "such tasks, Mistral-7B-Instruct, LoRA r 16, 900 rows, 3 epochs, 4 GPUs: 2.7 % -> 32.7 %"
-_NEWS = "Llama-3.2-1B on 9,285 finance news articles, r 16, 512 tokens, batch 32, 10 epochs: perplexity 8.34 -> 6.34"
-_GSM8K = "GSM8K, Llama-3.2-3B, QLoRA r 32, 1,319 questions: base 2.58 %"
-_BEST = "no published run of this set-up; to beat, on the same 1,319 questions: 43.67 % (llama32_3b_gsm8k_mlp)"
+_GSM8K = dict(
+    source="gsm8k", train_rows=7473, validation_rows=0, test_rows=1319,
+    base_model="unsloth/Llama-3.2-3B", chat_template="llama-3", max_length=512, load_in_4bit=True,
+    r=32, lora_alpha=64, lora_dropout=0.1, target_modules=ATTENTION,
+    learning_rate=1e-4, lr_scheduler_type="cosine", num_train_epochs=1.0,
+    per_device_train_batch_size=4, gradient_accumulation_steps=4, optim="paged_adamw_32bit",
+    gradient_checkpointing=True, max_new_tokens=320, eval_batch_size=32,
+)  # fmt: skip
+_GSM8K_BASE = "GSM8K, Llama-3.2-3B, QLoRA r 32, 1,319 questions: base 2.58 %"
+_NEWS = dict(
+    source="corpus", train_rows=None, validation_rows=500, test_rows=None, held_out_percent=10.0,
+    base_model="unsloth/Llama-3.2-1B", chat_template="llama-3", max_length=512, load_in_4bit=True,
+    r=16, lora_alpha=16, lora_dropout=0.0, target_modules=LINEAR_MODULES, completion_only_loss=False,
+    packing=True, learning_rate=2e-5, lr_scheduler_type="linear", num_train_epochs=10.0,
+    per_device_train_batch_size=32, gradient_accumulation_steps=1, optim="adamw_8bit",
+    gradient_checkpointing=True, eval_rows=2000, calculator="off", max_new_tokens=256, eval_batch_size=32,
+)  # fmt: skip
+_NEWS_RESULT = ("Llama-3.2-1B on 9,285 finance news articles, r 16, 512 tokens, batch 32, 10 epochs: "
+                "perplexity 8.34 -> 6.34")  # fmt: skip
+_NEWS_WHAT = ("the whole text is learnt, the perplexity is of each block after its first sentence; "
+              "Unsloth compiles on a GPU")  # fmt: skip
+_TRADER = dict(
+    base_model="deepseek-ai/DeepSeek-R1-Distill-Qwen-14B", chat_template="alpaca",  # its own cuts <think> out
+    max_length=4096, load_in_4bit=True, r=32, lora_alpha=64, lora_dropout=0.0, target_modules=LINEAR_MODULES,
+    lr_scheduler_type="cosine", per_device_train_batch_size=1, gradient_accumulation_steps=8,
+    optim="adamw_8bit", gradient_checkpointing=True, calculator="off", max_new_tokens=512,
+    eval_batch_size=8, quantizations=("Q4_K_M",),
+)  # fmt: skip
+# Qwen3's bases: Apache-2.0 without terms to agree to, each size in the same plain form (no mixture of experts, no
+# linear attention, no vision), which Unsloth, bitsandbytes and llama.cpp all read; r and rates after "LoRA Without
+# Regret" (Schulman 2025): all linear layers, ten times the rate of full fine-tuning, small batches.
+_BEST = dict(
+    source="gsm8k", train_rows=None, validation_rows=200, test_rows=1319,
+    base_model="unsloth/Qwen3-4B-Base", chat_template="qwen3-instruct", max_length=640, load_in_4bit=False,
+    r=32, lora_alpha=32, lora_dropout=0.0, target_modules=LINEAR_MODULES,
+    learning_rate=2e-4, lr_scheduler_type="cosine", warmup_steps=0.05, num_train_epochs=2.0,
+    per_device_train_batch_size=8, gradient_accumulation_steps=2, optim="adamw_8bit",
+    gradient_checkpointing=True, accuracy_steps=100, max_new_tokens=400, eval_batch_size=64,
+)  # fmt: skip
+_TO_BEAT = ("no published run of this set-up; to beat, on the same 1,319 questions: 43.67 % "
+            "(llama32_3b_gsm8k_mlp)")  # fmt: skip
 
 PUBLISHED: dict[str, dict] = {
     "demo": dict(
@@ -22,27 +61,13 @@ PUBLISHED: dict[str, dict] = {
     ),
     "llama32_3b_gsm8k": dict(
         description="grade-school word problems, Llama-3.2-3B by QLoRA on one GPU, 1 epoch",
-        reference=f"{_GSM8K} -> 32.90 % after 1 epoch",
-        settings=dict(
-            source="gsm8k", train_rows=7473, validation_rows=0, test_rows=1319,
-            base_model="unsloth/Llama-3.2-3B", chat_template="llama-3", max_length=512, load_in_4bit=True,
-            r=32, lora_alpha=64, lora_dropout=0.1, target_modules=("q_proj", "k_proj", "v_proj", "o_proj"),
-            learning_rate=1e-4, lr_scheduler_type="cosine", num_train_epochs=1.0,
-            per_device_train_batch_size=4, gradient_accumulation_steps=4, optim="paged_adamw_32bit",
-            gradient_checkpointing=True, max_new_tokens=320, eval_batch_size=32,
-        ),
+        reference=f"{_GSM8K_BASE} -> 32.90 % after 1 epoch",
+        settings=_GSM8K,
     ),
     "llama32_3b_gsm8k_mlp": dict(
         description="the same with LoRA in the MLP too, 2 epochs",
-        reference=f"{_GSM8K} -> 43.67 % after 2 epochs with MLP targets (GRPO on top: 45.56 %)",
-        settings=dict(
-            source="gsm8k", train_rows=7473, validation_rows=0, test_rows=1319,
-            base_model="unsloth/Llama-3.2-3B", chat_template="llama-3", max_length=512, load_in_4bit=True,
-            r=32, lora_alpha=64, lora_dropout=0.1, target_modules=LINEAR_MODULES,
-            learning_rate=1e-4, lr_scheduler_type="cosine", num_train_epochs=2.0,
-            per_device_train_batch_size=4, gradient_accumulation_steps=4, optim="paged_adamw_32bit",
-            gradient_checkpointing=True, max_new_tokens=320, eval_batch_size=32,
-        ),
+        reference=f"{_GSM8K_BASE} -> 43.67 % after 2 epochs with MLP targets (GRPO on top: 45.56 %)",
+        settings=_GSM8K | dict(target_modules=LINEAR_MODULES, num_train_epochs=2.0),
     ),
     "tinyllama_gsm8k": dict(
         description="200 grade-school word problems, TinyLlama-1.1B-Chat by QLoRA: what a small set teaches (the "
@@ -51,7 +76,8 @@ PUBLISHED: dict[str, dict] = {
         "229.65 -> 7.65",
         settings=dict(
             source="gsm8k", train_rows=200, validation_rows=100, test_rows=1319,
-            base_model="TinyLlama/TinyLlama-1.1B-Chat-v1.0", chat_template="zephyr",  # its own, with a whole opening
+            base_model="TinyLlama/TinyLlama-1.1B-Chat-v1.0",
+            chat_template="zephyr",  # its own, with a whole opening
             max_length=256, load_in_4bit=True,
             r=8, lora_alpha=16, lora_dropout=0.05, target_modules=("q_proj", "v_proj"),
             learning_rate=2e-4, lr_scheduler_type="linear", num_train_epochs=3.0,
@@ -73,45 +99,25 @@ PUBLISHED: dict[str, dict] = {
         ),
     ),
     "llama32_3b_news": dict(
-        description="your news articles (data_dir), a tenth held out, packed to 128 tokens, Llama-3.2-3B by QLoRA; the "
-        "whole text is learnt, the perplexity is of each block after its first sentence; Unsloth compiles on a GPU",
-        reference=f"{_NEWS} (3B: none)",
-        settings=dict(
-            source="corpus", train_rows=None, validation_rows=500, test_rows=None, held_out_percent=10.0,
-            base_model="unsloth/Llama-3.2-3B", chat_template="llama-3", max_length=128, load_in_4bit=True,
-            r=16, lora_alpha=16, lora_dropout=0.0, target_modules=LINEAR_MODULES, completion_only_loss=False,
-            packing=True, learning_rate=2e-5, lr_scheduler_type="linear", num_train_epochs=10.0,
-            per_device_train_batch_size=32, gradient_accumulation_steps=1, optim="adamw_8bit",
-            gradient_checkpointing=True, eval_rows=2000, calculator="off", max_new_tokens=128, eval_batch_size=32,
-        ),
+        description="your news articles (data_dir), a tenth held out, packed to 128 tokens, Llama-3.2-3B by QLoRA; "
+        + _NEWS_WHAT,
+        reference=f"{_NEWS_RESULT} (3B: none)",
+        settings=_NEWS | dict(base_model="unsloth/Llama-3.2-3B", max_length=128, max_new_tokens=128),
     ),
     "llama32_1b_news": dict(
-        description="your news articles (data_dir), a tenth held out, packed to 512 tokens, Llama-3.2-1B by QLoRA; the "
-        "whole text is learnt, the perplexity is of each block after its first sentence; Unsloth compiles on a GPU",
-        reference=f"{_NEWS}, peak memory 3.56 GB on an A100",
-        settings=dict(
-            source="corpus", train_rows=None, validation_rows=500, test_rows=None, held_out_percent=10.0,
-            base_model="unsloth/Llama-3.2-1B", chat_template="llama-3", max_length=512, load_in_4bit=True,
-            r=16, lora_alpha=16, lora_dropout=0.0, target_modules=LINEAR_MODULES, completion_only_loss=False,
-            packing=True, learning_rate=2e-5, lr_scheduler_type="linear", num_train_epochs=10.0,
-            per_device_train_batch_size=32, gradient_accumulation_steps=1, optim="adamw_8bit",
-            gradient_checkpointing=True, eval_rows=2000, calculator="off", max_new_tokens=256, eval_batch_size=32,
-        ),
+        description="your news articles (data_dir), a tenth held out, packed to 512 tokens, Llama-3.2-1B by QLoRA; "
+        + _NEWS_WHAT,
+        reference=f"{_NEWS_RESULT}, peak memory 3.56 GB on an A100",
+        settings=_NEWS,
     ),
     "qwen_14b_finance": dict(
         description="a trader's conversations, the chosen answers of preference pairs, Investopedia (data_dir holds "
         "trader_sft/, trader_dpo/, investopedia/), 22,500 rows, on one GPU; the source names its base "
         "DSR1/DSR1-Distill-Qwen-14B, which is DeepSeek-R1-Distill-Qwen-14B",
         reference="answers and a Q4_K_M file are published, no score",
-        settings=dict(
+        settings=_TRADER | dict(
             source="mixture", mixture=("trader_sft", "trader_dpo", "investopedia"),
-            train_rows=22_500, validation_rows=300, test_rows=300,
-            base_model="deepseek-ai/DeepSeek-R1-Distill-Qwen-14B", chat_template="alpaca",  # its own cuts <think> out
-            max_length=4096, load_in_4bit=True, r=32, lora_alpha=64, lora_dropout=0.0, target_modules=LINEAR_MODULES,
-            learning_rate=1e-5, lr_scheduler_type="cosine", num_train_epochs=3.0,
-            per_device_train_batch_size=1, gradient_accumulation_steps=8, optim="adamw_8bit",
-            gradient_checkpointing=True, calculator="off", max_new_tokens=512, eval_batch_size=8,
-            quantizations=("Q4_K_M",),
+            train_rows=22_500, validation_rows=300, test_rows=300, learning_rate=1e-5, num_train_epochs=3.0,
         ),
     ),
     "trader_dpo": dict(
@@ -119,55 +125,31 @@ PUBLISHED: dict[str, dict] = {
         "adapter of qwen_14b_finance, which may go first (continue_from=qwen_14b_finance); beta, rate, schedule and "
         "epochs are those of zephyr-7b-dpo-qlora (huggingface/alignment-handbook)",
         reference="no published run of this set-up",
-        settings=dict(
+        settings=_TRADER | dict(
             source="trader_dpo", train_rows=None, validation_rows=300, test_rows=300,
-            base_model="deepseek-ai/DeepSeek-R1-Distill-Qwen-14B", chat_template="alpaca",  # its own cuts <think> out
-            max_length=4096, load_in_4bit=True, r=32, lora_alpha=64, lora_dropout=0.0, target_modules=LINEAR_MODULES,
-            trainer="dpo", beta=0.01, learning_rate=5e-6, lr_scheduler_type="cosine", warmup_steps=0.1,
-            num_train_epochs=1.0, per_device_train_batch_size=1, gradient_accumulation_steps=8, optim="adamw_8bit",
-            gradient_checkpointing=True, calculator="off", max_new_tokens=512, eval_batch_size=8,
-            quantizations=("Q4_K_M",),
+            trainer="dpo", beta=0.01, learning_rate=5e-6, warmup_steps=0.1, num_train_epochs=1.0,
         ),
     ),
-    # Qwen3's bases: Apache-2.0 without terms to agree to, each size in the same plain form (no mixture of experts, no
-    # linear attention, no vision), which Unsloth, bitsandbytes and llama.cpp all read; r and rates after "LoRA Without
-    # Regret" (Schulman 2025): all linear layers, ten times the rate of full fine-tuning, small batches.
     "best_1b": dict(
         description="Qwen3-1.7B-Base: the size of the published 1B runs with a far better base; in 16 bit, for which "
         "even 8 GB are enough",
-        reference=_BEST,
-        settings=dict(
-            source="gsm8k", train_rows=None, validation_rows=200, test_rows=1319,
-            base_model="unsloth/Qwen3-1.7B-Base", chat_template="qwen3-instruct", max_length=640, load_in_4bit=False,
-            r=32, lora_alpha=32, lora_dropout=0.0, target_modules=LINEAR_MODULES,
-            learning_rate=2e-4, lr_scheduler_type="cosine", warmup_steps=0.05, num_train_epochs=2.0,
-            per_device_train_batch_size=16, gradient_accumulation_steps=1, optim="adamw_8bit",
-            gradient_checkpointing=True, accuracy_steps=100, max_new_tokens=400, eval_batch_size=128,
+        reference=_TO_BEAT,
+        settings=_BEST | dict(
+            base_model="unsloth/Qwen3-1.7B-Base", per_device_train_batch_size=16, gradient_accumulation_steps=1,
+            eval_batch_size=128,
         ),
     ),
     "best_4b": dict(
         description="Qwen3-4B-Base: in 16 bit, so that nothing is rounded, with half of 24 GB left for large batches",
-        reference=_BEST,
-        settings=dict(
-            source="gsm8k", train_rows=None, validation_rows=200, test_rows=1319,
-            base_model="unsloth/Qwen3-4B-Base", chat_template="qwen3-instruct", max_length=640, load_in_4bit=False,
-            r=32, lora_alpha=32, lora_dropout=0.0, target_modules=LINEAR_MODULES,
-            learning_rate=2e-4, lr_scheduler_type="cosine", warmup_steps=0.05, num_train_epochs=2.0,
-            per_device_train_batch_size=8, gradient_accumulation_steps=2, optim="adamw_8bit",
-            gradient_checkpointing=True, accuracy_steps=100, max_new_tokens=400, eval_batch_size=64,
-        ),
+        reference=_TO_BEAT,
+        settings=_BEST,
     ),
     "best_8b": dict(
         description="Qwen3-8B-Base: the strongest of the three; in 4 bit, as in 16 bit it would fill 24 GB and leave "
         "no room for longer rows or large batches",
-        reference=_BEST,
-        settings=dict(
-            source="gsm8k", train_rows=None, validation_rows=200, test_rows=1319,
-            base_model="unsloth/Qwen3-8B-Base", chat_template="qwen3-instruct", max_length=640, load_in_4bit=True,
-            r=32, lora_alpha=32, lora_dropout=0.0, target_modules=LINEAR_MODULES,
-            learning_rate=1e-4, lr_scheduler_type="cosine", warmup_steps=0.05, num_train_epochs=2.0,
-            per_device_train_batch_size=8, gradient_accumulation_steps=2, optim="adamw_8bit",
-            gradient_checkpointing=True, accuracy_steps=100, max_new_tokens=400, eval_batch_size=32,
+        reference=_TO_BEAT,
+        settings=_BEST | dict(
+            base_model="unsloth/Qwen3-8B-Base", load_in_4bit=True, learning_rate=1e-4, eval_batch_size=32,
         ),
     ),
 }  # fmt: skip
