@@ -268,7 +268,7 @@ def test_a_file_that_is_no_text_is_refused(sharpen, tmp_path):
     ("words", "told"),
     [
         (["missing.jsonl"], "no such file"),
-        (["."], "is a folder"),
+        (["."], "is a directory"),
         (["empty.jsonl"], "has no rows"),
         (["good.jsonl", "--out", "."], "is a folder; name a file in it"),
         (["good.jsonl", "--out", "no/such/v.jsonl"], "no such folder"),

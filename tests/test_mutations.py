@@ -39,11 +39,11 @@ BUGS = {
         READING + "a_marker_marks",
     ),
     "the tolerance is ten times too wide": Bug(
-        "grade/scoring", "0.001 if tolerance is None", "0.01 if tolerance is None",
+        "grade/scoring", "tolerance = 0.001", "tolerance = 0.01",
         SCORING + "the_relative_tolerance_passes_and_no_more",
     ),
     "half a unit of the last digit is a whole unit": Bug(
-        "grade/scoring", "10.0**-decimals) / 2", "10.0**-decimals)",
+        "grade/scoring", "step / 2, tolerance)", "step, tolerance)",
         SCORING + "half_a_unit_of_the_last_shown_digit_passes_and_no_more",
     ),
     "a percentage is taken for a ratio in silence": Bug(
@@ -51,8 +51,8 @@ BUGS = {
         SCORING + "a_written_unit_is_converted_to_the_golds_and_flagged",
     ),
     "the last number of an unmarked text counts": Bug(
-        "grade/scoring", 'Verdict(False, verdict.value, "last number", nothing)',
-        'Verdict(verdict.correct, verdict.value, "last number", nothing)',
+        "grade/scoring", 'Verdict(False, verdict.value, "last number"',
+        'Verdict(verdict.correct, verdict.value, "last number"',
         SCORING + "the_last_number_is_a_separate_reading_that_is_never_correct",
     ),
     "McNemar's test has one side": Bug(

@@ -1,1 +1,1 @@
-"""What answers beside torch: llama.cpp, found or built and run, and the client that asks its server."""
+"""What answers beside torch: llama.cpp, found or built and run, and the client of its server."""

@@ -1,17 +1,18 @@
-"""A served model asked by token ids, as many questions at once as the server has slots, with the calculator."""
+"""A served model, asked by token ids, with the calculator: a question for each slot of the server at once."""
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from lib.engine.llamacpp import LlamaCppError, Server
 from lib.run import progress
 
 
 class Served:
-    """A served file in place of a transformers model, so that `evaluate.ask` asks, decodes and grades both alike."""
+    """A served file in place of a transformers model: `evaluate.ask` asks, decodes and grades both alike."""
 
     def __init__(self, server: Server):
         self.server = server
@@ -24,29 +25,29 @@ class Served:
                  **ignored):  # fmt: skip
         """(B, T + new) token ids: greedy answers to left-padded prompts (B, T), one slot of the server each.
 
-        Which slots compute together is chance, and changes the last bits: a near tie can fall otherwise the next time.
-        The calculator is `evaluate`'s own: the server stops at each `=`, and the calculator says what follows."""
-        calculator = logits_processor[0] if logits_processor else None
+        Which slots compute together is chance, and changes the last bits: a near tie can fall otherwise next time.
+        The calculator is `evaluate`'s own: the server stops at each `=`, and it says what follows."""
+        calculator = next(iter(logits_processor), None)
         prompts = [ids[mask.bool()].tolist() for ids, mask in zip(input_ids, attention_mask)]
 
         def answer(prompt: list[int], slot: int) -> list[int]:
             return self._answer(prompt, max_new_tokens, set(eos_token_id), calculator, slot)
 
-        found = in_slots(self.server, answer, prompts)
-        longest = max(map(len, found))
-        padded = [new + [pad_token_id] * (longest - len(new)) for new in found]
-        return torch.cat([input_ids, torch.tensor(padded, dtype=input_ids.dtype)], dim=1)
+        answers = in_slots(self.server, answer, prompts)
+        rows = [torch.tensor(new, dtype=input_ids.dtype) for new in answers]
+        return torch.cat([input_ids, pad_sequence(rows, batch_first=True, padding_value=pad_token_id)], dim=1)
 
     def _answer(self, prompt: list[int], most: int, ends: set[int], calculator: Any, slot: int) -> list[int]:
         new: list[int] = []
+        stops = ["="] if calculator else []
         while len(new) < most:
-            got = self.server.complete(prompt + new, most - len(new), ["="] if calculator else [], slot)
-            if not got:
+            tokens = self.server.complete(prompt + new, most - len(new), stops, slot)
+            if not tokens:
                 raise LlamaCppError(f"{self.server.model.name}: the server answered without a token")
-            end = next((place for place, token in enumerate(got) if token in ends), None)
-            if end is not None:
-                return new + got[: end + 1]
-            new += got
+            for token in tokens:
+                new.append(token)
+                if token in ends:
+                    return new
             if calculator and new[-1] in calculator.equals:
                 new += calculator.value((prompt + new)[-220:])[: most - len(new)]
         return new
@@ -56,7 +57,7 @@ def in_slots(server: Server, work: Callable[[Any, int], Any], items: Sequence[An
     """work(item, slot) of each item in their order, as many at once as the server has slots."""
     slots, done = list(range(server.slots)), []
 
-    def one(item: Any) -> Any:
+    def work_in_slot(item: Any) -> Any:
         slot = slots.pop()  # there are as many threads as slots
         try:
             return work(item, slot)
@@ -66,4 +67,4 @@ def in_slots(server: Server, work: Callable[[Any, int], Any], items: Sequence[An
             progress.tell(len(done), len(items), f"answers by {server.model.name}")
 
     with ThreadPoolExecutor(server.slots) as pool:
-        return list(pool.map(one, items))
+        return list(pool.map(work_in_slot, items))

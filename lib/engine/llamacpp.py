@@ -1,4 +1,4 @@
-"""Find or build llama.cpp (converter, llama-quantize, llama-server), and run its server for as long as we need it."""
+"""Find or build llama.cpp (converter, llama-quantize, llama-server), and run its server while we need it."""
 
 import hashlib
 import json
@@ -15,28 +15,31 @@ import tarfile
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import httpx
+import psutil
 
 from lib import SharpenError
 from lib.run import processes
 
-# The source distribution of llama-cpp-python holds the whole source of llama.cpp, converter included, and every package
-# index has it; the wheel that is made from it has neither the converter nor the programs.
+# The source distribution of llama-cpp-python holds the whole source of llama.cpp, and every package index has it;
+# the wheel that is made from it has neither the converter nor the programs.
 VERSION = "0.3.36"
 ARCHIVE = f"llama_cpp_python-{VERSION}.tar.gz"
 SHA256 = "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e"
 SOURCE = f"llama_cpp_python-{VERSION}/vendor/llama.cpp/"  # inside the archive
 CONVERTER, PROGRAMS = "convert_hf_to_gguf.py", ("llama-quantize", "llama-server")
-OPTIONS = (  # static, so that the folder can be renamed; no web page, TLS or tests, which nobody here asks for
+OPTIONS = (  # static, so that the folder can be renamed; without web page, TLS and tests
     "CMAKE_BUILD_TYPE=Release", "BUILD_SHARED_LIBS=OFF", "LLAMA_BUILD_TESTS=OFF", "LLAMA_BUILD_EXAMPLES=OFF",
     "LLAMA_BUILD_APP=OFF", "LLAMA_BUILD_UI=OFF", "LLAMA_USE_PREBUILT_UI=OFF", "LLAMA_OPENSSL=OFF",
     "LLAMA_ALL_WARNINGS=OFF", "GGML_ALL_WARNINGS=OFF",
 )  # fmt: skip
-# Linux ends the child when we end, however that comes about (prctl 1 is PR_SET_PDEATHSIG); elsewhere only `with` does.
-# A program between us and it, because code that runs between fork and exec is unsafe beside torch's threads.
+# Linux ends the child when we end, however we do (prctl 1 is PR_SET_PDEATHSIG); elsewhere only `with` does.
+# A program between us and it: code that runs between fork and exec is unsafe beside torch's threads.
 LAUNCHER = """
 import ctypes, os, sys
 if sys.platform == "linux":
@@ -48,7 +51,7 @@ os.execv(sys.argv[2], sys.argv[2:])
 
 
 class LlamaCppError(SharpenError):
-    """llama.cpp is not there, does not build, or does not do what it should; the message says what to do."""
+    """llama.cpp is missing, does not build, or fails; the message says what to do."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,7 @@ class LlamaCpp:
 
 
 def find(llama_cpp_path: str | Path | None = None, echo: Callable[[str], Any] = print) -> LlamaCpp:
-    """llama.cpp at `llama_cpp_path` (or $LLAMA_CPP_PATH), checked; without one ours from the cache, built at first use.
+    """llama.cpp at `llama_cpp_path` (or $LLAMA_CPP_PATH), checked; else ours from the cache, built at first use.
 
     LlamaCppError lists the paths tried and how to build."""
     return named(llama_cpp_path) or cached() or build(echo)
@@ -71,23 +74,27 @@ def find(llama_cpp_path: str | Path | None = None, echo: Callable[[str], Any] = 
 def named(llama_cpp_path: str | Path | None = None) -> LlamaCpp | None:
     """llama.cpp at `llama_cpp_path` (or $LLAMA_CPP_PATH), checked; None where neither names one."""
     given = llama_cpp_path or os.environ.get("LLAMA_CPP_PATH")
-    return check(Path(given).expanduser()) if given else None
+    if not given:
+        return None
+    return check(Path(given).expanduser())
 
 
 def check(folder: Path) -> LlamaCpp:
     """The converter and programs of a checkout, wherever its build put them."""
-    tried, found = [], {}
-    for name in (CONVERTER, *PROGRAMS):
-        places = [folder / name] if name == CONVERTER else [folder / p / name for p in ("build/bin", "bin", ".")]
-        found[name] = next((p for p in places if p.is_file() and (name == CONVERTER or os.access(p, os.X_OK))), None)
-        tried += places if found[name] is None else []
-    if tried:
+    places = [folder / "build/bin", folder / "bin", folder]
+    path = os.pathsep.join(map(str, places))
+    found = {CONVERTER: shutil.which(CONVERTER, os.F_OK, path)}
+    for program in PROGRAMS:
+        found[program] = shutil.which(program, path=path)
+    missing = [name for name, place in found.items() if place is None]
+    if missing:
+        tried = [str(place / name) for name in missing for place in places]
         raise LlamaCppError(
-            f"llama_cpp_path = {str(folder)!r} lacks {', '.join(n for n, place in found.items() if place is None)}; "
-            f"tried {', '.join(map(str, tried))}. To build, in a checkout of llama.cpp: cmake -B build && "
-            f"cmake --build build --target {' '.join(PROGRAMS)}; or leave llama_cpp_path out, and ours is built"
+            f"llama_cpp_path = {str(folder)!r} lacks {', '.join(missing)}; tried {', '.join(tried)}. "
+            f"To build, in a checkout of llama.cpp: cmake -B build && cmake --build build --target "
+            f"{' '.join(PROGRAMS)}; or leave llama_cpp_path out, and ours is built"
         )
-    return LlamaCpp(folder, *(place.resolve() for place in found.values()))
+    return LlamaCpp(folder, *(Path(place).resolve() for place in found.values()))
 
 
 def cache() -> Path:
@@ -108,13 +115,16 @@ def _target() -> Path:
 
 
 def cpu_flags() -> set[str]:
-    cpuinfo = Path("/proc/cpuinfo")  # Linux only; elsewhere we claim no special instructions
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    return set(next((line for line in lines if line.startswith("flags")), "").split())
+    """The processor's special instructions, as Linux lists them; none elsewhere."""
+    with suppress(OSError), open("/proc/cpuinfo") as lines:
+        for line in lines:
+            if line.startswith("flags"):
+                return set(line.split())
+    return set()
 
 
 def build(echo: Callable[[str], Any] = print) -> LlamaCpp:
-    """Fetch the pinned source by pip, check its hash, build the two programs; an interrupted build is gone on with."""
+    """Fetch the pinned source by pip, check its hash, build the programs; an interrupted build goes on."""
     from filelock import FileLock, Timeout
 
     target, began = _target(), time.monotonic()
@@ -135,13 +145,10 @@ def build(echo: Callable[[str], Any] = print) -> LlamaCpp:
         if not (part / ".unpacked").exists():
             _unpack(_archive(echo), part)
         echo("building llama.cpp, once (minutes)")
-        options = [f"-D{option}" for option in OPTIONS]
-        generator = ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={_tool('ninja')}"]
-        _run([_tool("cmake"), "-S", part, "-B", part / "build", *generator, *options], part / "build.log", "configure")
         _compile(part, echo)
-        for leftover in (part / "build").iterdir():  # 200 MB of objects
-            if leftover.name != "bin":
-                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+        for folder in (part / "build").glob("*/"):  # 200 MB of objects
+            if folder.name != "bin":
+                shutil.rmtree(folder)
         check(part)
         os.replace(part, target)
         (cache() / ARCHIVE).unlink(missing_ok=True)
@@ -153,20 +160,17 @@ def _archive(echo: Callable[[str], Any]) -> Path:
     """The source distribution, fetched through whatever index pip knows, and its hash checked."""
     path = cache() / ARCHIVE
     if not path.exists():
-        echo(f"fetching llama.cpp's source (77 MB) by: pip download llama-cpp-python=={VERSION}")
-        with tempfile.TemporaryDirectory(dir=cache(), prefix=".download-") as folder:
-            command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-binary", "llama-cpp-python"]
-            remedy = (f"check the network and pip's index, put {ARCHIVE} into {cache()} yourself, "
-                      f"or set llama_cpp_path to a checkout that is built")  # fmt: skip
-            log = cache() / "download.log"
-            _run([*command, "--dest", folder, f"llama-cpp-python=={VERSION}"], log, "pip download", remedy)
-            os.replace(Path(folder) / ARCHIVE, path)
-            log.unlink()
+        package = f"llama-cpp-python=={VERSION}"
+        echo(f"fetching llama.cpp's source (77 MB) by: pip download {package}")
+        remedy = (f"check the network and pip's index, put {ARCHIVE} into {cache()} yourself, "
+                  f"or set llama_cpp_path to a checkout that is built")  # fmt: skip
+        pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-binary", "llama-cpp-python"]
+        _run([*pip, "--dest", cache(), package], "pip download", remedy)
     with open(path, "rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != SHA256:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    if sha256 != SHA256:
         path.unlink()
-        raise LlamaCppError(f"{path} has SHA-256 {found}, not {SHA256}: it was removed; run again to fetch another")
+        raise LlamaCppError(f"{path} has SHA-256 {sha256}, not {SHA256}: it was removed; run again to fetch another")
     return path
 
 
@@ -181,21 +185,21 @@ def _unpack(archive: Path, part: Path) -> None:
 
 
 def _compile(part: Path, echo: Callable[[str], Any]) -> None:
-    """ninja, with a line for each tenth of the way."""
-    command = [_tool("ninja"), "-C", part / "build", *PROGRAMS]
-    said, began, log = 0, time.monotonic(), part / "build.log"
-    with open(log, "a") as file, _start(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as ninja:
-        try:
-            for line in ninja.stdout:
-                file.write(line)
-                if (step := re.match(r"\[(\d+)/(\d+)\]", line)) and int(step[1]) * 10 // int(step[2]) > said:
-                    said = int(step[1]) * 10 // int(step[2])
-                    echo(f"  {step[1]} of {step[2]} files, {time.monotonic() - began:.0f} s")
-        except BaseException:
-            ninja.kill()
-            raise
-    if ninja.returncode:
-        raise LlamaCppError(f"llama.cpp does not build: {_last(log)}; all of it: {log}")
+    """cmake and ninja, with a line for each tenth of the way."""
+    began, log = time.monotonic(), part / "build.log"
+    cmake, ninja = _tool("cmake"), _tool("ninja")
+    configure = [cmake, "-S", part, "-B", part / "build", "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"]
+    options = [f"-D{option}" for option in OPTIONS]
+    with open(log, "w") as file:
+
+        def hear(line: str) -> None:
+            file.write(line)
+            step = re.match(r"\[(\d+)/(\d+)\]", line)
+            if step and int(step[1]) % max(1, int(step[2]) // 10) == 0:
+                echo(f"  {step[1]} of {step[2]} files, {time.monotonic() - began:.0f} s")
+
+        _run([*configure, *options], "configuring llama.cpp", f"see {log}", file.write)
+        _run([ninja, "-C", part / "build", *PROGRAMS], "building llama.cpp", f"see {log}", hear)
 
 
 def _tool(name: str) -> str:
@@ -212,45 +216,44 @@ def _start(command: Sequence[Any], **options: Any) -> subprocess.Popen:
     return subprocess.Popen([*launcher, *map(str, command)], stdin=subprocess.DEVNULL, **options)
 
 
-def _run(command: Sequence[Any], log: Path | None, what: str, remedy: str = "") -> None:
-    """Run to the end, its output into `log` if there is one; LlamaCppError with its last lines where it fails.
-
-    The lines come from memory: a disk that the command has filled would hold a torn log."""
+def _run(command: Sequence[Any], what: str, remedy: str, hear: Callable[[str], Any] | None = None) -> None:
+    """Run to the end, and let `hear` have each line; LlamaCppError with the last lines where it fails."""
+    lines = []
     with _start(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace") as process:
         try:
-            said, _ = process.communicate()
+            for line in process.stdout:
+                lines.append(line)
+                if hear:
+                    hear(line)
         except BaseException:
             process.kill()
             raise
-    if log is not None:
-        log.write_text(said)
     if process.returncode:
-        killed = f" (killed by {signal.Signals(-process.returncode).name})" if process.returncode < 0 else ""
-        raise LlamaCppError(f"{what} failed{killed}: {_last(said)}" + (f"; {remedy}" if remedy else f"; see {log}"))
+        if process.returncode < 0:
+            what += f" (killed by {signal.Signals(-process.returncode).name})"
+        raise LlamaCppError(f"{what} failed: {_last(lines)}; {remedy}")
 
 
-def _last(said: Path | str, lines: int = 6) -> str:
-    """The end of a log or of its text, in one line, without tqdm's progress bars."""
-    said = said.read_text(errors="replace") if isinstance(said, Path) else said
-    text = [line.strip() for line in said.splitlines() if line.strip() and "%|" not in line]
-    return " | ".join(text[-lines:])[-1500:] or "it said nothing"
+def _last(lines: Sequence[str]) -> str:
+    """The end of what a program said, in one line, without tqdm's progress bars."""
+    said = [line.strip() for line in lines if line.strip() and "%|" not in line]
+    return " | ".join(said[-6:])[-1500:] or "it said nothing"
 
 
 def convert(llama: LlamaCpp, model: Path, path: Path, outtype: str, name: str) -> None:
     """A Hugging Face folder as one GGUF file (`outtype`: f32, f16, bf16 or q8_0), by llama.cpp's own converter."""
     command = [sys.executable, llama.converter, model, "--outfile", path, "--outtype", outtype, "--model-name", name]
-    _run(command, None, f"converting {model} to GGUF", "is the disk full, or the tokenizer unknown to it?")
+    _run(command, f"converting {model} to GGUF", "is the disk full, or the tokenizer unknown to it?")
 
 
 def quantize(llama: LlamaCpp, source: Path, path: Path, quantization: str) -> None:
     """A 16- or 32-bit GGUF file quantised by llama.cpp's own program."""
     command = [llama.quantize, source, path, quantization]
-    _run(command, None, f"quantising {source.name} to {quantization}", "is the disk full?")
+    _run(command, f"quantising {source.name} to {quantization}", "is the disk full?")
 
 
 def free_port(port: int = 0) -> int:
-    """`port` of the loopback (0: any) if it is free, else LlamaCppError; should another take it then, a server says so
-    and ends."""
+    """`port` of the loopback (0: any) if it is free, else LlamaCppError."""
     try:
         with socket.create_server(("127.0.0.1", port)) as probe:
             return probe.getsockname()[1]
@@ -258,37 +261,47 @@ def free_port(port: int = 0) -> int:
         raise LlamaCppError(f"port = {port}: {error.strerror}; choose another, or 0 for one that is free") from error
 
 
+@dataclass(eq=False)
 class Program:
-    """A program that answers HTTP on the loopback; a context manager, and no process is left behind when it ends.
+    """A program that answers HTTP on the loopback, while a `with` block runs.
 
     `words`: its command without host and port; `parallel`: requests at once; `port`: 0 takes a free one."""
 
-    def __init__(self, name: str, words: Sequence[Any], parallel: int = 1, port: int = 0, start_seconds: float = 120,
-                 cwd: Path | None = None, environment: Mapping[str, str] | None = None):  # fmt: skip
-        self.name, self.words, self.parallel, self.port = name, words, parallel, port
-        self.start_seconds, self.cwd, self.environment = start_seconds, cwd, environment or {}
-        self.process = self.client = self.log = None
+    name: str
+    words: list[Any]
+    parallel: int = 1
+    port: int = 0
+    start_seconds: float = 120
+    cwd: Path | None = None
+    environment: Mapping[str, str] = field(default_factory=dict)
 
     def __enter__(self) -> "Program":
-        import httpx
-
         self.port = free_port(self.port)
-        handle, log = tempfile.mkstemp(prefix="sharpen-server-", suffix=".log")
-        self.log = Path(log)
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("LLAMA_ARG_")}
         # no proxy: a request to ourselves must not leave; no time limit: a long answer takes as long as it takes
         limits = httpx.Limits(max_connections=self.parallel + 2, max_keepalive_connections=self.parallel + 2)
-        self.client = httpx.Client(base_url=self.url, timeout=None, trust_env=False, limits=limits)
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("LLAMA_ARG_")}
-        environment |= self.environment
-        try:
+        with ExitStack() as stack:
+            log = stack.enter_context(tempfile.NamedTemporaryFile(prefix="sharpen-server-", suffix=".log"))
+            self.log = Path(log.name)
+            client = httpx.Client(base_url=self.url, timeout=None, trust_env=False, limits=limits)
+            self.client = stack.enter_context(client)
             command = [*self.words, "--host", "127.0.0.1", "--port", self.port]
-            self.process = _start(command, stdout=handle, stderr=handle, env=environment, cwd=self.cwd)
-            os.close(handle)
+            self.process = _start(command, stdout=log, stderr=log, env=environment | self.environment, cwd=self.cwd)
+            stack.callback(self._end)
             self._wait()
-        except BaseException:
-            self.__exit__()
-            raise
+            self._stack = stack.pop_all()
         return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._stack.close()
+
+    def _end(self) -> None:
+        if self.process.poll() is None:
+            processes.kill(processes.family(self.process.pid))  # they hold nothing that must be saved
+        self.process.wait()
+
+    def _said(self) -> str:
+        return _last(self.log.read_text(errors="replace").splitlines())
 
     @property
     def url(self) -> str:
@@ -296,41 +309,27 @@ class Program:
 
     def _wait(self) -> None:
         """Until the model is loaded: /health answers 503 before, or nothing, and 200 from then on."""
-        import httpx
-
         until = time.monotonic() + self.start_seconds
         while time.monotonic() < until:
             if self.process.poll() is not None:
-                raise LlamaCppError(f"{self.name} ended while loading: {_last(self.log)}")
+                raise LlamaCppError(f"{self.name} ended while loading: {self._said()}")
             with suppress(httpx.TransportError):
                 if self.client.get("/health", timeout=2).status_code == 200:
                     return
             time.sleep(0.05)
-        raise LlamaCppError(f"{self.name} did not load in {self.start_seconds:g} s: {_last(self.log)}")
+        raise LlamaCppError(f"{self.name} did not load in {self.start_seconds:g} s: {self._said()}")
 
     def wait(self) -> None:
         """For as long as the program runs; LlamaCppError, as nobody but us should end it."""
         self.process.wait()
-        raise LlamaCppError(f"{self.name} has ended: {_last(self.log)}")
-
-    def __exit__(self, *error: Any) -> None:
-        if self.process is not None:
-            if self.process.poll() is None:
-                processes.kill(processes.family(self.process.pid))  # they hold nothing that must be saved
-            self.process.wait()
-        if self.client is not None:
-            self.client.close()
-        if self.log is not None:
-            self.log.unlink(missing_ok=True)
+        raise LlamaCppError(f"{self.name} has ended: {self._said()}")
 
     def post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         """A request's answer; LlamaCppError with the program's own words where it refuses or has died."""
-        import httpx
-
         try:
             answer = self.client.post(path, json=body)
         except httpx.TransportError as error:
-            raise LlamaCppError(f"{self.name} does not answer ({type(error).__name__}): {_last(self.log)}") from error
+            raise LlamaCppError(f"{self.name} does not answer ({type(error).__name__}): {self._said()}") from error
         if answer.status_code != 200:
             raise LlamaCppError(f"{self.name} refuses {path}: {answer.text[:500]}")
         return json.loads(answer.content)
@@ -344,7 +343,7 @@ class Server(Program):
 
     def __init__(self, llama: LlamaCpp, model: Path, context: int, slots: int = 1, exact: bool = False, port: int = 0,
                  alias: str = "model", start_seconds: float = 120):  # fmt: skip
-        self.llama, self.model, self.slots = llama, Path(model), slots
+        self.model, self.slots = Path(model), slots
         words = [llama.server, "--model", self.model, "--alias", alias, "--ctx-size", slots * context, "--parallel",
                  slots, "--no-kv-unified", "--cache-ram", 0, "--threads-http", slots + 2, "--no-ui", "--no-slots",
                  "--offline", "--threads", _cores()]  # fmt: skip
@@ -353,11 +352,12 @@ class Server(Program):
         super().__init__(f"llama-server ({self.model.name})", words, slots, port, start_seconds)
 
     def complete(self, ids: list[int], count: int, stop: Sequence[str] = (), slot: int = -1) -> list[int]:
-        """Up to `count` greedy tokens after the prompt `ids`, through its end token or a text in `stop`, inclusive.
+        """Up to `count` greedy tokens after the prompt `ids`, through its end or a text in `stop`, inclusive.
 
         A slot that is asked again with a longer prompt computes only what is new."""
-        body = {"prompt": ids, "n_predict": count, "temperature": 0, "top_k": 1, "stop": list(stop), "id_slot": slot,
-                "cache_prompt": True, "return_tokens": True, "response_fields": ["tokens", "truncated"]}  # fmt: skip
+        body = {"prompt": ids, "n_predict": count, "temperature": 0, "top_k": 1, "stop": list(stop),
+                "id_slot": slot, "cache_prompt": True, "return_tokens": True,
+                "response_fields": ["tokens", "truncated"]}  # fmt: skip
         answer = self.post("/completion", body)
         if answer.get("truncated"):
             raise LlamaCppError(f"an answer to a prompt of {len(ids)} tokens outgrew the context: raise max_length")
@@ -366,32 +366,38 @@ class Server(Program):
     def logprob(self, ids: list[int], token: int, slot: int = -1) -> float:
         """Natural logarithm of the probability that `token` follows `ids`.
 
-        The token is chosen by a bias, which its logarithm leaves out; for half a character the server sends none, and
-        then all tokens are asked for."""
-        body = {"prompt": ids, "n_predict": 1, "temperature": 0, "n_probs": 1, "cache_prompt": True, "id_slot": slot,
-                "logit_bias": [[token, 1e6]], "response_fields": ["completion_probabilities"]}  # fmt: skip
-        found = self.post("/completion", body).get("completion_probabilities")
-        assert not found or found[0]["id"] == token, "the bias did not choose the token"
-        return found[0]["logprob"] if found else self.next_logprobs(ids, 1_000_000)[token]
+        A bias chooses the token, and its logarithm leaves that out; for half a character the server sends none,
+        and all tokens are asked for."""
+        chosen = self._probabilities(ids, 1, token, slot)
+        if not chosen:
+            return self.next_logprobs(ids, 1_000_000)[token]
+        assert chosen[0]["id"] == token, "the bias did not choose the token"
+        return chosen[0]["logprob"]
 
     def next_logprobs(self, ids: list[int], count: int) -> dict[int, float]:
         """Natural logarithms of the probabilities of the `count` likeliest next tokens after `ids`.
 
-        They are of the model's logits, before the bias by which an `a` is chosen: for a token that is half a character
-        the server would send none."""
+        They are of the model's logits, before the bias that chooses an `a`: for half a character the server would
+        send none."""
+        likeliest = self._probabilities(ids, count, "a")[0]["top_logprobs"]
+        return {token["id"]: token["logprob"] for token in likeliest}
+
+    def _probabilities(self, ids: list[int], count: int, chosen: int | str, slot: int = -1) -> list[dict]:
+        """Of the one next token, which a bias chooses."""
         body = {"prompt": ids, "n_predict": 1, "temperature": 0, "n_probs": count, "cache_prompt": True,
-                "logit_bias": [["a", 1e6]], "response_fields": ["completion_probabilities"]}  # fmt: skip
-        found = self.post("/completion", body)["completion_probabilities"][0]["top_logprobs"]
-        return {token["id"]: token["logprob"] for token in found}
+                "id_slot": slot, "logit_bias": [[chosen, 1e6]],
+                "response_fields": ["completion_probabilities"]}  # fmt: skip
+        return self.post("/completion", body).get("completion_probabilities")
 
     def tokenize(self, text: str) -> list[int]:
-        """Token ids of a text, marks such as <|user|> read as the tokens that they name; no BOS is added."""
-        return self.post("/tokenize", {"content": text, "add_special": False, "parse_special": True})["tokens"]
+        """Token ids of a text; marks such as <|user|> are the tokens that they name, and no BOS is added."""
+        body = {"content": text, "add_special": False, "parse_special": True}
+        return self.post("/tokenize", body)["tokens"]
 
 
 def _cores() -> int:
-    """Physical cores that this process may use: a second thread on a core slows matrix products down."""
-    import psutil
-
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return max(1, min(usable, psutil.cpu_count(logical=False) or usable))
+    """Physical cores that this process may use: a second thread on a core slows it down."""
+    usable = os.cpu_count()
+    if hasattr(os, "sched_getaffinity"):  # not on macOS
+        usable = len(os.sched_getaffinity(0))
+    return min(usable, psutil.cpu_count(logical=False) or usable)

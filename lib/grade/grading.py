@@ -13,6 +13,13 @@ from pathlib import Path
 from lib import SharpenError
 from lib.grade import scoring, stats
 
+FIELDS = {  # with their types, and those in words
+    "id": ((str, int), "a text or a whole number"),
+    "completion": ((str,), "a text"),
+    "gold": ((dict, int, float, str, bool), "a number, a text, true/false or an object with 'value'"),
+    "finished": ((bool,), "true or false"),
+    "group": ((str, int), "a text or a whole number"),
+}
 GOLD_FIELDS = ("value", "unit", "tolerance", "decimals")
 EXAMPLE = '{"id": "1", "completion": "#### 42", "gold": {"value": 42, "unit": "count"}}'
 SHOWN_PROBLEMS = 5
@@ -28,7 +35,7 @@ class Answer:
 
     id: str | int
     completion: str
-    gold: dict | float | str | bool
+    gold: scoring.Gold
     finished: bool
     group: str | int
 
@@ -36,55 +43,39 @@ class Answer:
 def _answer(line: bytes) -> Answer:
     """A line as an answer whose gold can be graded, or a ValueError that names the field and the remedy."""
     try:
-        row = json.loads(line.decode("utf-8"))
+        row = json.loads(line)
     except UnicodeDecodeError as error:
         raise ValueError(f"not UTF-8 at byte {error.start}; save the file as UTF-8") from None
     except (ValueError, RecursionError) as error:
         raise ValueError(f"not JSON ({str(error)[:80]}); write one row a line, as in {EXAMPLE}") from None
     if not isinstance(row, dict):
         raise ValueError(f"a row is an object with 'id', 'completion' and 'gold', as in {EXAMPLE}")
-    for field, types, allowed in (
-        ("id", (str, int), "a text or a whole number"), ("completion", (str,), "a text"),
-        ("gold", (dict, int, float, str, bool), "a number, a text, true/false or an object with 'value'"),
-    ):  # fmt: skip
+    row = {"finished": True, "group": row.get("id")} | row
+    for field, (types, allowed) in FIELDS.items():
         if field not in row:
             raise ValueError(f"field {field!r} is missing; give {allowed}")
         if type(row[field]) not in types:
-            raise ValueError(f"field {field!r} is {_short(row[field])}; give {allowed}")
-    finished, group, gold = row.get("finished", True), row.get("group", row["id"]), row["gold"]
-    if type(finished) is not bool:
-        raise ValueError(f"field 'finished' is {_short(finished)}; give true or false, or leave it out")
-    if type(group) not in (str, int):
-        raise ValueError(f"field 'group' is {_short(group)}; give a text or a whole number, or leave it out")
-    if isinstance(gold, dict):
-        unknown = sorted(set(gold) - set(GOLD_FIELDS))
-        if unknown:
-            raise ValueError(f"field 'gold' has an unknown {unknown[0]!r}; choose from {', '.join(GOLD_FIELDS)}")
-        if "value" not in gold:
-            raise ValueError("field 'gold.value' is missing; give a number, a text or true/false")
+            raise ValueError(f"field {field!r} is {json.dumps(row[field])[:60]}; give {allowed}")
+    if not isinstance(row["gold"], dict):
+        row["gold"] = {"value": row["gold"]}
+    if unknown := sorted(set(row["gold"]) - set(GOLD_FIELDS)):
+        raise ValueError(f"field 'gold' has an unknown {unknown[0]!r}; choose from {', '.join(GOLD_FIELDS)}")
+    if "value" not in row["gold"]:
+        raise ValueError("field 'gold.value' is missing; give a number, a text or true/false")
     try:
-        scoring.grade("", gold)
+        scoring.grade("", row["gold"])
     except ValueError as error:
         raise ValueError(f"field 'gold': {error}") from None
-    return Answer(row["id"], row["completion"], gold, finished, group)
-
-
-def _short(value) -> str:
-    """A value as a message shows it."""
-    text = json.dumps(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+    return Answer(*(row[field] for field in FIELDS))
 
 
 def read(path: Path) -> list[Answer]:
     """The file's rows, in order; blank lines are skipped. GradingError names the lines that cannot be graded."""
-    if path.is_dir():
-        raise GradingError(f"{path} is a folder; give a JSON-lines file with rows as {EXAMPLE}")
     try:
         content = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
-    except FileNotFoundError:
-        raise GradingError(f"{path}: no such file; give a JSON-lines file with rows as {EXAMPLE}") from None
     except OSError as error:
-        raise GradingError(f"{path} cannot be read ({error.strerror}); give a file that you may read") from None
+        problem = error.strerror.lower()
+        raise GradingError(f"{path}: {problem}; give a JSON-lines file with rows as {EXAMPLE}") from None
     answers, problems = [], []
     for number, line in enumerate(content.split(b"\n"), 1):
         if line.strip():
@@ -92,10 +83,10 @@ def read(path: Path) -> list[Answer]:
                 answers.append(_answer(line))
             except ValueError as error:
                 problems.append(f"{path}, line {number}: {error}")
+    if len(problems) > SHOWN_PROBLEMS:
+        problems[SHOWN_PROBLEMS:] = [f"and {len(problems) - SHOWN_PROBLEMS:,} more such lines"]
     if problems:
-        more = len(problems) - SHOWN_PROBLEMS
-        shown = problems[:SHOWN_PROBLEMS] + ([f"and {more:,} more such lines"] if more > 0 else [])
-        raise GradingError("\n".join([*shown, "nothing was graded"]))
+        raise GradingError("\n".join([*problems, "nothing was graded"]))
     if not answers:
         raise GradingError(f"{path} has no rows; give at least one, as {EXAMPLE}")
     return answers
@@ -116,6 +107,7 @@ def grade(answers: Iterable[Answer]) -> list[scoring.Verdict]:
 
 
 def verdict_lines(answers: list[Answer], verdicts: list[scoring.Verdict]) -> Iterable[str]:
+    """The file of verdicts, a JSON object a line."""
     for answer, verdict in zip(answers, verdicts, strict=True):
         row = {"id": answer.id, "correct": verdict.correct, "value": verdict.value, "reading": verdict.reading}
         yield json.dumps(row | {"error": verdict.error}) + "\n"
@@ -125,31 +117,44 @@ def table(answers: list[Answer], verdicts: list[scoring.Verdict]) -> str:
     """Accuracy, tolerances and format with 95 % intervals, clustered where rows share a group; then what went wrong."""
     n, groups = len(verdicts), [answer.group for answer in answers]
     clusters = len(set(groups))
-    scores = {
-        "correct": [verdict.correct for verdict in verdicts],
-        **{f"within {100 * share:g} %": [v.within[share] for v in verdicts] for share in scoring.TOLERANCES},
-        "marked answer": [verdict.reading == "marker" for verdict in verdicts],
-        "last number counts": [verdict.correct_lenient for verdict in verdicts],
-    }
+    scores = {"correct": [verdict.correct for verdict in verdicts]}
+    for share in scoring.TOLERANCES:
+        scores[f"within {100 * share:g} %"] = [verdict.within[share] for verdict in verdicts]
+    scores["marked answer"] = [verdict.reading == "marker" for verdict in verdicts]
+    scores["last number counts"] = [verdict.correct_lenient for verdict in verdicts]
     lines, warnings = [f"{'':26}{'n':>9}{'share':>10}   95 % interval"], set()
     for name, passed in scores.items():
-        share, limits = sum(passed) / n, "none: all in one group"
-        if clusters > 1 or n == 1:
-            interval = stats.clustered(passed, groups) if clusters < n else stats.wilson(sum(passed), n)
+        interval, limits = _interval(passed, groups), "none: all in one group"
+        if interval:
             limits = f"{100 * interval.low:5.1f} to {100 * interval.high:5.1f} %"
-            warnings |= {interval.warning} - {None}
-        lines.append(f"{name:26}{sum(passed):9,}{100 * share:8.1f} %   {limits}")
-    grouped = f"{clusters:,} groups: clustered intervals" if clusters < n else "Wilson's intervals"
+            warnings.add(interval.warning)
+        lines.append(_line(name, sum(passed), n, limits))
+    grouped = "Wilson's intervals"
+    if clusters < n:
+        grouped = f"{clusters:,} groups: clustered intervals"
     lines.append(f"{n:,} answers; {grouped}")
-    lines += [f"warning: {warning}" for warning in sorted(warnings)]
-    for title, found in (
-        ("errors", [verdict.error for verdict in verdicts if verdict.error]),
-        ("units converted", [verdict.flag for verdict in verdicts if verdict.flag]),
-    ):
-        counts = Counter(found).most_common()
-        lines += ["", f"{title:26}{'n':>9}"] if counts else []
-        lines += [f"{name:26}{count:9,}{100 * count / n:8.1f} %" for name, count in counts]
+    lines += [f"warning: {warning}" for warning in sorted(filter(None, warnings))]
+    errors = Counter(verdict.error for verdict in verdicts if verdict.error)
+    flags = Counter(verdict.flag for verdict in verdicts if verdict.flag)
+    for title, counts in (("errors", errors), ("units converted", flags)):
+        if counts:
+            lines += ["", f"{title:26}{'n':>9}"]
+            lines += [_line(name, count, n) for name, count in counts.most_common()]
     return "\n".join(lines)
+
+
+def _interval(passed: list[bool], groups: list[str | int]) -> stats.Interval | None:
+    """Wilson's where each answer is a group of its own, else clustered; None where there is one group."""
+    clusters = len(set(groups))
+    if clusters == len(groups):
+        return stats.wilson(sum(passed), len(groups))
+    if clusters > 1:
+        return stats.clustered(passed, groups)
+    return None
+
+
+def _line(name: str, count: int, n: int, limits: str = "") -> str:
+    return f"{name:26}{count:9,}{100 * count / n:8.1f} %   {limits}".rstrip()
 
 
 # ---- beside Math-Verify
@@ -161,31 +166,28 @@ def math_verify_verdicts(answers: list[Answer]) -> list[bool]:
         library = importlib.import_module("math_verify")
     except ImportError:
         raise GradingError("--beside math-verify needs the package: pip install math-verify") from None
-    configurations = [
-        library.LatexExtractionConfig(), library.ExprExtractionConfig(), library.StringExtractionConfig()
-    ]  # fmt: skip
+    kinds = [library.LatexExtractionConfig(), library.ExprExtractionConfig(), library.StringExtractionConfig()]
     verdicts = []
     for answer in answers:
-        value = answer.gold["value"] if isinstance(answer.gold, dict) else answer.gold
-        gold = library.parse(str(value), configurations)
-        verdicts.append(bool(library.verify(gold, library.parse(answer.completion, configurations))))
+        gold = library.parse(str(answer.gold["value"]), kinds)
+        verdicts.append(bool(library.verify(gold, library.parse(answer.completion, kinds))))
     return verdicts
 
 
 def beside(answers: list[Answer], verdicts: list[scoring.Verdict], others: list[bool], name: str) -> str:
     """Two graders side by side: a table of agreement, then each disagreement with the end of its text."""
     counts = Counter((verdict.correct, other) for verdict, other in zip(verdicts, others, strict=True))
+    title = f"{name}: right"
     lines = [
-        f"{'':26}{name + ': right':>22}{'wrong':>9}",
+        f"{'':26}{title:>22}{'wrong':>9}",
         f"{'sharpen: right':26}{counts[True, True]:22,}{counts[True, False]:9,}",
         f"{'sharpen: wrong':26}{counts[False, True]:22,}{counts[False, False]:9,}",
     ]
+    says = {True: "right", False: "wrong"}
     for answer, verdict, other in zip(answers, verdicts, others, strict=True):
         if verdict.correct != other:
-            gold = answer.gold["value"] if isinstance(answer.gold, dict) else answer.gold
-            says = "right" if verdict.correct else verdict.error
             lines.append(
-                f"{answer.id}: gold {gold!r}; sharpen reads {verdict.value!r} ({says}), {name} says "
-                f"{'right' if other else 'wrong'}; text ends {answer.completion[-80:]!r}"
+                f"{answer.id}: gold {answer.gold['value']!r}; sharpen reads {verdict.value!r} "
+                f"({verdict.error or 'right'}), {name} says {says[other]}; text ends {answer.completion[-80:]!r}"
             )
     return "\n".join(lines)

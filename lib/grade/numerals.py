@@ -9,10 +9,9 @@ import re
 import unicodedata
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import pairwise
 
-AS_RATIO = {"ratio": 1.0, "multiple": 1.0, "percent": 1e-2, "basis points": 1e-4}  # convertible, when a text says which
-LONGEST_ANSWER = 300  # characters read after a marker: a line without end stays cheap, whatever it holds
+AS_RATIO = {"ratio": 1.0, "multiple": 1.0, "percent": 1e-2, "basis points": 1e-4}  # what a text can convert
+LONGEST_ANSWER = 300  # characters read after a marker, so that a line without end stays cheap
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +39,9 @@ def _fold(character: str) -> str:
     folded = unicodedata.normalize("NFKC", character)
     if folded in MINUSES:
         return "-"
-    return " " + folded.replace("\u2044", "/") if "\u2044" in folded else folded  # 3 and a half: "3 1/2", not "31/2"
+    if "\u2044" in folded:  # 3 and a half: "3 1/2", not "31/2"
+        return " " + folded.replace("\u2044", "/")
+    return folded
 
 
 def normal(text: str) -> str:
@@ -81,10 +82,8 @@ def plain(line: str) -> str:
     if "\\" in line or "{" in line or "~" in line:
         for pattern, replacement in LATEX:
             line = pattern.sub(replacement, line)
-    if "**" in line:
-        line = POWER.sub("^", line).replace("**", "")
-    if "--" in line:
-        line = DASHES.sub(" ", line)
+    line = POWER.sub("^", line).replace("**", "")
+    line = DASHES.sub(" ", line)
     if line.count("$") % 2 == 0:  # pairs delimit mathematics; an escaped dollar is already spelled out
         line = line.replace("$", "")
     return " ".join(line.replace("`", "").replace("_", " ").split()).strip("*: ")
@@ -112,7 +111,7 @@ NUMBER = re.compile(
     (?P<after>\s?\$)?(?P<close>\s?\))?(?(close)(?:\s?(?P<outer>%|(?:{WORDS}|k|m)(?![a-z])))?)""",
     re.ASCII | re.IGNORECASE | re.VERBOSE,
 )
-SCALES = {"k": 1e3, "h": 1e2, "th": 1e3, "m": 1e6, "b": 1e9, "t": 1e12, "l": 1e5, "c": 1e7}  # by one or two letters
+SCALES = {"k": 1e3, "h": 1e2, "m": 1e6, "b": 1e9, "t": 1e12, "l": 1e5, "c": 1e7}  # by the first letter
 UNIT_NAMES = {"%": "percent", "p": "percent", "b": "basis points"} | dict.fromkeys("x\u00d7t", "multiple")
 OPERATORS = frozenset(["+", "-", "*", "x", "\u00d7", "\u00b7", "\u22c5", "/", "\u00f7", "^", ":"])
 CONNECTED = re.compile(r"(?:\bor|\band|\bto|\bbut|[,;/+&|-]|\u00b1|^)$", re.IGNORECASE)
@@ -129,37 +128,51 @@ DIGIT = re.compile("[0-9]")
 SEPARATORS = str.maketrans("", "", ", '\u2019")
 
 
+def _scale(word: str) -> float:
+    word = word.lower()
+    return 1e3 if word.startswith("th") else SCALES.get(word[:1], 1.0)
+
+
 def _number(match: re.Match, aside: bool = False) -> Reading | None:
     """The number of one NUMBER match; `aside`: right after another number, so parentheses are no accounting minus."""
-    part = match.groupdict()
+    part = match.groupdict("")
     main = part["main"].translate(SEPARATORS)
-    value, factor, step = float(main), 1.0, 10.0 ** -len(main.partition(".")[2])
+    value, step = float(main), 10.0 ** -len(main.partition(".")[2])
     if part["below"]:
-        below, step = float(part["below"].translate(SEPARATORS)), 0.0
+        below = float(part["below"].translate(SEPARATORS))
         if below == 0:
             return None
-        value = float(part["whole"] or 0) + value / below
+        value, step = float(part["whole"] or 0) + value / below, 0.0
     money = part["before"] or part["inner"] or part["after"]
-    for word in filter(None, (part["short"] or part["long"], part["outer"])):
-        if money or word not in "tT":  # $5t are trillions, 5t are tonnes
-            factor *= SCALES.get(word[:2].lower()) or SCALES.get(word[0].lower(), 1.0)
-    power = part["power"] or part["exponent"]
-    factor *= float(f"1e{power}") if power else 1.0  # from text: an absurd power is infinite, not a huge integer
-    if not math.isfinite(value * factor):
+    factor = _scale(part["outer"])
+    word = part["short"] + part["long"]
+    if money or word not in ("t", "T"):  # $5t are trillions, 5t are tonnes
+        factor *= _scale(word)
+    power = part["power"] + part["exponent"]
+    factor *= float(f"1e{power or 0}")  # from text: an absurd power is infinite, not a huge integer
+    value *= factor
+    if not math.isfinite(value):
         return None
-    signs = ((part["sign"] or "") + (part["sign_after"] or "")).lower()
-    negative = "-" in signs or "m" in signs or "n" in signs or (part["open"] and part["close"] and not aside)
-    unit = (part["unit"] or ("%" if part["outer"] == "%" else "")).lower()
-    name = UNIT_NAMES[unit[0]] if unit else "currency" if money else "none"
-    return Reading((-value if negative else value) * factor + 0.0, name, step * factor)
+    signs = (part["sign"] + part["sign_after"]).lower()
+    if "-" in signs or "n" in signs or (part["open"] and part["close"] and not aside):  # minus, negative
+        value = -value
+    unit = "none"
+    if part["unit"]:
+        unit = UNIT_NAMES[part["unit"][0].lower()]
+    elif part["outer"] == "%":
+        unit = "percent"
+    elif money:
+        unit = "currency"
+    return Reading(value + 0.0, unit, step * factor)  # + 0.0: zero has no sign
 
 
 def _same(a: Reading, b: Reading) -> bool:
     """Do two numbers say the same, as rounded as the rougher one: 5.2 million and 5,200,000, or 33 % and 0.33?"""
-    scales = {one.unit: AS_RATIO.get(one.unit, 1.0) for one in (a, b)}
-    for scale_a, scale_b in ((1.0, 1.0), (scales[a.unit], scales[b.unit])):
-        rough = min(max(a.step * scale_a, b.step * scale_b) / 2, 0.05 * abs(a.value * scale_a)) * (1 + 1e-9)
-        if abs(a.value * scale_a - b.value * scale_b) <= rough:
+    for ratios in ({}, AS_RATIO):  # as they stand, then by their units
+        scale_a, scale_b = ratios.get(a.unit, 1.0), ratios.get(b.unit, 1.0)
+        value = a.value * scale_a
+        rough = min(max(a.step * scale_a, b.step * scale_b) / 2, 0.05 * abs(value)) * (1 + 1e-9)
+        if abs(value - b.value * scale_b) <= rough:
             return True
     return False
 
@@ -174,26 +187,33 @@ def first_number(line: str) -> Reading:
     if label := LABEL.match(line):
         line = line[label.end() :]
     for part in reversed(EQUALS.split(line)):  # "6*7 = 42" and "42 = 6*7" both answer 42
-        matches = list(NUMBER.finditer(part))
-        gaps = [part[left.end() : right.start()].strip() for left, right in pairwise(matches)]
-        joined = [
-            gap in OPERATORS or (not gap and bool(match["sign"] or match["sign_after"]))
-            for gap, match in zip(gaps, matches[1:], strict=True)
-        ]  # two numbers of one expression or range: neither is an answer
-        first, chained = None, True
-        for place, match in enumerate(matches):
-            gap = gaps[place - 1] if place else part[: match.start()].strip()
-            chained = chained and bool(CONNECTED.search(gap))  # "12, 13 or 14", but not "12 in 2019 and 2020"
-            if any(joined[max(place - 1, 0) : place + 1]) or DENIED.search(gap):
-                continue
-            number = _number(match)
-            if first is None:
-                first, chained = number, True
-            elif number and (chained or ALTERNATIVE.search(gap)) and not match["open"] and not _same(first, number):
-                return Reading(None, error="conflicting answers")
-        if first:
-            return first
+        if reading := _answer(part):
+            return reading
     return Reading(None, error="no answer")
+
+
+def _answer(part: str) -> Reading | None:
+    """The number that one side of an equation answers with, or an error if it names two."""
+    matches = list(NUMBER.finditer(part))
+    starts = [0, *(match.end() for match in matches)]
+    gaps = [part[start : match.start()].strip() for start, match in zip(starts, matches)]
+    joined = [False, *map(_joins, gaps[1:], matches[1:]), False]
+    first, chained = None, True
+    for place, (gap, match) in enumerate(zip(gaps, matches)):
+        chained = chained and CONNECTED.search(gap)  # "12, 13 or 14", but not "12 in 2019 and 2020"
+        if joined[place] or joined[place + 1] or DENIED.search(gap):
+            continue
+        number = _number(match)
+        if first is None:
+            first, chained = number, True
+        elif number and (chained or ALTERNATIVE.search(gap)) and not match["open"] and not _same(first, number):
+            return Reading(None, error="conflicting answers")
+    return first
+
+
+def _joins(gap: str, match: re.Match) -> bool:
+    """Does a number go on with the expression or range before it? Then neither number is an answer."""
+    return gap in OPERATORS or (gap == "" and bool(match["sign"] or match["sign_after"]))
 
 
 def last_number(text: str) -> Reading:

@@ -1,8 +1,8 @@
-"""A completion -> the number, choice or truth value that it answers, before anyone asks whether it is right.
+"""A completion -> the number, choice or truth value that it answers, right or wrong.
 
-A completion is read on one line, after its last explicit marker: `####`, `Final answer:`, `The answer is`, `Answer:`,
-`A:`, `<answer>` or `\\boxed{}`. The last number of an unmarked text is a second reading, reported apart. No text can
-raise or take more than linear time.
+It is read on one line, after the last marker: `####`, `Final answer:`, `The answer is`, `Answer:`, `A:`, `<answer>`
+or `\\boxed{}`. The last number of an unmarked text is a second reading, reported apart. No text can raise or take
+more than linear time.
 """
 
 import re
@@ -37,38 +37,43 @@ def truth(line: str) -> Reading:
     """The truth value that a line answers with: its words agree, or it opens with one (`No, there is no ...`)."""
     line = {"y": "yes", "n": "no"}.get(line.strip(JUNK).casefold(), line).lstrip(JUNK)
     matches = list(TRUTH.finditer(line))
-    found = [(match[2].lower() in ("yes", "true")) != bool(match[1]) for match in matches]
-    opens = found and matches[0].start() == 0 and " or " not in line
-    if opens and found[1:] and EITHER.fullmatch(line, matches[0].end(), matches[1].start()):
+    values = [(match[2].lower() in ("yes", "true")) != bool(match[1]) for match in matches]
+    if not values:
+        return Reading(None, "bool", error="no answer")
+    opens = matches[0].start() == 0 and " or " not in line
+    if opens and len(matches) > 1 and EITHER.fullmatch(line, matches[0].end(), matches[1].start()):
         opens = False  # "yes/no"
-    if opens or len(set(found)) == 1:
-        return Reading(found[0], "bool")
-    return Reading(None, "bool", error="conflicting answers" if found else "no answer")
+    if opens or len(set(values)) == 1:
+        return Reading(values[0], "bool")
+    return Reading(None, "bool", error="conflicting answers")
 
 
 def labels_of(text: str) -> tuple[str, ...]:
     """The labels of a choice or an ordering, best first, without case, separators, notes and generic nouns."""
     text = NOUNS.sub("", text.casefold().lstrip(JUNK))
     text = NOTE.sub("", text).strip(JUNK) or text.strip(JUNK)
-    parts = BETWEEN_LABELS.split(text.rpartition(": ")[2])  # "from best to worst: B, A, C"
-    labels = [NOUNS.sub("", LISTED.sub("", part).strip(JUNK)).strip(JUNK) for part in parts]
-    labels = [NOUNS_AFTER.sub("", label) for label in labels]
-    ascending = any(sign in text for sign in "<\u2264") and not any(sign in text for sign in ">\u2265")
-    return tuple(filter(None, reversed(labels) if ascending else labels))
+    labels = []
+    for part in BETWEEN_LABELS.split(text.rpartition(": ")[2]):  # "from best to worst: B, A, C"
+        label = NOUNS.sub("", LISTED.sub("", part).strip(JUNK)).strip(JUNK)
+        labels.append(NOUNS_AFTER.sub("", label))
+    if re.search("[<\u2264]", text) and not re.search("[>\u2265]", text):
+        labels.reverse()
+    return tuple(filter(None, labels))
 
 
 def _choice(lines: list[str], gold: tuple[str, ...]) -> Reading:
     labels: tuple[str, ...] = ()
     for line in lines:  # an ordering may stand as a list, one label a line
+        if len(labels) >= max(1, len(gold)):
+            break
         parts = [labels_of(part) for part in [*COPULA.split(line), line]]  # "B is best" and "the best is B"
         if letter := ENUMERATED.match(line):
             parts += [(letter[1].casefold(),), labels_of(line[letter.end() :])]
         labels += gold if gold in parts else next(filter(None, parts), ())
-        if len(labels) >= max(1, len(gold)):
-            break
-    several = len(gold) == 1 and len(labels) > 1 or any(" or " in label for label in labels if label not in gold)
-    if several or not labels:
-        return Reading(None, "choice", error="conflicting answers" if several else "no answer")
+    if not labels:
+        return Reading(None, "choice", error="no answer")
+    if len(gold) == 1 < len(labels) or any(" or " in label for label in labels if label not in gold):
+        return Reading(None, "choice", error="conflicting answers")
     return Reading(", ".join(labels), "choice")
 
 
@@ -92,14 +97,19 @@ UNIT_AFTER_BOX = re.compile(
 
 def _boxed(text: str, start: int, end: int) -> str:
     """The inside of the box that opens at start:end, with the minus before it and the unit after it."""
-    depth, close = 1, end
-    for close in range(end, min(len(text), end + LONGEST_ANSWER)):
-        depth += (text[close] == "{") - (text[close] == "}")
+    depth, longest = 1, min(len(text), end + LONGEST_ANSWER)
+    for close in range(end, longest):
+        depth += {"{": 1, "}": -1}.get(text[close], 0)
         if depth == 0 or text[close] == "\n":
             break
-    minus = "-" if text[max(0, start - 3) : start].rstrip(" $").endswith("-") else ""
-    unit = UNIT_AFTER_BOX.match(text, close + 1, close + 35)
-    return minus + text[end : close + (depth > 0)] + (" " + unit[1] if unit else "")
+    else:
+        close = longest
+    inside = text[end:close]
+    if text[max(0, start - 3) : start].rstrip(" $").endswith("-"):
+        inside = "-" + inside
+    if unit := UNIT_AFTER_BOX.match(text, close + 1, close + 35):
+        inside += " " + unit[1]
+    return inside
 
 
 def _marked(text: str) -> Iterator[list[str]]:
@@ -116,21 +126,26 @@ def _marked(text: str) -> Iterator[list[str]]:
 
 
 def readings(completion: str, unit: str, labels: tuple[str, ...] = ()) -> Iterator[Reading]:
-    """The last marked answer, then the ones before it; without a marker the last number (or the last line's choice)."""
-    text, unmarked = normal(completion), True
+    """The last marked answer, then those before it; without any the last number, or the last line's choice."""
+    text, marked = normal(completion), False
     for lines in _marked(text):
-        unmarked = False
-        yield (
-            _choice(lines, labels)
-            if unit == "choice"
-            else truth(lines[0])
-            if unit == "bool"
-            else first_number(lines[0])
-        )
-    if unmarked:
-        last_line = plain(text.rstrip()[-LONGEST_ANSWER:].rpartition("\n")[2])
-        last = _choice([last_line], labels) if unit == "choice" else truth(last_line) if unit == "bool" else None
-        yield replace(last or last_number(text), reading="last number")
+        marked = True
+        yield _read(lines, unit, labels)
+    if marked:
+        return
+    reading = last_number(text)
+    if unit in ("choice", "bool"):
+        last_line = text.rstrip()[-LONGEST_ANSWER:].rpartition("\n")[2]
+        reading = _read([plain(last_line)], unit, labels)
+    yield replace(reading, reading="last number")
+
+
+def _read(lines: list[str], unit: str, labels: tuple[str, ...]) -> Reading:
+    if unit == "choice":
+        return _choice(lines, labels)
+    if unit == "bool":
+        return truth(lines[0])
+    return first_number(lines[0])
 
 
 def parse(text: str, unit: str = "none") -> Reading | None:

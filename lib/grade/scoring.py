@@ -1,4 +1,4 @@
-"""A completion and a typed gold -> verdict: a pure grader for quantitative answers (`reading.py` reads texts)."""
+"""A completion and a typed gold -> verdict: a pure grader of quantitative answers."""
 
 import math
 from dataclasses import dataclass, field, replace
@@ -9,7 +9,7 @@ from lib.grade.numerals import AS_RATIO, Reading, first_number, normal, plain
 from lib.grade.reading import TRUTH, labels_of, parse, readings, truth
 
 __all__ = ["TOLERANCES", "UNITS", "Gold", "Reading", "Verdict", "grade", "parse"]
-Gold = dict  # {"value": number | str | bool, "unit": one of UNITS, "decimals": digits shown, "tolerance": relative}
+Gold = dict  # "value": a number, text or bool; "unit": of UNITS; "decimals": digits shown; "tolerance": relative
 UNITS = ("none", "percent", "ratio", "currency", "basis points", "multiple", "count", "choice", "bool")
 TOLERANCES = (0.001, 0.01, 0.05)
 
@@ -31,87 +31,113 @@ class Verdict:
     within: dict[float, bool] = field(default_factory=lambda: dict.fromkeys(TOLERANCES, False))
 
 
+@dataclass(frozen=True, slots=True)
+class _Target:
+    """A gold, checked: `half_step` is half a unit of its last shown digit, `labels` are those of a choice."""
+
+    value: float | str | bool
+    unit: str
+    half_step: float = 0.0
+    relative: float = 0.0
+    labels: tuple[str, ...] = ()
+
+    def near(self, value: float) -> bool:
+        """|value - gold| <= max(relative * |gold|, half_step), not undone by the last bits of binary fractions."""
+        slack = 4 * math.ulp(max(abs(value), abs(self.value)))
+        allowed = max(self.relative * abs(self.value), self.half_step) * (1 + 1e-9)
+        return abs(value - self.value) <= allowed + slack
+
+
 @lru_cache(maxsize=4096, typed=True)  # typed, since True == 1 == 1.0
-def _typed(value, unit, decimals, tolerance):
-    """(value, unit, half a unit of the last shown digit, relative tolerance) of a gold, or a ValueError."""
-    if not isinstance(value, str | Real) or (isinstance(value, str) and not value.strip()):
+def _target(value, unit, decimals, tolerance) -> _Target:
+    """A gold's fields, checked; ValueError says what they should be."""
+    if not isinstance(value, str | Real) or not str(value).strip():
         raise ValueError(f"gold 'value' is {value!r}; give a number, a text or true/false")
     if unit is not None and unit not in UNITS:
         raise ValueError(f"unknown gold unit {unit!r}; choose from {', '.join(UNITS)}")
     if decimals is not None and (type(decimals) is not int or abs(decimals) > 15):
         raise ValueError(f"gold 'decimals' is {decimals!r}; give a whole number from -15 to 15, such as 2")
-    if tolerance is not None and (type(tolerance) not in (int, float) or not 0 <= tolerance < math.inf):
+    if tolerance is None:
+        tolerance = 0.001
+    if type(tolerance) not in (int, float) or not 0 <= tolerance < math.inf:
         raise ValueError(f"gold 'tolerance' is {tolerance!r}; give a relative one of at least 0, such as 0.001")
-    line = plain(normal(value.strip().replace("\n", ", "))) if isinstance(value, str) else ""
+    line = plain(normal(str(value).strip().replace("\n", ", ")))
+    bare = unit in (None, "none")
     if unit == "choice":
-        return labels_of(line or str(value)), "choice", 0.0, 0.0
-    if unit == "bool" or isinstance(value, bool) or (unit in (None, "none") and TRUTH.fullmatch(line)):
-        reading = truth(line or str(value))
+        return _choice(line)
+    if unit == "bool" or isinstance(value, bool) or (bare and TRUTH.fullmatch(line)):
+        reading = truth(line)
         if reading.error:
             raise ValueError(f"gold value {value!r} is neither true nor false, but its unit is 'bool'")
-        return reading.value, "bool", 0.0, 0.0
-    if isinstance(value, Real):
-        mantissa, _, exponent = str(value).partition("e")
-        shown = len(mantissa.partition(".")[2]) - min(0, int(exponent or 0))
-        number, step = (float(value), 10.0**-shown) if abs(value) < 1e300 else (math.nan, 0.0)
-    else:
+        return _Target(reading.value, "bool")
+    if isinstance(value, str):
         reading = first_number(line)
-        if reading.error and unit in (None, "none"):
-            return labels_of(line), "choice", 0.0, 0.0
+        if reading.error and bare:
+            return _choice(line)
         number, step, unit = reading.value, reading.step, unit or reading.unit
+    else:
+        number, step = _number(value)
     if number is None or not math.isfinite(number):
         raise ValueError(f"gold value {value!r} is not a finite number, but its unit is {unit or 'none'!r}")
     if unit == "count":
-        return number, "count", 0.0, 0.0
-    half_step = (step if decimals is None else 10.0**-decimals) / 2
-    return number, unit or "none", half_step, 0.001 if tolerance is None else tolerance
+        return _Target(number, "count")
+    if decimals is not None:
+        step = 10.0**-decimals
+    return _Target(number, unit or "none", step / 2, tolerance)
 
 
-def _near(value: float, gold: float, relative: float, half_step: float) -> bool:
-    """|value - gold| <= max(relative * |gold|, half_step), not undone by the last bits of binary fractions."""
-    slack = 4 * math.ulp(max(abs(value), abs(gold)))
-    return abs(value - gold) <= max(relative * abs(gold), half_step) * (1 + 1e-9) + slack
+def _choice(line: str) -> _Target:
+    labels = labels_of(line)
+    return _Target(", ".join(labels), "choice", labels=labels)
 
 
-def _failure(value: float, step: float, gold: float, relative: float, half_step: float) -> str:
+def _number(value: Real) -> tuple[float, float]:
+    """A number and one unit of the last digit that Python shows of it; not a number where it is too large."""
+    if not abs(value) < 1e300:
+        return math.nan, 0.0
+    mantissa, _, exponent = str(value).partition("e")
+    shown = len(mantissa.partition(".")[2]) - min(0, int(exponent or 0))
+    return float(value), 10.0**-shown
+
+
+def _failure(value: float, step: float, target: _Target) -> str:
     """The class of a wrong number; `step` is one unit of the last digit that it shows."""
-    if gold and value:
-        if _near(-value, gold, relative, half_step):
+    if target.value and value:
+        if target.near(-value):
             return "wrong sign"
-        if any(_near(value * factor, gold, relative, half_step) for factor in (100.0, 0.01)):
+        if target.near(value * 100.0) or target.near(value * 0.01):
             return "off by 100"
-        if any(_near(value * 1000.0**power, gold, relative, half_step) for power in (-4, -3, -2, -1, 1, 2, 3, 4)):
+        if any(target.near(value * 1000.0**power) for power in (-4, -3, -2, -1, 1, 2, 3, 4)):
             return "off by a power of 1000"
-    if half_step and _near(value, gold, 0.01, step / 2):
-        return "rounding"  # the right number rounded further, or 1 % away through rounded intermediate results
+    if target.half_step and replace(target, relative=0.01, half_step=step / 2).near(value):
+        return "rounding"  # the right number rounded further, or 1 % away through rounded steps
     return "wrong value"
 
 
-def _judge(reading: Reading, target, unit: str, half_step: float, relative: float) -> Verdict:
-    """Compare one reading with one typed gold."""
-    value, step, shown, flag, comparable = reading.value, reading.step, reading.unit, None, True
+def _judge(reading: Reading, target: _Target) -> Verdict:
+    """One reading compared with the gold."""
+    value, step, shown, unit = reading.value, reading.step, reading.unit, target.unit
     if reading.error:
         return Verdict(False, None, reading.reading, reading.error)
     if unit in ("choice", "bool"):
-        correct = value == (", ".join(target) if unit == "choice" else target)
-        error = None if correct else "wrong value"
-        return Verdict(correct, value, reading.reading, error, None, correct, dict.fromkeys(TOLERANCES, correct))
+        if value != target.value:
+            return Verdict(False, value, reading.reading, "wrong value")
+        return Verdict(True, value, reading.reading, None, None, True, dict.fromkeys(TOLERANCES, True))
+    flag = None
     if shown not in ("none", unit):
-        flag = f"{shown} as {unit}"
+        if shown != "currency":
+            flag = f"{shown} as {unit}"
         if shown in AS_RATIO and unit in AS_RATIO:
-            value, step = value * AS_RATIO[shown] / AS_RATIO[unit], step * AS_RATIO[shown] / AS_RATIO[unit]
-        else:  # a gold without a unit is compared with the number as shown; "3 times" and "$3" can be counts
-            comparable = unit == "none" or (unit == "count" and shown in ("currency", "multiple"))
-            flag = None if shown == "currency" else flag
-    correct = comparable and _near(value, target, relative, half_step)
-    if correct:
-        error = None
-    elif flag and unit != "none" and _near(reading.value, target, relative, half_step) or not comparable:
+            value, step = (number * AS_RATIO[shown] / AS_RATIO[unit] for number in (value, step))
+        elif unit != "none" and (unit != "count" or shown not in ("currency", "multiple")):
+            return Verdict(False, value, reading.reading, "unit", flag)
+    within = {share: replace(target, relative=share).near(value) for share in TOLERANCES}
+    if target.near(value):
+        return Verdict(True, value, reading.reading, None, flag, True, within)
+    error = _failure(value, step, target)
+    if target.near(reading.value):  # before its conversion
         error = "unit"
-    else:
-        error = _failure(value, step, target, relative, half_step)
-    within = {share: comparable and _near(value, target, share, half_step) for share in TOLERANCES}
-    return Verdict(correct, value, reading.reading, error, flag, correct, within)
+    return Verdict(False, value, reading.reading, error, flag, False, within)
 
 
 def grade(completion: str, gold: Gold | float | str | bool, finished: bool = True) -> Verdict:
@@ -124,18 +150,21 @@ def grade(completion: str, gold: Gold | float | str | bool, finished: bool = Tru
 
     Never raises on a completion; a gold with an unknown unit, or a value that its unit does not fit, is a ValueError.
     """
-    row = gold if isinstance(gold, dict) else {"value": gold}
+    if not isinstance(gold, dict):
+        gold = {"value": gold}
     try:
-        typed = _typed(row.get("value"), row.get("unit"), row.get("decimals"), row.get("tolerance"))
+        target = _target(gold.get("value"), gold.get("unit"), gold.get("decimals"), gold.get("tolerance"))
     except TypeError:  # a list or another dictionary: the cache cannot look it up
         raise ValueError(f"gold {gold!r} holds a list or a dictionary; give numbers, texts or true/false") from None
-    found = readings(completion, typed[1], typed[0] if typed[1] == "choice" else ())
-    verdict, nothing = _judge(next(found), *typed), "no answer" if finished else "truncated"
+    answers = readings(completion, target.unit, target.labels)
+    verdict = _judge(next(answers), target)
+    nothing = "no answer" if finished else "truncated"
     if verdict.error == "no answer":
         return Verdict(False, None, "none", nothing)
     if verdict.reading == "last number":
-        return replace(Verdict(False, verdict.value, "last number", nothing), correct_lenient=verdict.correct)
-    earlier = next(found, None) if verdict.error == "wrong value" else None
-    if earlier and earlier.value not in (None, verdict.value):
-        return replace(verdict, error="conflicting answers")  # two marked answers, and the last one is wrong
+        return Verdict(False, verdict.value, "last number", nothing, correct_lenient=verdict.correct)
+    if verdict.error == "wrong value":
+        earlier = next(answers, None)
+        if earlier and earlier.value not in (None, verdict.value):
+            return replace(verdict, error="conflicting answers")
     return verdict

@@ -4,6 +4,7 @@ Scores are shares from 0 to 1. Heavy imports live inside the functions, so that 
 """
 
 import math
+from collections import Counter
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
@@ -24,7 +25,7 @@ class Interval:
 
 @dataclass(frozen=True)
 class NonInferiority:
-    """Is b at most `margin` worse than a? `interval` is of b - a, at confidence 1 - 2 alpha, so that both agree."""
+    """Is b at most `margin` worse than a? `interval` is of b - a, at confidence 1 - 2 alpha: both agree."""
 
     holds: bool
     p_value: float
@@ -36,9 +37,7 @@ def wilson(successes: int, n: int, confidence: float = 0.95) -> Interval:
     """Wilson's score interval of a share (Wilson 1927).
 
     Its exact coverage at n = 50, 200, 1,000 and p = 0.02, 0.3, 0.95 lies in 93 to 97 %, but for 92.2 % at n = 50,
-    p = 0.02. There no interval can do better by rule: one that counts 0, 1 and 2 successes covers 92.2 %, and one that
-    adds 3 covers 98.2 %. Mid-p and Agresti-Coull do the latter, Jeffreys also covers only 88.5 % at n = 50, p = 0.95,
-    Clopper-Pearson 98.8 % (`tests/benchmarks/bench_stats.py` prints all): none is better at all nine points.
+    p = 0.02; no other interval is better at all nine (`tests/benchmarks/bench_stats.py` prints them).
     """
     if n < 1 or not 0 <= successes <= n:
         raise ValueError(f"a share needs 0 <= successes <= n and n >= 1; got {successes} of {n}")
@@ -47,11 +46,11 @@ def wilson(successes: int, n: int, confidence: float = 0.95) -> Interval:
 
 
 def _score_limits(share: float, n: float, critical: float) -> tuple[float, float]:
-    """Wilson's limits; statsmodels has the same, but takes a second to import, and whole numbers of successes only."""
+    """Wilson's limits; statsmodels takes a second to import, and whole numbers of successes only."""
     shrink = 1 + critical**2 / n
     centre = (share + critical**2 / (2 * n)) / shrink
     half = critical / shrink * math.sqrt(share * (1 - share) / n + critical**2 / (4 * n**2))
-    return (max(0.0, centre - half) if share > 0 else 0.0), (min(1.0, centre + half) if share < 1 else 1.0)
+    return max(0.0, min(share, centre - half)), min(1.0, max(share, centre + half))
 
 
 def mcnemar(right_to_wrong: int, wrong_to_right: int) -> float:
@@ -61,38 +60,40 @@ def mcnemar(right_to_wrong: int, wrong_to_right: int) -> float:
     if right_to_wrong < 0 or wrong_to_right < 0:
         raise ValueError(f"changed verdicts are counts; got {right_to_wrong} and {wrong_to_right}")
     changed = right_to_wrong + wrong_to_right
-    return float(binomtest(right_to_wrong, changed).pvalue) if changed else 1.0
+    if changed == 0:
+        return 1.0
+    return float(binomtest(right_to_wrong, changed).pvalue)
 
 
 def _flips(a_correct: Sequence[bool], b_correct: Sequence[bool]) -> tuple[int, int, int]:
     """(right to wrong, wrong to right, pairs) from a to b, on the same questions in the same order."""
     if len(a_correct) != len(b_correct) or not len(a_correct):
         raise ValueError(f"pairs need two equally long, non-empty lists; got {len(a_correct)} and {len(b_correct)}")
-    unknown = {verdict for verdicts in (a_correct, b_correct) for verdict in verdicts if verdict not in (0, 1)}
-    if unknown:
-        raise ValueError(f"verdicts are true or false (1 or 0); got {sorted(unknown, key=str)[:3]}")
-    pairs = [(bool(a), bool(b)) for a, b in zip(a_correct, b_correct, strict=True)]
-    return pairs.count((True, False)), pairs.count((False, True)), len(pairs)
+    pairs = Counter(zip(a_correct, b_correct))
+    for pair in pairs:
+        if not {0, 1}.issuperset(pair):
+            raise ValueError(f"verdicts are true or false (1 or 0); got {pair}")
+    return pairs[1, 0], pairs[0, 1], len(a_correct)
 
 
 def _tango_score(difference: float, right_to_wrong: int, wrong_to_right: int, n: int) -> float:
     """Standard score of the observed b - a if `difference` were true (Tango 1998, Statistics in Medicine 17:891)."""
-    # The constrained maximum-likelihood share of right-to-wrong pairs is a root of 2n q^2 + linear q + constant = 0.
+    # The constrained maximum-likelihood share of right-to-wrong pairs solves 2n q^2 + linear q + constant = 0.
     linear = -right_to_wrong - wrong_to_right + (2 * n - wrong_to_right + right_to_wrong) * difference
     constant = -right_to_wrong * difference * (1 - difference)
     share = (math.sqrt(max(0.0, linear**2 - 8 * n * constant)) - linear) / (4 * n)
     variance = n * (2 * share + difference * (1 - difference))
     distance = wrong_to_right - right_to_wrong - n * difference
-    if variance <= 0:
-        return math.copysign(math.inf, distance) if distance else 0.0
+    if distance == 0:
+        return 0.0
     return distance / math.sqrt(variance)
 
 
 def paired_interval(a_correct: Sequence[bool], b_correct: Sequence[bool], confidence: float = 0.95) -> Interval:
     """Tango's score interval of the difference b - a between two shares on the same questions.
 
-    Inverts the score test, so it never leaves [-1, 1] and has width where nothing changed. Newcombe's method 10 is as
-    good at most points, but too wide for rare flips (tests/benchmarks/bench_stats.py prints both).
+    Inverts the score test, so it never leaves [-1, 1] and has width where nothing changed. Newcombe's method 10
+    is as good at most points, but too wide for rare flips (tests/benchmarks/bench_stats.py prints both).
     """
     return _tango(*_flips(a_correct, b_correct), confidence)
 
@@ -100,13 +101,16 @@ def paired_interval(a_correct: Sequence[bool], b_correct: Sequence[bool], confid
 def _tango(right_to_wrong: int, wrong_to_right: int, n: int, confidence: float) -> Interval:
     from scipy.optimize import brentq
 
-    critical, estimate = NormalDist().inv_cdf((1 + confidence) / 2), (wrong_to_right - right_to_wrong) / n
+    critical = NormalDist().inv_cdf((1 + confidence) / 2)
+    estimate = (wrong_to_right - right_to_wrong) / n
 
     def limit(bound: float, score: float) -> float:
         def excess(difference: float) -> float:
             return _tango_score(difference, right_to_wrong, wrong_to_right, n) - score
 
-        return bound if estimate == bound else brentq(excess, bound * (1 - 1e-12), estimate, xtol=1e-10)
+        if estimate == bound:
+            return bound
+        return brentq(excess, bound * (1 - 1e-12), estimate, xtol=1e-10)
 
     return Interval(estimate, limit(-1.0, critical), limit(1.0, -critical), n)
 
@@ -132,25 +136,29 @@ def clustered(values: Sequence[float], groups: Sequence[Hashable], confidence: f
     keeps its coverage near 0 and 1 (Franco et al. 2019, Journal of Survey Statistics and Methodology 7:334).
     """
     import numpy as np
+    import pandas as pd
     from scipy.stats import t
     from statsmodels.regression.linear_model import OLS
 
     scores = np.asarray(values, dtype=float)
-    if not len(scores) or len(scores) != len(groups):
-        raise ValueError(f"clusters need one group per value and at least one value; got {len(scores)}, {len(groups)}")
-    numbers: dict[Hashable, int] = {}
-    codes = np.array([numbers.setdefault(group, len(numbers)) for group in groups])
-    n, clusters, mean = len(scores), len(numbers), float(scores.mean())
+    n = len(scores)
+    if n == 0 or n != len(groups):
+        raise ValueError(f"clusters need one group per value and at least one value; got {n}, {len(groups)}")
+    codes, names = pd.factorize(pd.Series(groups, dtype=object))
+    clusters, mean = len(names), float(scores.mean())
     if clusters < 2:
         raise ValueError("one group shows nothing about the spread between groups; got 1, need at least 2")
-    warning = f"only {clusters} groups: too few to trust the width" if clusters < FEWEST_CLUSTERS else None
+    warning = None
+    if clusters < FEWEST_CLUSTERS:
+        warning = f"only {clusters} groups: too few to trust the width"
     critical = float(t.ppf((1 + confidence) / 2, clusters - 1))
     fit = OLS(scores, np.ones(n)).fit(cov_type="cluster", cov_kwds={"groups": codes})
     error = float(fit.bse[0])
     if not np.isin(scores, (0.0, 1.0)).all():
         return Interval(mean, mean - critical * error, mean + critical * error, n, warning)
-    # All rows alike: nothing shows whether groups move together, so each counts as one observation.
-    effective = min(float(n), mean * (1 - mean) / error**2) if error > 1e-12 else float(clusters)
+    effective = float(clusters)  # all rows alike: nothing shows whether groups move together
+    if error > 1e-12:
+        effective = min(float(n), mean * (1 - mean) / error**2)
     return Interval(mean, *_score_limits(mean, effective, critical), n, warning)
 
 
@@ -176,7 +184,9 @@ def detectable(n: int, discordance: float, power: float = 0.8, alpha: float = 0.
         rejected = binom.cdf(cut, changed, tilt) + binom.sf(changed - cut - 1, changed, tilt)
         return float(chance @ rejected) - power
 
-    return math.inf if missing_power(discordance) < 0 else float(brentq(missing_power, 0.0, discordance, xtol=1e-6))
+    if missing_power(discordance) < 0:
+        return math.inf
+    return float(brentq(missing_power, 0.0, discordance, xtol=1e-6))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -185,7 +195,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
     if not len(p_values):
         raise ValueError("Holm's adjustment needs at least one p-value; got none")
-    return [float(p_value) for p_value in multipletests(p_values, method="holm")[1]]
+    return multipletests(p_values, method="holm")[1].tolist()
 
 
 def over_seeds(scores: Sequence[float], confidence: float = 0.95) -> Interval:

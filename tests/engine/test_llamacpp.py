@@ -102,7 +102,6 @@ def fake_build(tmp_path, monkeypatch):
 
     monkeypatch.setattr(llamacpp, "_archive", lambda echo: done.append("fetch"))
     monkeypatch.setattr(llamacpp, "_unpack", unpack)
-    monkeypatch.setattr(llamacpp, "_run", lambda *arguments: None)
     monkeypatch.setattr(llamacpp, "_compile", compiled)
     return done
 
@@ -144,15 +143,15 @@ def test_another_archive_than_the_pinned_one_is_refused_and_removed(tmp_path, mo
     assert not (tmp_path / llamacpp.ARCHIVE).exists()
 
 
-def test_a_failing_program_is_told_with_its_last_words(tmp_path):
+def test_a_failing_program_is_told_with_its_last_words_and_the_remedy():
     command = [sys.executable, "-c", "import sys; print('noise'); sys.exit('tensor 7 is torn')"]
-    with pytest.raises(LlamaCppError, match="converting failed: .*tensor 7 is torn"):
-        llamacpp._run(command, tmp_path / "log", "converting")
+    with pytest.raises(LlamaCppError, match="converting failed: .*tensor 7 is torn; is the disk full?"):
+        llamacpp._run(command, "converting", "is the disk full?")
 
 
-def test_a_program_that_was_killed_is_told_so(tmp_path):
+def test_a_program_that_was_killed_is_told_so():
     with pytest.raises(LlamaCppError, match="killed by SIGKILL"):
-        llamacpp._run([sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"], tmp_path / "log", "quantising")
+        llamacpp._run([sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"], "quantising", "is the disk full?")
 
 
 def test_the_server_answers_and_is_gone_afterwards(llama, tmp_path, monkeypatch):
