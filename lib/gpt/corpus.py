@@ -1,9 +1,9 @@
 """The text that the embedded base is pretrained on: generated finance prose, copying, lists and one- and two-step sums.
 
-It holds none of the task kinds of `lib.data.tasks` (those are for fine-tuning to teach) but every word that they use: with
-tied, frozen embeddings LoRA cannot make a token that the base never saw. The phrases are in `corpus.json`.
+It holds none of the task kinds of `lib.data.tasks` (those are for fine-tuning to teach) but every word that they use:
+with tied, frozen embeddings LoRA cannot make a token that the base never saw. The phrases are in `corpus.json`.
 
-`r` is a random.Random. Every draw from it, and their order, is part of the text: data/base was trained on it.
+`r` is a random.Random. Each draw from it, and their order, decides the text that data/base was trained on.
 """
 
 import json
@@ -22,7 +22,7 @@ Turn = tuple[str, str]  # (question, answer)
 PHRASES = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
 
 
-# --- amounts, over wide ranges and in the spellings that questions use --------------------------------------------------
+# --- amounts, over wide ranges and in the spellings that questions use ----------------------------
 class Amount(NamedTuple):
     shown: str
     plain: str  # without signs, as a sum takes it
@@ -74,7 +74,7 @@ def _count(r) -> Amount:
     return Amount(value, value)
 
 
-# --- phrases -----------------------------------------------------------------------------------------------------------
+# --- phrases --------------------------------------------------------------------------------------
 def _say(r, phrases: str, **slots) -> str:
     """One of the phrases of that name, its slots filled."""
     return r.choice(PHRASES[phrases]).format(**slots)
@@ -109,21 +109,19 @@ def _in_either_order(r, first: str, second: str, share: float = 0.5) -> str:
 def _asked(r, text: str, asks: list[Turn], after: float) -> Turn:
     """A text with one question or with several, whose answers follow each other."""
     questions, answers = zip(*asks)
-    answer = answers[0]
+    answer = "\n".join(answers)
     if len(asks) > 1:
-        answer = "\n".join(answers).replace("#### ", "")
+        answer = answer.replace("#### ", "")
     return _in_either_order(r, text, " ".join(questions), after), answer
 
 
 def _solved(expression: str, lead: str = "", unit: str = "") -> str:
     """The answer of one sum."""
-    end = "."
-    if not lead:
-        end = ""
+    end = "." if lead else ""
     return f"{lead}{mark(expression)}{end}\n#### {show(calculate(expression))}{unit}"
 
 
-# --- worlds: named things with labelled amounts, said in many ways -----------------------------------------------------
+# --- worlds: named things with labelled amounts, said in many ways --------------------------------
 AMOUNTS = {
     **dict.fromkeys(("price", "revenue", "cost", "profit", "capital", "dividend"), _money),
     **dict.fromkeys(("return", "volatility", "fee", "yield", "growth"), _percent),
@@ -166,8 +164,8 @@ def _world(r) -> Turn:
     if r.random() < 0.5:
         world.safe = _percent(r)
         text = _in_either_order(r, _say(r, "safe rates", v=world.safe.shown), text)
-    kinds = r.sample((_ask_amount, _ask_column, _ask_both, _ask_both, _ask_sum, _ask_sums, _ask_best, _ask_excess, _ask_owner),
-                     r.choice((1, 1, 2, 3)))  # fmt: skip
+    kinds = (_ask_amount, _ask_column, _ask_both, _ask_both, _ask_sum, _ask_sums, _ask_best, _ask_excess, _ask_owner)
+    kinds = r.sample(kinds, r.choice((1, 1, 2, 3)))
     asks = [ask for kind in kinds if (ask := _ask_of_world(r, kind, world))]
     questions, lines = {question for question, _ in asks}, sum(answer.count("\n") for _, answer in asks)
     if not asks or len(questions) < len(asks) or lines > 11:
@@ -254,7 +252,7 @@ def _pairs(r, world: World) -> str:
     return _sentence(" ".join(parts))
 
 
-# --- questions about a world -------------------------------------------------------------------------------------------
+# --- questions about a world ----------------------------------------------------------------------
 @dataclass
 class Topic:
     """What one question is about: one of the world's labels, and some of its names."""
@@ -413,34 +411,25 @@ def _ask_owner(r, topic: Topic) -> Turn:
     return _say(r, "owner", l=topic.word, v=topic.column[topic.name].shown), f"#### {topic.name}"
 
 
-# --- one thing with several amounts: deposits, trades, measurements ----------------------------------------------------
-@dataclass
-class Case:
-    """What is described, and what may be asked of it."""
-
-    phrases: dict[str, list]  # its parts, each in many ways, to be told in any order; or it is told as a whole
-    slots: dict[str, str]
-    numbers: dict[str, str]  # by their names, as plain numbers
-    sums: list[tuple[str, str, str, str]]  # (question, lead, expression, unit)
-    reads: list[Turn]  # (question, amount)
-
-
+# --- one thing with several amounts: deposits, trades, measurements -------------------------------
 def _facts(r) -> Turn:
-    """A described deposit, trade or measurement, and look-ups and one-step questions about it (none of the task kinds)."""
+    """A described deposit, trade or measurement, and look-ups and one-step questions about it (none is a task)."""
     who = r.choice((*PHRASES["who"], r.choice(NAMES)))
-    case = r.choice((_deposit, _deposit, _trade, _trade, _trade, _measurement))(r)
-    parts, wholes = case.phrases["parts"], case.phrases["wholes"]
-    if wholes and r.random() < 0.5:
-        text = _sentence(r.choice(wholes).format(n=who, **case.slots))
-    else:
-        said = [r.choice(ways).format(n=who, **case.slots) for ways in parts]
-        text = _joined(r, r.sample(said, len(said)))
-    ask, *solution = r.choice(case.sums)
-    lead, expression, unit = solution
-    sum_ask = ask, _solved(expression, lead, unit)
-    wanted = r.sample(list(case.numbers), r.randint(2, len(case.numbers)))
-    listed = _say(r, "facts", w=_listed(wanted)), ", ".join(f"{name} {case.numbers[name]}" for name in wanted) + "."
-    reads = [(ask, f"#### {value}") for ask, value in r.sample(case.reads, 2)]
+    name, draw = r.choice([("deposit", _deposit)] * 2 + [("trade", _trade)] * 3 + [("measurement", _measurement)])
+    about, slots = PHRASES[name], draw(r) | {"n": who}
+    asks = [one["ask"] if isinstance(one["ask"], str) else r.choice(one["ask"]) for one in about["sums"]]
+    reads = [(r.choice(one["ask"]), f"#### {slots[one['of']]}") for one in about["reads"]]
+    if about["wholes"] and r.random() < 0.5:
+        text = _sentence(r.choice(about["wholes"]).format(**slots))
+    else:  # in parts, each in one of many ways, in any order
+        parts = [r.choice(ways).format(**slots) for ways in about["parts"]]
+        text = _joined(r, r.sample(parts, len(parts)))
+    ask, one = r.choice(list(zip(asks, about["sums"])))
+    sum_ask = ask.format(**slots), _solved(one["sum"].format(**slots), one["lead"], one["unit"])
+    numbers = about["numbers"]
+    wanted = r.sample(list(numbers), r.randint(2, len(numbers)))
+    listed = _say(r, "facts", w=_listed(wanted)), ", ".join(f"{key} {slots[numbers[key]]}" for key in wanted) + "."
+    reads = r.sample(reads, 2)
     asks = r.choice([
         [sum_ask], [sum_ask], [listed], [listed], reads[:1], [listed, sum_ask], [listed, sum_ask], [sum_ask, reads[0]],
         reads, [*reads, sum_ask],
@@ -448,70 +437,37 @@ def _facts(r) -> Turn:
     return _asked(r, text, asks, 0.8)
 
 
-def _deposit(r) -> Case:
+def _deposit(r) -> dict:
     (money, amount), (rate, points), years = _money(r), _percent(r), r.randint(2, 30)
     often, every = r.choice(list(zip(PERIODS, EVERY)))
-    times = PERIODS[often]
-    slots = {"m": money, "v": rate, "y": years, "f": often, "t": r.choice([often, every])}
-    numbers = {"principal": amount, "rate": points, "periods a year": times, "years": years}
-    sums = [
-        (_say(r, "deposit periods"), "Periods: ", f"{times}*{years}", ""),
-        (_say(r, "deposit period's rate"), "", f"{points}/{times}", "%"),
-        (_say(r, "deposit year's interest"), "", f"{amount}*{points}/100", ""),
-        (_say(r, "deposit factor"), "Factor: ", f"1+{points}/100/{times}", ""),
-    ]
-    reads = [
-        (_say(r, "deposit principal"), money), (_say(r, "deposit rate"), rate), (_say(r, "deposit years"), years),
-        (_say(r, "deposit times a year"), times),
-    ]  # fmt: skip
-    return Case(PHRASES["deposit"], slots, numbers, sums, reads)
+    return {"money": money, "amount": amount, "rate": rate, "points": points, "years": years, "often": often,
+            "every": r.choice([often, every]), "times": PERIODS[often]}  # fmt: skip
 
 
-def _trade(r) -> Case:
+def _trade(r) -> dict:
     (money, amount), (risk, points) = _money(r), _percent(r)
     whole, half = _whole(r, (2, 3)), _whole(r, (2, 3)) + 0.5
     price = r.choice([whole, half, round(_whole(r, (2, 3)) + r.randrange(100) / 100, 2)])
     below = r.choice([round(price - r.randrange(1, 80) / 2, 2), round(price * r.uniform(0.8, 0.98), 2)])
     entry, stop = (f"${value:,.2f}".removesuffix(".00") for value in (price, max(0.5, below)))
     bought, sold = (shown.lstrip("$").replace(",", "") for shown in (entry, stop))
-    shares = r.randint(2, 90)
-    sums = [
-        (_say(r, "trade distance"), "Per share: ", f"{bought}-{sold}", ""),
-        (_say(r, "trade money at risk"), "At risk: ", f"{amount}*{points}/100", ""),
-        (f"What do {shares} shares cost?", "", f"{shares}*{bought}", ""),
-        (f"What do {shares} shares bring at the stop?", "", f"{shares}*{sold}", ""),
-    ]
-    reads = [
-        (_say(r, "trade entry"), entry), (_say(r, "trade stop"), stop), (_say(r, "trade account"), money),
-        (_say(r, "trade risk"), risk),
-    ]  # fmt: skip
-    slots = {"m": money, "v": risk, "i": entry, "o": stop}
-    numbers = {"account": amount, "risk": points, "entry": bought, "stop": sold}
-    return Case(PHRASES["trade"], slots, numbers, sums, reads)
+    return {"money": money, "amount": amount, "risk": risk, "points": points, "entry": entry, "stop": stop,
+            "bought": bought, "sold": sold, "shares": r.randint(2, 90)}  # fmt: skip
 
 
-def _measurement(r) -> Case:
+def _measurement(r) -> dict:
     (volatility, points), period = _percent(r), r.choice(list(CALENDAR))
     calendar = CALENDAR[period]
     if r.random() >= 0.7:
         calendar = f"{r.randint(200, 365)} {r.choice(['trading days', 'days'])}"
-    days, number = calendar.split()[0], r.randint(2, 90)
-    if str(number) == days:  # the root of the year's own periods is a task
+    periods, number = calendar.split()[0], r.randint(2, 90)
+    if str(number) == periods:  # the root of the year's own periods is a task
         number += 1
-    sums = [
-        (_say(r, "measurement root"), "", f"sqrt({days})", ""),
-        (f"Multiply the volatility by {number}.", "", f"{points}*{number}", ""),
-        (f"Multiply the volatility by the square root of {number}.", "", f"{points}*sqrt({number})", ""),
-    ]
-    reads = [
-        (_say(r, "measurement volatility"), volatility), (_say(r, "measurement period"), _sentence(period)),
-        (_say(r, "measurement periods a year"), days),
-    ]  # fmt: skip
-    slots, numbers = {"p": period, "v": volatility, "c": calendar}, {"volatility": points, "periods a year": days}
-    return Case(PHRASES["measurement"], slots, numbers, sums, reads)
+    return {"volatility": volatility, "points": points, "period": period, "Period": _sentence(period),
+            "calendar": calendar, "periods": periods, "number": number}  # fmt: skip
 
 
-# --- lists -------------------------------------------------------------------------------------------------------------
+# --- lists ----------------------------------------------------------------------------------------
 def _list(r) -> Turn:
     """A list of numbers: read an item, the largest, running results, item by item sums."""
     digits, length = r.choice([(2, 3), (3, 4), (1, 2), (3, 3), (2, 2)]), (3, 8)
@@ -528,37 +484,55 @@ def _list(r) -> Turn:
         values = [f"{value / 10:.1f}" for value in values]
     items = [str(value) for value in values]
     text = _say(r, "series", s=", ".join(items), c=count, v=items[0])
-    kind = r.choice((_item, _newest, _extreme, *[_running] * 3, *[_against_one] * 2, _fall, _total, _same, _neighbours))
-    return _asked(r, text, [kind(r, items)], 0.75)
+    return _asked(r, text, [_ask_of_list(r, items)], 0.75)
 
 
-def _item(r, items: list[str]) -> Turn:
-    place = r.randrange(min(3, len(items)))
-    return _say(r, "item", p=("first", "second", "third")[place]), f"#### {items[place]}"
-
-
-def _newest(r, items: list[str]) -> Turn:
-    return _say(r, "newest"), f"#### {items[-1]}"
-
-
-def _extreme(r, items: list[str]) -> Turn:
-    function, words = r.choice([("max", ("largest", "highest")), ("min", ("smallest", "lowest"))])
-    return f"What is the {r.choice(words)} value?", _solved(f"{function}({','.join(items)})", f"{_sentence(words[0])}: ")
+def _ask_of_list(r, items: list[str]) -> Turn:
+    places = ("first", "second", "third")
+    match r.randrange(12):
+        case 0:
+            place = r.randrange(min(3, len(items)))
+            return _say(r, "item", p=places[place]), f"#### {items[place]}"
+        case 1:
+            return _say(r, "newest"), f"#### {items[-1]}"
+        case 2:
+            function, words = r.choice([("max", ("largest", "highest")), ("min", ("smallest", "lowest"))])
+            solution = _solved(f"{function}({','.join(items)})", f"{_sentence(words[0])}: ")
+            return f"What is the {r.choice(words)} value?", solution
+        case 3 | 4 | 5:
+            return _running(r, items)
+        case 6 | 7:  # each against one reference, item by item
+            reference = _plain(r, (2, 4))
+            form, ask = r.choice(PHRASES["against one"])
+            join = r.choice([".\n", ". "])
+            marks = [mark(form.format(p=item, o=reference)) for item in items[:5]]
+            return ask.format(o=reference), join.join(marks) + "."
+        case 8:
+            first, second, third = zip(places, items[:3])
+            last = ("last", items[-1])
+            (a, high), (b, low) = r.choice([(first, last), (first, second), (second, third), (second, last)])
+            return _say(r, "fall", a=a, b=b), _solved(f"100*(1-{low}/{high})", "Fall ", "%")
+        case 9:
+            return _say(r, "total"), _solved("+".join(items))
+        case 10:
+            return _say(r, "same list"), ", ".join(items) + "."
+        case _:
+            return _say(r, "neighbours"), "\n".join(f"{a} to {b}." for a, b in pairwise(items))
 
 
 def _running(r, items: list[str]) -> Turn:
     """Running results: the state is carried from mark to mark."""
     function = r.choice(["max", "min", "+", "both", "both", "both"])
-    channel, factor = r.choice(["total", "largest", "largest"]), r.randrange(2, 100)
+    channel, factor, first = r.choice(["total", "largest", "largest"]), r.randrange(2, 100), items[0]
     form = r.choice([
-        f"{factor}*({{p}}-{items[0]})", f"100*({{p}}/{_plain(r, (2, 4))})", f"{factor}*({{s}}+{{p}})", f"({{s}}+{{p}})/{factor}",
-        f"({{p}}-{factor})/{items[0]}",
+        f"{factor}*({{p}}-{first})", f"100*({{p}}/{_plain(r, (2, 4))})", f"{factor}*({{s}}+{{p}})",
+        f"({{s}}+{{p}})/{factor}", f"({{p}}-{factor})/{first}",
     ])  # fmt: skip
     asks = {kind: r.choice(PHRASES[f"running {kind}"]) for kind in ("max", "min", "+", channel)}
     if function == "both":
         return asks[channel].format(o=form.format(p="p", s="peak")), _peak_and(channel, form, items)
-    state, lines = items[0], []
     word = {"max": "peak ", "min": "low ", "+": ""}[function]
+    state, lines = first, []
     for item in items[1:]:
         expression = f"{state}+{item}" if function == "+" else f"{function}({state},{item})"
         lines.append(f"{word}{mark(expression)}.")
@@ -568,47 +542,18 @@ def _running(r, items: list[str]) -> Turn:
 
 def _peak_and(channel: str, form: str, items: list[str]) -> str:
     """The running peak, and beside it the running total or the largest value of `form`."""
-    peak, second, lines = items[0], "0", []
-    if channel == "total":
-        second = items[0]
+    peak, lines = items[0], []
+    second = peak if channel == "total" else "0"
     for item in items[1:]:
         highest = f"max({peak},{item})"
         peak = show(calculate(highest))
-        other = f"max({second},{form.format(p=item, s=peak)})"
-        if channel == "total":
-            other = f"{second}+{item}"
-        second = show(calculate(other))
-        lines.append(f"{item}: peak {mark(highest)}, {channel} {mark(other)}.")
+        expression = f"{second}+{item}" if channel == "total" else f"max({second},{form.format(p=item, s=peak)})"
+        second = show(calculate(expression))
+        lines.append(f"{item}: peak {mark(highest)}, {channel} {mark(expression)}.")
     return "\n".join([*lines, f"#### {second}"])
 
 
-def _against_one(r, items: list[str]) -> Turn:
-    """Each against one reference, item by item."""
-    reference = _plain(r, (2, 4))
-    form, ask = r.choice(PHRASES["against one"])
-    join = r.choice([".\n", ". "])
-    return ask.format(o=reference), join.join(mark(form.format(p=item, o=reference)) for item in items[:5]) + "."
-
-
-def _fall(r, items: list[str]) -> Turn:
-    first, second, third, last = ("first", items[0]), ("second", items[1]), ("third", items[2]), ("last", items[-1])
-    (a, high), (b, low) = r.choice([(first, last), (first, second), (second, third), (second, last)])
-    return _say(r, "fall", a=a, b=b), _solved(f"100*(1-{low}/{high})", "Fall ", "%")
-
-
-def _total(r, items: list[str]) -> Turn:
-    return _say(r, "total"), _solved("+".join(items))
-
-
-def _same(r, items: list[str]) -> Turn:
-    return _say(r, "same list"), ", ".join(items) + "."
-
-
-def _neighbours(r, items: list[str]) -> Turn:
-    return _say(r, "neighbours"), "\n".join(f"{a} to {b}." for a, b in pairwise(items))
-
-
-# --- sums said in words and in symbols ---------------------------------------------------------------------------------
+# --- sums said in words and in symbols ------------------------------------------------------------
 def _sum(r) -> Turn:
     a, b, c = _plain(r), _plain(r, (1, 3)), _plain(r, (1, 2))
     (money, amount), (rate, points), n = _money(r), _percent(r), r.randint(2, 40)
@@ -624,13 +569,13 @@ def _sum(r) -> Turn:
     if len(value) > 14:
         return _sum(r)
     if r.random() < 0.15:
-        noun = _say(r, "nouns").capitalize()
-        return f"{noun}s {name} and {other}: {name} {a}, {other} {b}. What is {name} minus {other}?", _solved(f"{a}-{b}")
+        text = f"{_say(r, 'nouns').capitalize()}s {name} and {other}: {name} {a}, {other} {b}."
+        return f"{text} What is {name} minus {other}?", _solved(f"{a}-{b}")
     ask = _say(r, "sum asked", w=words)
     return ask, _solved(expression, r.choice(["", "", "", "Value: ", "It is ", f"{_sentence(words)}: "]))
 
 
-# --- copying -----------------------------------------------------------------------------------------------------------
+# --- copying --------------------------------------------------------------------------------------
 def _copy(r) -> Turn:
     """Amounts as written to plain numbers; words to the same words."""
     kind = r.randrange(6)
@@ -669,7 +614,7 @@ def _entries(r) -> Turn:
     return text + _say(r, "all entries"), "\n".join(lines.values())
 
 
-# --- prose -------------------------------------------------------------------------------------------------------------
+# --- prose ----------------------------------------------------------------------------------------
 def _words() -> list[str]:
     """Every word that the tasks use, in small letters and capitalised: the base must have met each one."""
     texts = [problem.reasoning for problem in generate("train", 180, 0, kinds=tuple(KINDS))]
@@ -712,7 +657,7 @@ PROSE_SHARE = 0.08
 
 
 def documents(seed: int, stream: str = "train") -> Iterator[str | Turn]:
-    """Endless documents: a str is prose, a (question, answer) pair is one chat. The same seed and stream give the same."""
+    """Endless documents, the same for the same seed and stream: prose is a str, a chat is a (question, answer) pair."""
     r = random.Random(f"{seed}/{stream}")
     while True:
         if r.random() < PROSE_SHARE:
