@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from sentencepiece import SentencePieceProcessor
 from transformers import AddedToken, LlamaTokenizer
 
 from lib.data import chat, texts
@@ -25,6 +26,7 @@ from lib.grade.calculator import MARK, CalculatorError, calculate
 from lib.judge import evaluate
 from lib.run import memory, progress
 from lib.run.paths import in_project
+from lib.run.settings import PretrainSettings
 from lib.train import guards
 
 WARM_UP = 0.02  # share of the steps
@@ -34,7 +36,7 @@ WARM_UP = 0.02  # share of the steps
 class Recipe:
     """What makes training fast; notebook 20 turns these on one after the other. All off is the plain GPT."""
 
-    fast: bool = False  # gpt_fast's model
+    fast: bool = False  # lib/gpt/fast.py's model
     bf16: bool = False  # autocast: matrix products in bfloat16, weights in float32
     compile: bool = False
     fused: bool = False  # AdamW updates all weights in one pass
@@ -45,12 +47,12 @@ class Recipe:
 FASTEST = Recipe(fast=True, bf16=True, compile=True, fused=True, muon=True)
 
 
-def recipe_of(settings) -> Recipe:
+def recipe_of(settings: PretrainSettings) -> Recipe:
     """All that makes training fast, as far as the settings want it."""
     return replace(FASTEST, compile=settings.torch_compile, checkpointing=settings.checkpoint_activations)
 
 
-def tokenizer_for(settings, folder: Path):
+def tokenizer_for(settings: PretrainSettings, folder: Path) -> SentencePieceProcessor:
     """The tokenizer that the settings name, put into `folder`, as SentencePiece reads it."""
     if settings.tokenizer == "embedded":
         shutil.copy(in_project("data/base/tokenizer.model"), folder)
@@ -62,7 +64,7 @@ def tokenizer_for(settings, folder: Path):
     return tokens.load_processor(folder)
 
 
-def steps_of(settings, blocks: tokens.Blocks) -> int:
+def steps_of(settings: PretrainSettings, blocks: tokens.Blocks) -> int:
     """Optimiser steps that `pretrain_tokens` make."""
     return math.ceil(settings.pretrain_tokens / (blocks.batch * blocks.length * settings.pretrain_accumulation))
 
@@ -77,11 +79,14 @@ def schedule(step: int, steps: int, kind: str = "wsd", decay_share: float = 1.0)
     return min(1.0, (steps - step) / (decay_share * steps))
 
 
-def optimizers(model, recipe: Recipe, settings) -> dict[torch.optim.Optimizer, float]:
+def optimizers(model, recipe: Recipe, settings: PretrainSettings) -> dict[torch.optim.Optimizer, float]:
     """Each optimiser with its peak learning rate: Muon (Jordan et al. 2024) for matrices, AdamW for the rest."""
     matrices, others = [], []
     for name, parameter in model.named_parameters():
-        (matrices if recipe.muon and parameter.ndim == 2 and "embed" not in name else others).append(parameter)
+        if recipe.muon and parameter.ndim == 2 and "embed" not in name:
+            matrices.append(parameter)
+        else:
+            others.append(parameter)
     adamw = torch.optim.AdamW(others, lr=settings.adamw_learning_rate, betas=(0.9, 0.95), weight_decay=0.0,
                               fused=recipe.fused, foreach=False)  # fmt: skip
     if not matrices:
@@ -90,86 +95,113 @@ def optimizers(model, recipe: Recipe, settings) -> dict[torch.optim.Optimizer, f
     return {muon: settings.muon_learning_rate, adamw: settings.adamw_learning_rate}
 
 
-def train(settings, blocks: tokens.Blocks, folder: Path | None = None, recipe: Recipe = FASTEST,
+def train(settings: PretrainSettings, blocks: tokens.Blocks, folder: Path | None = None, recipe: Recipe = FASTEST,
           held_out: tokens.Blocks | None = None, log: Callable = lambda step, **metrics: print(step, metrics),
           log_every: int = 50, save_every: int = 500,
           sample: list[int] | None = None) -> tuple[torch.nn.Module, dict]:  # fmt: skip
     """Train a GPT of settings.model_size on `blocks`; returns it and its last metrics.
 
-    `log(step, **metrics)` is called as it goes; held-out loss and the continuation of `sample` come with every
-    `save_every` steps, when a checkpoint is written into `folder` too. One that lies there is gone on from, exactly.
-    TrainingError where the loss is no number, with the batch left in `folder`; on Ctrl-C a checkpoint is written.
+    `log(step, **metrics)` is called as it goes. With every `save_every` steps come the held-out loss, the continuation
+    of `sample`, and a checkpoint in `folder`; one that lies there is continued, exactly. TrainingError where the loss
+    is no number, with the batch left in `folder`; on Ctrl-C a checkpoint is written.
 
     Several processes (`lib.gpt.pretrain_worker`) share each batch's rows and add their gradients up: the same training,
     whatever their number. The model is whole on each (it is small), and the first one logs and writes."""
-    rank, ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     memory.keep_freed()
     torch.manual_seed(settings.pretrain_seed)
     torch.use_deterministic_algorithms(device.type == "cpu")
-    config = SIZES[settings.model_size]
-    model = (FastGPT(config, recipe.checkpointing) if recipe.fast else GPT(config)).to(device).train()
+    model = new_model(settings.model_size, recipe).to(device).train()
     loss_of = torch.compile(model.loss) if recipe.compile else model.loss
     half = torch.autocast(device.type, torch.bfloat16, enabled=recipe.bf16)
     peaks = optimizers(model, recipe, settings)
-    parts = settings.pretrain_accumulation
-    batch_tokens = blocks.batch * blocks.length * parts
-    steps = steps_of(settings, blocks)
+    parts, steps, rank = settings.pretrain_accumulation, steps_of(settings, blocks), ranks()[0]
     begin, seconds, losses, entry = 0, [], [], {}
-    if folder and (folder / "checkpoint.safetensors").exists():
-        begin, entry, losses = load_checkpoint(folder / "checkpoint.safetensors", model, peaks)
+    path = folder and folder / "checkpoint.safetensors"
+    if path and path.exists():
+        begin, entry, losses = load_checkpoint(path, model, peaks)
         if rank == 0 and entry:  # again: the process may have been killed before it was logged
             log(begin, **entry)
     with guards.Stop() as stop, memory.memory_told("pretrain", settings):
         for step in range(begin + 1, steps + 1):
             started = time.perf_counter()
-            for optimizer, peak in peaks.items():
-                for group in optimizer.param_groups:
-                    group["lr"] = peak * schedule(step - 1, steps, settings.schedule, settings.decay_share)
-            for part in range(parts):
-                batch = blocks.at((step - 1) * parts + part)
-                ids, weights, documents = (t[rank::ranks].to(device) for t in batch)
-                with half:
-                    loss = loss_of(ids, weights, documents)
-                if ranks > 1:  # a mean over all ranks' tokens, each by its weight
-                    loss = loss * (weights[:, 1:].sum() / batch[1][:, 1:].sum())
-                (loss / parts).backward()
-                losses.append(added_up([loss.detach()])[0].item())
+            for number in range((step - 1) * parts, step * parts):
+                batch = blocks.at(number)
+                losses.append(backward(loss_of, batch, parts, device, half))
                 if not math.isfinite(losses[-1]):
-                    place = _keep_batch(folder, ids, weights, documents)
-                    raise memory.TrainingError(f"the loss is {losses[-1]} at step {step}{place}: lower "
-                                               f"muon_learning_rate or adamw_learning_rate")  # fmt: skip
-            added_up([parameter.grad for parameter in model.parameters()])
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            for optimizer in peaks:
-                optimizer.step()
-                optimizer.zero_grad(set_to_none=True)
+                    raise diverged(losses[-1], step, folder, batch)
+            update(model, peaks, schedule(step - 1, steps, settings.schedule, settings.decay_share))
             seconds.append(time.perf_counter() - started)
             progress.tell(step, steps, loss=losses[-1])
             leaving = guards.on_any_rank(stop.asked) and step < steps
             saving = step % save_every == 0 or step == steps
             logging = saving or step % log_every == 0
             if rank == 0 and logging:
+                size = blocks.batch * blocks.length * parts
                 entry = {
                     "loss": sum(losses) / len(losses), "learning_rate": next(iter(peaks)).param_groups[0]["lr"],
-                    "tokens": step * batch_tokens, "tokens_per_second": batch_tokens / median(seconds),
+                    "tokens": step * size, "tokens_per_second": size / median(seconds),
                 }  # fmt: skip
                 losses = []
-                if saving:
-                    if held_out:
-                        entry |= held_out_loss(model, held_out, half)
-                    if sample:
-                        written = model.generate(torch.tensor([sample], device=device), 48)[0, len(sample) :]
-                        entry["sample"] = written.tolist()
-            if rank == 0 and folder and (leaving or saving):
-                told = entry if logging else {}
-                save_checkpoint(folder / "checkpoint.safetensors", step, model, peaks, told, losses)
+                if saving and held_out:
+                    entry |= held_out_loss(model, held_out, half)
+                if saving and sample:
+                    entry["sample"] = model.generate(torch.tensor([sample], device=device), 48)[0, len(sample) :].tolist()
+            if rank == 0 and path and (leaving or saving):
+                save_checkpoint(path, step, model, peaks, entry if logging else {}, losses)
             if rank == 0 and logging:
                 log(step, **entry)
             if leaving:
                 raise guards.stopped(step)
     sizes = {"steps": steps, "parameters": sum(p.numel() for p in model.parameters())}
     return model.eval(), entry | sizes | {"step_seconds": seconds}
+
+
+def new_model(size: str, recipe: Recipe) -> GPT:
+    """A GPT with random weights."""
+    if recipe.fast:
+        return FastGPT(SIZES[size], recipe.checkpointing)
+    return GPT(SIZES[size])
+
+
+def backward(loss_of: Callable, batch: tuple, parts: int, device: torch.device, half: torch.autocast) -> float:
+    """Add the gradients of this rank's rows of a batch, one of `parts` of a step; returns the whole batch's loss."""
+    rank, count = ranks()
+    ids, weights, documents = (tensor[rank::count].to(device) for tensor in batch)
+    with half:
+        loss = loss_of(ids, weights, documents)
+    if count > 1:  # a mean over all ranks' tokens, each by its weight
+        loss = loss * (weights[:, 1:].sum() / batch[1][:, 1:].sum())
+    (loss / parts).backward()
+    return added_up([loss.detach()])[0].item()
+
+
+def update(model, peaks: dict[torch.optim.Optimizer, float], share: float) -> None:
+    """One step of all optimisers at `share` of their peak rates, with the gradients of all ranks."""
+    added_up([parameter.grad for parameter in model.parameters()])
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    for optimizer, peak in peaks.items():
+        for group in optimizer.param_groups:
+            group["lr"] = peak * share
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+
+def diverged(loss: float, step: int, folder: Path | None, batch: tuple) -> memory.TrainingError:
+    """What a training raises whose loss is no number; its batch is kept in `folder`."""
+    place = ""
+    if folder:
+        save_file(dict(zip(("ids", "weights", "documents"), batch)), folder / "failed_batch.safetensors")
+        place = f" (its batch is in {folder.name}/failed_batch.safetensors)"
+    return memory.TrainingError(f"the loss is {loss} at step {step}{place}: lower muon_learning_rate or "
+                                f"adamw_learning_rate")  # fmt: skip
+
+
+def ranks() -> tuple[int, int]:
+    """This process's number among those that train together, and how many they are."""
+    if dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    return 0, 1
 
 
 def added_up(parts: list[torch.Tensor]) -> list[torch.Tensor]:
@@ -183,33 +215,30 @@ def added_up(parts: list[torch.Tensor]) -> list[torch.Tensor]:
 
 
 @torch.no_grad()
-def held_out_loss(model, blocks: tokens.Blocks, half) -> dict:
+def held_out_loss(model, blocks: tokens.Blocks, half: torch.autocast) -> dict:
     """Loss in nats a token over every document of `blocks`: as trained (weighted), and of all tokens alike."""
-    device, totals = next(model.parameters()).device, torch.zeros(4, dtype=torch.float64)
+    device = next(model.parameters()).device
+    weighted = weight = nats = count = 0.0
     model.eval()
     for step in range(math.ceil(len(blocks.rows) / blocks.batch)):
-        ids, weights, documents = (t.to(device) for t in blocks.at(step))
+        ids, weights, documents = (tensor.to(device) for tensor in blocks.at(step))
         weights[max(0, len(blocks.rows) - step * blocks.batch) :] = 0  # rows of the next epoch
+        weights = weights[:, 1:]
+        counted = (weights > 0).float()
         with half:
             losses = model.losses(ids, documents)  # (B, T)
-        for i, shares in enumerate((weights[:, 1:], (weights[:, 1:] > 0).float())):
-            totals[2 * i] += (losses * shares).sum().item()
-            totals[2 * i + 1] += shares.sum().item()
+        weighted += (losses * weights).sum().item()
+        weight += weights.sum().item()
+        nats += (losses * counted).sum().item()
+        count += counted.sum().item()
     model.train()
-    return {"eval_loss": float(totals[0] / totals[1]), "eval_nats": float(totals[2]),
-            "eval_tokens": int(totals[3]), "perplexity": math.exp(totals[2] / totals[3])}  # fmt: skip
+    return {"eval_loss": weighted / weight, "eval_nats": nats, "eval_tokens": int(count),
+            "perplexity": math.exp(nats / count)}  # fmt: skip
 
 
 def bits_per_byte(nats: float, size: int) -> float:
     """What vocabularies can be compared by: bits that the model needs for a byte of text."""
     return nats / math.log(2) / size
-
-
-def _keep_batch(folder: Path | None, *batch: torch.Tensor) -> str:
-    if not folder:
-        return ""
-    save_file(dict(zip(("ids", "weights", "documents"), batch)), folder / "failed_batch.safetensors")
-    return f" (its batch is in {folder.name}/failed_batch.safetensors)"
 
 
 def save_checkpoint(path: Path, step: int, model, peaks: dict, entry: dict, losses: list[float]) -> None:
