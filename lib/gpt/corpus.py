@@ -99,8 +99,8 @@ def _joined(r, parts: list[str]) -> str:
     return _say(r, "introductions") + "; ".join(parts) + "."
 
 
-def _in_either_order(r, first: str, second: str, share: float = 0.5) -> str:
-    """Both texts, with `first` in front in a `share` of all cases."""
+def _in_either_order(r, first: str, second: str, share: float) -> str:
+    """Both texts, `first` in front in a `share` of all cases."""
     if r.random() < share:
         return f"{first} {second}"
     return f"{second} {first}"
@@ -127,17 +127,18 @@ AMOUNTS = {
     **dict.fromkeys(("return", "volatility", "fee", "yield", "growth"), _percent),
     **dict.fromkeys(("number of shares", "number of employees", "number of units"), _count),
 }
-WAYS = ("returned", "varied", "at_risk", "at_return")  # to say a return or a volatility within a clause
-Table = dict[str, tuple[Amount, Amount]]  # by name
+WAYS = ("returned", "varied", "at_risk", "at_return")  # to say a return or a volatility in a clause
+Table = dict[str, tuple[str, str]]  # name: (amount of x, amount of y)
 
 
-@dataclass
+@dataclass(kw_only=True)
 class World:
-    """Two to four named things with an amount of `x` and one of `y` each, and mostly a risk-free rate."""
+    """Two to four named things with two labelled amounts each, and mostly a risk-free rate."""
 
     x: str
     y: str
-    table: Table
+    shown: Table
+    plain: Table
     safe: Amount | None = None
 
     @property
@@ -152,37 +153,39 @@ class World:
 def _world(r) -> Turn:
     """A world and look-ups, lists, a choice, sums, an order or a ratio."""
     count, (x, y) = r.choice((2, 2, 3, 3, 3, 4)), r.choice(PHRASES["pairs"])
-    world = World(x, y, {name: (AMOUNTS[x](r), AMOUNTS[y](r)) for name in r.sample(NAMES, count)})
-    if any(len(set(column)) < count for column in zip(*world.table.values())):
+    amounts = {name: (AMOUNTS[x](r), AMOUNTS[y](r)) for name in r.sample(NAMES, count)}
+    if any(len(set(column)) < count for column in zip(*amounts.values())):
         return _world(r)  # equal amounts would have no order
+    shown = {name: (a.shown, b.shown) for name, (a, b) in amounts.items()}
+    world = World(x=x, y=y, shown=shown, plain={})
     if world.risky and r.random() < 0.85:
-        text = _risks_and_returns(r, world.table)
+        text = _risks_and_returns(r, shown)
     else:
-        text = _pairs(r, world)
-    names = sorted(world.table, key=text.index)  # as told, also where that was shuffled
-    world.table = {name: world.table[name] for name in names}
+        text = _pairs(r, x, y, shown)
+    for name in sorted(amounts, key=text.index):  # as told, also where that was shuffled
+        a, b = amounts[name]
+        world.plain[name] = a.plain, b.plain
     if r.random() < 0.5:
         world.safe = _percent(r)
-        text = _in_either_order(r, _say(r, "safe rates", v=world.safe.shown), text)
-    kinds = (_ask_amount, _ask_column, _ask_both, _ask_both, _ask_sum, _ask_sums, _ask_best, _ask_excess, _ask_owner)
-    kinds = r.sample(kinds, r.choice((1, 1, 2, 3)))
+        text = _in_either_order(r, _say(r, "safe rates", v=world.safe.shown), text, 0.5)
+    kinds = r.sample(WORLD_ASKS, r.choice((1, 1, 2, 3)))
     asks = [ask for kind in kinds if (ask := _ask_of_world(r, kind, world))]
-    questions, lines = {question for question, _ in asks}, sum(answer.count("\n") for _, answer in asks)
-    if not asks or len(questions) < len(asks) or lines > 11:
+    lines = sum(answer.count("\n") for _, answer in asks)
+    if not asks or len(dict(asks)) < len(asks) or lines > 11:
         return _world(r)
     return _asked(r, text, asks, 0.7)
 
 
-def _risks_and_returns(r, table: Table) -> str:
+def _risks_and_returns(r, shown: Table) -> str:
     """What returns and volatilities are, in one of many forms."""
     x, y, clause = (r.choice(PHRASES[name]) for name in ("return", "volatility", "clauses"))
     mixed, style = r.random() < 0.2, r.random()
     if style < 0.25:
-        return _respectively(r, x, y, table)
+        return _respectively(r, x, y, shown)
     if style < 0.37:
-        return _under_a_heading(r, x, y, table)
+        return _under_a_heading(r, x, y, shown)
     clause, parts = _with_ways(r, clause), []
-    for place, (name, (a, b)) in enumerate(table.items()):
+    for place, (name, (a, b)) in enumerate(shown.items()):
         if mixed:
             clause = _with_ways(r, r.choice(PHRASES["clauses"]))
         form = clause
@@ -191,7 +194,7 @@ def _risks_and_returns(r, table: Table) -> str:
             if clause.index("{a}") < clause.index("{b}"):
                 forms = ["{n} has {a} and {b}", "for {n} they are {a} and {b}"]
             form = r.choice(forms)
-        parts.append(form.format(n=name, x=x, y=y, a=a.shown, b=b.shown))
+        parts.append(form.format(n=name, x=x, y=y, a=a, b=b))
     return _joined(r, parts)
 
 
@@ -201,118 +204,122 @@ def _with_ways(r, clause: str) -> str:
     return clause
 
 
-def _respectively(r, x: str, y: str, table: Table) -> str:
+def _respectively(r, x: str, y: str, shown: Table) -> str:
     """All returns together, and all volatilities."""
     join = r.choice([", ", ", ", "; ", " / "])
-    names, returns, risks = list(table), [a.shown for a, _ in table.values()], [b.shown for _, b in table.values()]
+    returns, risks = zip(*shown.values())
     said = {}
-    for slot, column in (("names", names), ("returns", returns), ("risks", risks)):
+    for slot, column in (("names", list(shown)), ("returns", returns), ("risks", risks)):
         said[slot] = join.join(column)
         if join == ", " and r.random() < 0.6:
             said[slot] = _listed(column)
     for slot, column in (("by_a", returns), ("by_b", risks)):
-        parts = [f"{shown} for {name}" if r.random() < 0.9 else f"{name} {shown}" for name, shown in zip(names, column)]
-        said[slot] = ", ".join(parts)
+        forms = ["{1} for {0}" if r.random() < 0.9 else "{0} {1}" for _ in shown]
+        said[slot] = ", ".join(map(str.format, forms, shown, column))
     return _sentence(_say(r, "respectively", x=x, y=y, **said)) + "."
 
 
-def _under_a_heading(r, x: str, y: str, table: Table) -> str:
+def _under_a_heading(r, x: str, y: str, shown: Table) -> str:
     """Bare numbers, and in which order they come."""
-    place, form, join = r.randrange(2), r.choice(PHRASES["bare pairs"]), r.choice(["; ", ". ", ", ", "; "])
-    parts = [form.format(n=name, p=pair[place].shown, q=pair[1 - place].shown) for name, pair in table.items()]
+    place, form = r.randrange(2), r.choice(PHRASES["bare pairs"])
+    join = r.choice(["; ", ". ", ", ", "; "])
+    body = join.join(form.format(n=name, p=pair[place], q=pair[1 - place]) for name, pair in shown.items())
     first, second = (x, y)[place], (y, x)[place]
-    return _say(r, "bare pairs with their heading", body=join.join(parts), first=first, second=second,
-                First=_sentence(first))  # fmt: skip
+    slots = {"first": first, "First": _sentence(first), "second": second, "body": body}
+    return _say(r, "bare pairs with their heading", **slots)
 
 
-def _pairs(r, world: World) -> str:
-    """A world's amounts as a sentence or a list."""
-    x, y, table = world.x, world.y, world.table
+def _pairs(r, x: str, y: str, shown: Table) -> str:
+    """Two amounts each as a sentence or a list."""
     form, style = r.choice(PHRASES["pair forms"]), r.random()
+    parts = []
     if style < 0.6:  # one form for all, labels sometimes only in a heading
-        text = _joined(r, [form.format(n=name, x=x, y=y, a=a.shown, b=b.shown) for name, (a, b) in table.items()])
+        for name, (a, b) in shown.items():
+            parts.append(form.format(n=name, x=x, y=y, a=a, b=b))
+        text = _joined(r, parts)
         if "{x}" in form:
             return text
         return _say(r, "pairs under a heading", x=x, y=y, X=_sentence(x), text=text, bare=text[:-1])
-    parts = []
     if style < 0.8:  # each amount in a sentence of its own
-        for name, amounts in table.items():
+        for name, amounts in shown.items():
             for label, amount in zip((x, y), amounts):
-                parts.append(r.choice(PHRASES["labels"][label]).format(n=name, v=amount.shown))
+                parts.append(r.choice(PHRASES["labels"][label]).format(n=name, v=amount))
         if r.random() < 0.3:
             r.shuffle(parts)
         return _joined(r, parts)
-    for label, column in zip((x, y), zip(*table.values())):  # all of one label together, in the order of the names
-        shown = [amount.shown for amount in column]
+    for label, column in zip((x, y), zip(*shown.values())):  # all amounts of a label together
         if r.random() < 0.5:
-            parts.append(_say(r, "label of names", x=label, n=", ".join(table), v=", ".join(shown)))
+            parts.append(_say(r, "label of names", x=label, n=", ".join(shown), v=", ".join(column)))
         else:
-            by_name = ", ".join(f"{amount} for {name}" for name, amount in zip(table, shown))
+            by_name = ", ".join(f"{amount} for {name}" for name, amount in zip(shown, column))
             parts.append(_say(r, "label by name", x=label, p=by_name))
     return _sentence(" ".join(parts))
 
 
 # --- questions about a world ----------------------------------------------------------------------
-@dataclass
-class Topic:
-    """What one question is about: one of the world's labels, and some of its names."""
+@dataclass(kw_only=True)
+class Topic(World):
+    """What one question is about: one of a world's labels, and some of its names."""
 
-    world: World
+    place: int  # of the label in (x, y)
     label: str
     word: str  # the label as the question calls it
-    column: dict[str, Amount]  # of that label
     name: str
     other: str
     wanted: list[str]
     called: str = ""  # what the wanted names are called in the question; nothing: each
 
+    def say(self, r, phrases: str, **slots) -> str:
+        return _say(r, phrases, l=self.word, n=self.name, x=self.x, y=self.y, c=self.called or "each", **slots)
+
+    def say_of_wanted(self, r, phrases: str, **slots) -> str:
+        return self.say(r, f"{phrases} of {'some' if self.called else 'all'}", **slots)
+
 
 def _ask_of_world(r, kind, world: World) -> Turn | None:
     """One question of that kind and its answer; None where it has no sense."""
-    place, (name, other) = r.randrange(2), r.sample(list(world.table), 2)
+    names, place = list(world.plain), r.randrange(2)
+    name, other = r.sample(names, 2)
     label = word = (world.x, world.y)[place]
     if world.risky and r.random() < 0.4:
         word = r.choice(PHRASES[label])  # asked for by another name than told
-    column = {key: pair[place] for key, pair in world.table.items()}
-    topic = Topic(world, label, word, column, name, other, list(world.table))
-    if kind is not _ask_amount and r.random() >= 0.35:  # some names, in an order that is not the text's
-        topic.wanted = r.sample(topic.wanted, r.randint(2, len(topic.wanted)))
+    topic = Topic(**vars(world), place=place, label=label, word=word, name=name, other=other, wanted=names)
+    if kind is not _ask_amount and r.random() >= 0.35:  # some, in an order that is not the text's
+        topic.wanted = r.sample(names, r.randint(2, len(names)))
         topic.called = _listed(topic.wanted, r.choice([" and ", ", ", ", then "]))
     return kind(r, topic)
 
 
-def _say_of_wanted(r, name: str, topic: Topic, **slots) -> str:
-    if topic.called:
-        return _say(r, f"{name} of some", c=topic.called, **slots)
-    return _say(r, f"{name} of all", **slots)
-
-
 def _ask_amount(r, topic: Topic) -> Turn:
-    amount = topic.column[topic.name]
-    ask, answer = _say(r, "amount", l=topic.word, n=topic.name), f"#### {amount.shown}"
+    name, place = topic.name, topic.place
+    ask, answer = topic.say(r, "amount"), f"#### {topic.shown[name][place]}"
     if r.random() < 0.5:
-        answer = f"{topic.name}: {topic.label} {amount.plain}.\n{answer}"
+        answer = f"{name}: {topic.label} {topic.plain[name][place]}.\n{answer}"
     return ask, answer
 
 
+def _ask_owner(r, topic: Topic) -> Turn:
+    return topic.say(r, "owner", v=topic.shown[topic.name][topic.place]), f"#### {topic.name}"
+
+
 def _ask_column(r, topic: Topic) -> Turn:
-    ask = _say_of_wanted(r, "column", topic, l=topic.word)
-    return ask, "\n".join(f"{name}: {topic.column[name].plain}." for name in topic.wanted)
+    lines = [f"{name}: {topic.plain[name][topic.place]}." for name in topic.wanted]
+    return topic.say_of_wanted(r, "column"), "\n".join(lines)
 
 
 def _ask_both(r, topic: Topic) -> Turn:
     """Both amounts of each, sometimes after the risk-free rate."""
-    first, second, table, safe = topic.world.x, topic.world.y, topic.world.table, topic.world.safe
-    if r.random() >= 0.7:
-        first, second, table = second, first, {name: (b, a) for name, (a, b) in table.items()}
-    rows = [(name, *table[name]) for name in topic.wanted]
-    lines = [f"{name}: {first} {a.plain}, {second} {b.plain}" for name, a, b in rows]
+    labels, safe = (topic.x, topic.y), topic.safe
+    places = (0, 1) if r.random() < 0.7 else (1, 0)
+    first, second = (labels[place] for place in places)
+    rows = [(name, *(topic.plain[name][place] for place in places)) for name in topic.wanted]
+    lines = [f"{name}: {first} {a}, {second} {b}" for name, a, b in rows]
     if not (safe and r.random() < 0.6):
-        return _say_of_wanted(r, "both", topic, a=first, b=second), ".\n".join(lines) + "."
+        return topic.say_of_wanted(r, "both", a=first, b=second), ".\n".join(lines) + "."
     ask = r.choice(PHRASES["both after the safe rate"])
     if r.random() < 0.4 and AMOUNTS[first] is _percent:  # the safe rate off the first of them
         ask = ask[:-1] + r.choice(PHRASES["with the excess"])
-        lines = [f"{line}, excess {mark(f'{a.plain}-{safe.plain}')}" for line, (_, a, _) in zip(lines, rows)]
+        lines = [f"{line}, excess {mark(f'{a}-{safe.plain}')}" for line, (_, a, _) in zip(lines, rows)]
     ask = ask.format(a=first, b=second, c=topic.called or "each")
     return ask, ".\n".join([f"Risk-free: {safe.plain}", *lines]) + "."
 
@@ -320,48 +327,47 @@ def _ask_both(r, topic: Topic) -> Turn:
 def _ask_sum(r, topic: Topic) -> Turn:
     """A sum of one amount each of two names, which are mostly read off first."""
     words, sign = r.choice(PHRASES["sum of two"])
-    ask, names = words.format(l=topic.word, n=topic.name, m=topic.other), (topic.name, topic.other)
-    read = ""
+    ask = words.format(l=topic.word, n=topic.name, m=topic.other)
+    amounts = {name: topic.plain[name][topic.place] for name in (topic.name, topic.other)}
+    solution = _solved(sign.join(amounts.values()))
     if r.random() < 0.75:
-        read = "".join(f"{name}: {topic.label} {topic.column[name].plain}.\n" for name in names)
-    return ask, read + _solved(sign.join(topic.column[name].plain for name in names))
+        lines = [f"{name}: {topic.label} {amount}." for name, amount in amounts.items()]
+        solution = "\n".join([*lines, solution])
+    return ask, solution
 
 
 def _ask_sums(r, topic: Topic) -> Turn:
     """Both amounts of each name in one sum."""
-    world = topic.world
     words, sign = r.choice(PHRASES["sums of a pair"])
-    if sign == "/" and not world.has_ratio:
+    if sign == "/" and not topic.has_ratio:
         words, sign = "{x} times {y}", "*"
-    words = words.format(x=world.x, y=world.y)
-    sums = {name: f"{a.plain}{sign}{b.plain}" for name, (a, b) in world.table.items()}
-    what = {"-": "difference", "+": "sum", "*": "product", "/": "ratio"}[sign]
-    lines = _lines(r, world, sums, what)
+    words, name = words.format(x=topic.x, y=topic.y), topic.name
+    lines, values = _lines(r, topic, sign)
     if r.random() < 0.3:
-        name = topic.name
-        return _say(r, "sum of one", s=words, n=name), f"{lines[name]}\n#### {show(calculate(sums[name]))}"
-    return _say_of_wanted(r, "sum", topic, s=words), "\n".join(lines[name] for name in topic.wanted)
+        return topic.say(r, "sum of one", s=words), f"{lines[name]}\n#### {values[name]}"
+    return topic.say_of_wanted(r, "sum", s=words), "\n".join(lines[name] for name in topic.wanted)
 
 
-def _lines(r, world: World, sums: dict[str, str], what: str) -> dict[str, str]:
-    """A line a name that computes with both of its amounts, which are mostly read off first."""
+def _lines(r, world: World, sign: str) -> tuple[dict[str, str], dict[str, str]]:
+    """A line a name that computes with both of its amounts, mostly read off first; and the values."""
+    what = {"-": "difference", "+": "sum", "*": "product", "/": "ratio"}[sign]
     form = "{n}: {x} {a}, {y} {b}, {w} {m}." if r.random() < 0.7 else "{n}: {m}."
-    slots = {"x": world.x, "y": world.y, "w": what}
-    return {name: form.format(n=name, a=a.plain, b=b.plain, m=mark(sums[name]), **slots)
-            for name, (a, b) in world.table.items()}  # fmt: skip
+    lines, values = {}, {}
+    for name, (a, b) in world.plain.items():
+        expression = f"{a}{sign}{b}"
+        lines[name] = form.format(n=name, x=world.x, y=world.y, a=a, b=b, w=what, m=mark(expression))
+        values[name] = show(calculate(expression))
+    return lines, values
 
 
 def _ask_best(r, topic: Topic) -> Turn | None:
     """The largest, the smallest, or all in order; sometimes by a ratio, which is worked out first."""
-    world, word, lines = topic.world, topic.word, []
-    one = r.random() < 0.6
+    word, lines, one = topic.word, {}, r.random() < 0.6
     function = "min" if one and r.random() >= 0.7 else "max"
-    amounts = {name: amount.plain for name, amount in topic.column.items()}
-    if world.has_ratio and r.random() < 0.6:
-        ratios = {name: f"{a.plain}/{b.plain}" for name, (a, b) in world.table.items()}
-        lines = list(_lines(r, world, ratios, "ratio").values())
-        amounts = {name: show(calculate(ratio)) for name, ratio in ratios.items()}
-        word = f"{world.x} per {world.y}"
+    amounts = {name: pair[topic.place] for name, pair in topic.plain.items()}
+    if topic.has_ratio and r.random() < 0.6:
+        word = f"{topic.x} per {topic.y}"
+        lines, amounts = _lines(r, topic, "/")
         if len(set(amounts.values())) < len(amounts):
             return None
     if one:
@@ -371,12 +377,13 @@ def _ask_best(r, topic: Topic) -> Turn | None:
     else:
         ask = _say(r, "order", l=word)
         best_first = sorted(amounts, key=lambda name: -float(amounts[name]))
-        found = [*(duel(*pair) for pair in combinations(amounts.items(), 2)), f"#### {', '.join(best_first)}"]
-    return ask, "\n".join([*lines, *found])
+        found = [duel(*pair) for pair in combinations(amounts.items(), 2)]
+        found.append(f"#### {', '.join(best_first)}")
+    return ask, "\n".join([*lines.values(), *found])
 
 
 def _extreme_of(r, function: str, word: str, amounts: dict[str, str]) -> tuple[str, list[str]]:
-    """A question for the `function` of the amounts, or for the name that has it, and the lines of the answer."""
+    """A question for the extreme amount, or for the name that has it, and the lines of the answer."""
     extreme = r.choice(PHRASES[function])
     ask = _say(r, "extreme of names", w=extreme, l=word)
     if r.random() < 0.4:
@@ -391,24 +398,25 @@ def _extreme_of(r, function: str, word: str, amounts: dict[str, str]) -> tuple[s
 
 def _ask_excess(r, topic: Topic) -> Turn | None:
     """How far the first amounts are above the risk-free rate, sometimes times a number."""
-    x, safe = topic.world.x, topic.world.safe
-    if not safe or AMOUNTS[x] is not _percent:
+    safe, name = topic.safe, topic.name
+    if not safe or AMOUNTS[topic.x] is not _percent:
         return None
-    factor, step = r.choice((2, 3, 5, 10, 12, 20, 100)), "{a}-{s}"
+    factor, form = r.choice((2, 3, 5, 10, 12, 20, 100)), "{}-{}"
     if r.random() < 0.35:
         return _say(r, "safe rate"), f"#### {safe.shown}"
     ask = r.choice(PHRASES["excess"])
     if r.random() < 0.3:
-        ask, step = f"{ask[:-1]} and multiply by {factor}{ask[-1]}", f"({step})*{factor}"
-    steps = {name: step.format(a=a.plain, s=safe.plain) for name, (a, _) in topic.world.table.items()}
+        ask, form = f"{ask[:-1]} and multiply by {factor}{ask[-1]}", f"({form})*{factor}"
+    sums = {key: form.format(a, safe.plain) for key, (a, _) in topic.plain.items()}
     if r.random() < 0.4:
-        return ask.format(l=x, w=topic.name), _solved(steps[topic.name], f"{topic.name}: ")
-    lines = [f"{name}: {mark(steps[name])}." for name in topic.wanted]
-    return ask.format(l=x, w=topic.called or "each"), "\n".join([f"Risk-free: {safe.plain}.", *lines])
+        return ask.format(x=topic.x, c=name), _solved(sums[name], f"{name}: ")
+    lines = [f"Risk-free: {safe.plain}.", *(f"{key}: {mark(sums[key])}." for key in topic.wanted)]
+    return ask.format(x=topic.x, c=topic.called or "each"), "\n".join(lines)
 
 
-def _ask_owner(r, topic: Topic) -> Turn:
-    return _say(r, "owner", l=topic.word, v=topic.column[topic.name].shown), f"#### {topic.name}"
+WORLD_ASKS = (
+    _ask_amount, _ask_column, _ask_both, _ask_both, _ask_sum, _ask_sums, _ask_best, _ask_excess, _ask_owner,
+)  # fmt: skip
 
 
 # --- one thing with several amounts: deposits, trades, measurements -------------------------------
