@@ -85,19 +85,18 @@ def generation(size: str, new_tokens: int, runs: int = 3, batch: int = 1, prompt
     """Generated tokens/s of the same weights without and with a cache, medians of `runs`."""
     torch.manual_seed(0)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    plain = GPT(SIZES[size]).to(device).eval()
-    fast = FastGPT(SIZES[size]).to(device).eval()
-    fast.load_state_dict(plain.state_dict())
+    models = {"without cache": GPT(SIZES[size]), "with cache": FastGPT(SIZES[size])}
+    models["with cache"].load_state_dict(models["without cache"].state_dict())
     ids = torch.randint(4, SIZES[size].vocab_size, (batch, prompt), device=device)
-    written = plain.generate(ids, new_tokens)
-    assert torch.equal(written, fast.generate(ids, new_tokens)), "the cache changed what is generated"
+    written = [model.to(device).eval().generate(ids, new_tokens) for model in models.values()]
+    assert torch.equal(*written), "the cache changed what is generated"
     rows = []
-    for name, model in (("without cache", plain), ("with cache", fast)):
+    for name, model in models.items():
         seconds = []
         for _ in range(runs):
             began = time.perf_counter()
             model.generate(ids, new_tokens)[0, -1].item()
             seconds.append(time.perf_counter() - began)
-        rows.append({"generation": name, "tokens_per_second": batch * new_tokens / median(seconds),
-                     "new_tokens": new_tokens, "runs": runs})  # fmt: skip
+        speed = batch * new_tokens / median(seconds)
+        rows.append({"generation": name, "tokens_per_second": speed, "new_tokens": new_tokens, "runs": runs})
     return rows

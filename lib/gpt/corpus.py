@@ -190,10 +190,8 @@ def _risks_and_returns(r, shown: Table) -> str:
             clause = _with_ways(r, r.choice(PHRASES["clauses"]))
         form = clause
         if place and r.random() < 0.12 and clause.startswith("{n} ") and "{x}" not in clause:
-            forms = ["{n} has {b} and {a}", "for {n} it is {b} and {a}"]
-            if clause.index("{a}") < clause.index("{b}"):
-                forms = ["{n} has {a} and {b}", "for {n} they are {a} and {b}"]
-            form = r.choice(forms)
+            first = "a" if clause.index("{a}") < clause.index("{b}") else "b"
+            form = r.choice(PHRASES[f"next pair, {first} first"])
         parts.append(form.format(n=name, x=x, y=y, a=a, b=b))
     return _joined(r, parts)
 
@@ -214,8 +212,8 @@ def _respectively(r, x: str, y: str, shown: Table) -> str:
         if join == ", " and r.random() < 0.6:
             said[slot] = _listed(column)
     for slot, column in (("by_a", returns), ("by_b", risks)):
-        forms = ["{1} for {0}" if r.random() < 0.9 else "{0} {1}" for _ in shown]
-        said[slot] = ", ".join(map(str.format, forms, shown, column))
+        parts = [f"{a} for {n}" if r.random() < 0.9 else f"{n} {a}" for n, a in zip(shown, column)]
+        said[slot] = ", ".join(parts)
     return _sentence(_say(r, "respectively", x=x, y=y, **said)) + "."
 
 
@@ -309,10 +307,9 @@ def _ask_column(r, topic: Topic) -> Turn:
 
 def _ask_both(r, topic: Topic) -> Turn:
     """Both amounts of each, sometimes after the risk-free rate."""
-    labels, safe = (topic.x, topic.y), topic.safe
-    places = (0, 1) if r.random() < 0.7 else (1, 0)
-    first, second = (labels[place] for place in places)
-    rows = [(name, *(topic.plain[name][place] for place in places)) for name in topic.wanted]
+    safe, step = topic.safe, 1 if r.random() < 0.7 else -1  # -1: the second label first
+    first, second = (topic.x, topic.y)[::step]
+    rows = [(name, *topic.plain[name][::step]) for name in topic.wanted]
     lines = [f"{name}: {first} {a}, {second} {b}" for name, a, b in rows]
     if not (safe and r.random() < 0.6):
         return topic.say_of_wanted(r, "both", a=first, b=second), ".\n".join(lines) + "."
@@ -362,24 +359,24 @@ def _lines(r, world: World, sign: str) -> tuple[dict[str, str], dict[str, str]]:
 
 def _ask_best(r, topic: Topic) -> Turn | None:
     """The largest, the smallest, or all in order; sometimes by a ratio, which is worked out first."""
-    word, lines, one = topic.word, {}, r.random() < 0.6
-    function = "min" if one and r.random() >= 0.7 else "max"
+    word, lines, single = topic.word, {}, r.random() < 0.6
+    function = "min" if single and r.random() >= 0.7 else "max"
     amounts = {name: pair[topic.place] for name, pair in topic.plain.items()}
     if topic.has_ratio and r.random() < 0.6:
         word = f"{topic.x} per {topic.y}"
         lines, amounts = _lines(r, topic, "/")
         if len(set(amounts.values())) < len(amounts):
             return None
-    if one:
-        ask, found = _extreme_of(r, function, word, amounts)
+    if single:
+        ask, answer = _extreme_of(r, function, word, amounts)
     elif len(amounts) > 3:
         return None
     else:
         ask = _say(r, "order", l=word)
         best_first = sorted(amounts, key=lambda name: -float(amounts[name]))
-        found = [duel(*pair) for pair in combinations(amounts.items(), 2)]
-        found.append(f"#### {', '.join(best_first)}")
-    return ask, "\n".join([*lines.values(), *found])
+        answer = [duel(*pair) for pair in combinations(amounts.items(), 2)]
+        answer.append(f"#### {', '.join(best_first)}")
+    return ask, "\n".join([*lines.values(), *answer])
 
 
 def _extreme_of(r, function: str, word: str, amounts: dict[str, str]) -> tuple[str, list[str]]:
@@ -425,18 +422,18 @@ def _facts(r) -> Turn:
     who = r.choice((*PHRASES["who"], r.choice(NAMES)))
     name, draw = r.choice([("deposit", _deposit)] * 2 + [("trade", _trade)] * 3 + [("measurement", _measurement)])
     about, slots = PHRASES[name], draw(r) | {"n": who}
-    asks = [one["ask"] if isinstance(one["ask"], str) else r.choice(one["ask"]) for one in about["sums"]]
-    reads = [(r.choice(one["ask"]), f"#### {slots[one['of']]}") for one in about["reads"]]
+    asks = [item["ask"] if isinstance(item["ask"], str) else r.choice(item["ask"]) for item in about["sums"]]
+    reads = [(r.choice(read["ask"]), f"#### {slots[read['of']]}") for read in about["reads"]]
     if about["wholes"] and r.random() < 0.5:
         text = _sentence(r.choice(about["wholes"]).format(**slots))
     else:  # in parts, each in one of many ways, in any order
         parts = [r.choice(ways).format(**slots) for ways in about["parts"]]
         text = _joined(r, r.sample(parts, len(parts)))
-    ask, one = r.choice(list(zip(asks, about["sums"])))
-    sum_ask = ask.format(**slots), _solved(one["sum"].format(**slots), one["lead"], one["unit"])
-    numbers = about["numbers"]
+    ask, item = r.choice(list(zip(asks, about["sums"])))
+    sum_ask = ask.format(**slots), _solved(item["expression"].format(**slots), item["lead"], item["unit"])
+    numbers = {label: slots[slot] for label, slot in about["numbers"].items()}
     wanted = r.sample(list(numbers), r.randint(2, len(numbers)))
-    listed = _say(r, "facts", w=_listed(wanted)), ", ".join(f"{key} {slots[numbers[key]]}" for key in wanted) + "."
+    listed = _say(r, "facts", w=_listed(wanted)), ", ".join(f"{label} {numbers[label]}" for label in wanted) + "."
     reads = r.sample(reads, 2)
     asks = r.choice([
         [sum_ask], [sum_ask], [listed], [listed], reads[:1], [listed, sum_ask], [listed, sum_ask], [sum_ask, reads[0]],
@@ -478,10 +475,8 @@ def _measurement(r) -> dict:
 # --- lists ----------------------------------------------------------------------------------------
 def _list(r) -> Turn:
     """A list of numbers: read an item, the largest, running results, item by item sums."""
-    digits, length = r.choice([(2, 3), (3, 4), (1, 2), (3, 3), (2, 2)]), (3, 8)
-    if r.random() >= 0.9:
-        length = (9, 13)
-    count = r.randint(*length)
+    digits = r.choice([(2, 3), (3, 4), (1, 2), (3, 3), (2, 2)])
+    count = r.randint(3, 8) if r.random() < 0.9 else r.randint(9, 13)
     if r.random() < 0.6:  # a walk, as prices move
         values = [r.randrange(30, 4000)]
         while len(values) < count:
@@ -516,10 +511,9 @@ def _ask_of_list(r, items: list[str]) -> Turn:
             marks = [mark(form.format(p=item, o=reference)) for item in items[:5]]
             return ask.format(o=reference), join.join(marks) + "."
         case 8:
-            first, second, third = zip(places, items[:3])
-            last = ("last", items[-1])
-            (a, high), (b, low) = r.choice([(first, last), (first, second), (second, third), (second, last)])
-            return _say(r, "fall", a=a, b=b), _solved(f"100*(1-{low}/{high})", "Fall ", "%")
+            named = dict(zip(places, items)) | {"last": items[-1]}
+            a, b = r.choice(PHRASES["falls"])
+            return _say(r, "fall", a=a, b=b), _solved(f"100*(1-{named[b]}/{named[a]})", "Fall ", "%")
         case 9:
             return _say(r, "total"), _solved("+".join(items))
         case 10:

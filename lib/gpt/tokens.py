@@ -112,14 +112,11 @@ class Blocks:
         self.tokens = np.memmap(folder / "tokens.bin", dtype=np.uint16, mode="r")
         self.weights = np.memmap(folder / "weights.bin", dtype=np.uint8, mode="r")
         self.batch, self.length, self.seed = batch, length, seed
-        ends = np.fromfile(folder / "ends.bin", dtype=np.int64)
-        starts = np.concatenate([[0], ends[:-1]])
-        row = length + 1
-        pieces = -(-(ends - starts) // row)  # a document of several rows is cut into pieces
-        first = np.repeat(starts, pieces)
-        within = np.arange(len(first)) - np.repeat(np.cumsum(pieces) - pieces, pieces)
-        self.starts = first + within * row
-        self.sizes = np.minimum(np.repeat(ends, pieces) - self.starts, row)
+        ends, row = np.fromfile(folder / "ends.bin", dtype=np.int64).tolist(), length + 1
+        pieces = []  # a document longer than a row is cut into several
+        for start, end in itertools.pairwise([0, *ends]):
+            pieces += [(first, min(row, end - first)) for first in range(start, end, row)]
+        self.starts, self.sizes = np.array(pieces).T
         self.packed = packed
         if packed:
             self.rows = self._pack(row)
