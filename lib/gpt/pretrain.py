@@ -33,6 +33,7 @@ from lib.train import guards
 
 WARM_UP = 0.02  # share of the steps
 Peaks = dict[torch.optim.Optimizer, float]  # learning rates
+Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # ids, weights, documents: (B, T + 1) each
 
 
 @dataclass(frozen=True)
@@ -171,7 +172,7 @@ def new_model(size: str, recipe: Recipe) -> GPT:
     return GPT(SIZES[size])
 
 
-def backward(loss_of: Callable, batch: tuple, parts: int, device: torch.device, half: torch.autocast):
+def backward(loss_of: Callable, batch: Batch, parts: int, device: torch.device, half: torch.autocast) -> float:
     """Add the gradients of this rank's rows of a batch, one of `parts`; returns the whole batch's loss."""
     rank, count = ranks()
     ids, weights, documents = (tensor[rank::count].to(device) for tensor in batch)
@@ -194,7 +195,7 @@ def update(model: GPT, peaks: Peaks, share: float) -> None:
         optimizer.zero_grad(set_to_none=True)
 
 
-def diverged(loss: float, step: int, folder: Path | None, batch: tuple) -> memory.TrainingError:
+def diverged(loss: float, step: int, folder: Path | None, batch: Batch) -> memory.TrainingError:
     """What a training raises whose loss is no number; its batch is kept in `folder`."""
     place = ""
     if folder:
