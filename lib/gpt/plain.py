@@ -1,4 +1,4 @@
-"""A GPT in plain sight, in the Llama form: each operation written out in float32. `gpt_fast.py` is the same, fast."""
+"""A GPT in plain sight, in the Llama form: each operation written out. `fast.py` is the same, fast."""
 
 import math
 from dataclasses import asdict, dataclass
@@ -9,7 +9,7 @@ from torch import nn
 
 @dataclass(frozen=True)
 class Config:
-    """Sizes under the names of transformers' LlamaConfig. Embeddings are tied: the same matrix reads and writes."""
+    """Sizes, as transformers' LlamaConfig names them. Embeddings are tied: one matrix reads and writes."""
 
     vocab_size: int
     hidden_size: int  # C, the width
@@ -28,8 +28,8 @@ class Config:
 
 SIZES = {
     "base": Config(2048, 256, 768, 4, 4, 2, 1024),  # the embedded base
-    "tiny": Config(2048, 256, 768, 4, 4, 2, 1024),  # the same: a minute on two CPU cores shows the ablation
-    "small": Config(32_000, 512, 1536, 6, 8, 8, 1024),  # 6 layers, 8 heads, width 512: the published one
+    "tiny": Config(2048, 256, 768, 4, 4, 2, 1024),  # the same: shows the ablation in a minute on two cores
+    "small": Config(32_000, 512, 1536, 6, 8, 8, 1024),  # the published one
     "medium": Config(32_000, 768, 2304, 13, 12, 12, 1024),  # 124 M parameters
 }
 
@@ -46,9 +46,11 @@ class RMSNorm(nn.Module):
 
 
 def rotations(config: Config) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cosine and sine of position * frequency, each (positions, D): rotary embeddings (Su et al. 2021)."""
-    frequencies = config.rope_theta ** (-torch.arange(0, config.head_dim, 2).float() / config.head_dim)  # (D / 2,)
-    angles = torch.outer(torch.arange(config.max_position_embeddings).float(), frequencies).repeat(1, 2)
+    """Cosine and sine of position * frequency, (positions, D) each: rotary embeddings (Su et al. 2021)."""
+    D = config.head_dim
+    frequencies = config.rope_theta ** (-torch.arange(0, D, 2).float() / D)  # (D / 2,)
+    positions = torch.arange(config.max_position_embeddings).float()
+    angles = torch.outer(positions, frequencies).repeat(1, 2)
     return angles.cos(), angles.sin()
 
 
@@ -62,24 +64,25 @@ class Attention(nn.Module):
     def __init__(self, config: Config):
         super().__init__()
         self.config = config
-        width, heads, groups = config.hidden_size, config.num_attention_heads, config.num_key_value_heads
-        self.q_proj = nn.Linear(width, heads * config.head_dim, bias=False)
-        self.k_proj = nn.Linear(width, groups * config.head_dim, bias=False)
-        self.v_proj = nn.Linear(width, groups * config.head_dim, bias=False)
-        self.o_proj = nn.Linear(heads * config.head_dim, width, bias=False)
+        width, shared = config.hidden_size, config.num_key_value_heads * config.head_dim
+        self.q_proj = nn.Linear(width, width, bias=False)
+        self.k_proj = nn.Linear(width, shared, bias=False)
+        self.v_proj = nn.Linear(width, shared, bias=False)
+        self.o_proj = nn.Linear(width, width, bias=False)
 
     def forward(self, x, cos, sin, allowed):
-        B, T, _ = x.shape
-        heads = self.config.num_attention_heads
-        q = self.q_proj(x).view(B, T, -1, self.config.head_dim).transpose(1, 2)  # (B, H, T, D)
-        k = self.k_proj(x).view(B, T, -1, self.config.head_dim).transpose(1, 2)  # (B, G, T, D)
-        v = self.v_proj(x).view(B, T, -1, self.config.head_dim).transpose(1, 2)  # (B, G, T, D)
+        q, k, v = self.heads(self.q_proj(x)), self.heads(self.k_proj(x)), self.heads(self.v_proj(x))
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
-        k, v = (t.repeat_interleave(heads // t.shape[1], dim=1) for t in (k, v))  # (B, H, T, D)
+        sharing = self.config.num_attention_heads // self.config.num_key_value_heads
+        k, v = k.repeat_interleave(sharing, dim=1), v.repeat_interleave(sharing, dim=1)  # as q
         scores = q @ k.transpose(-2, -1) / math.sqrt(self.config.head_dim)  # (B, H, T, T)
         scores = scores.masked_fill(~allowed, -torch.inf)
         y = scores.softmax(dim=-1) @ v  # (B, H, T, D)
-        return self.o_proj(y.transpose(1, 2).reshape(B, T, -1))  # (B, T, C)
+        return self.o_proj(y.transpose(1, 2).flatten(2))  # (B, T, C)
+
+    def heads(self, x):
+        """(B, T, H * D) -> (B, H, T, D); keys and values have G heads instead of H."""
+        return x.unflatten(-1, (-1, self.config.head_dim)).transpose(1, 2)
 
 
 class MLP(nn.Module):
@@ -104,21 +107,23 @@ class Layer(nn.Module):
         self.input_layernorm = self.norm_type(config.hidden_size, config.rms_norm_eps)
         self.post_attention_layernorm = self.norm_type(config.hidden_size, config.rms_norm_eps)
 
-    def forward(self, x, cos, sin, allowed):
-        x = x + self.self_attn(self.input_layernorm(x), cos, sin, allowed)
+    def forward(self, x, *context):
+        """`context`: cosines, sines and what is seen, as `Attention` takes them."""
+        x = x + self.self_attn(self.input_layernorm(x), *context)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
 class GPT(nn.Module):
-    """Its modules have transformers' names, so that its weights are a LlamaForCausalLM's (`pretrain.save`)."""
+    """Its modules have transformers' names: its weights are a LlamaForCausalLM's (`pretrain.save`)."""
 
-    norm_type, layer_type = RMSNorm, Layer  # gpt_fast has its own
+    norm_type, layer_type = RMSNorm, Layer  # fast.py has its own
 
     def __init__(self, config: Config):
         super().__init__()
         self.config = config
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(self.layer_type(config) for _ in range(config.num_hidden_layers))
+        layers = [self.layer_type(config) for _ in range(config.num_hidden_layers)]
+        self.layers = nn.ModuleList(layers)
         self.norm = self.norm_type(config.hidden_size, config.rms_norm_eps)
         cos, sin = rotations(config)
         self.register_buffer("cos", cos, persistent=False)
@@ -126,11 +131,8 @@ class GPT(nn.Module):
         initialise(self)
 
     def forward(self, ids, documents=None):
-        """Logits (B, T, V) of ids (B, T); a token sees what precedes it in its own document (`documents`, (B, T))."""
-        T = ids.shape[1]
-        allowed = torch.ones(T, T, dtype=torch.bool, device=ids.device).tril()  # (T, T)
-        if documents is not None:
-            allowed = (allowed & (documents[:, :, None] == documents[:, None, :]))[:, None]  # (B, 1, T, T)
+        """Logits (B, T, V) of ids (B, T); a token sees what precedes it in its document (B, T)."""
+        T, allowed = ids.shape[1], seen(ids, documents)
         x = self.embed_tokens(ids)  # (B, T, C)
         for layer in self.layers:
             x = layer(x, self.cos[:T], self.sin[:T], allowed)
@@ -138,9 +140,11 @@ class GPT(nn.Module):
 
     def losses(self, ids, documents=None):
         """Cross entropy in nats of each next token, (B, T), of ids (B, T + 1)."""
-        logits = self(ids[:, :-1], None if documents is None else documents[:, :-1])
-        wanted = ids[:, 1:]
-        losses = nn.functional.cross_entropy(logits.float().flatten(0, 1), wanted.flatten(), reduction="none")
+        if documents is not None:
+            documents = documents[:, :-1]
+        logits, wanted = self(ids[:, :-1], documents), ids[:, 1:]
+        logits = logits.float().flatten(0, 1)  # (B * T, V)
+        losses = nn.functional.cross_entropy(logits, wanted.flatten(), reduction="none")
         return losses.view(wanted.shape)
 
     def loss(self, ids, weights, documents=None):
@@ -150,27 +154,38 @@ class GPT(nn.Module):
 
     @torch.no_grad()
     def generate(self, ids, count: int):
-        """`count` more tokens, greedily: ids (B, T) -> (B, T + count). Everything is computed anew for each token."""
+        """`count` more tokens, greedily: ids (B, T) -> (B, T + count). Each recomputes everything."""
         for _ in range(count):
             ids = torch.cat([ids, self(ids)[:, -1:].argmax(dim=-1)], dim=1)
         return ids
 
 
+def seen(ids, documents=None):
+    """What each position attends to: it and those before, (T, T); in its document alone, (B, 1, T, T)."""
+    T = ids.shape[1]
+    before = torch.ones(T, T, dtype=torch.bool, device=ids.device).tril()
+    if documents is None:
+        return before
+    return (before & (documents[:, :, None] == documents[:, None, :]))[:, None]
+
+
 def initialise(model: nn.Module) -> None:
-    """Matrices from a normal distribution of 0.02; embeddings of 0.1 (at 0.02 words stay alike, and are not copied)."""
-    for name, parameter in model.named_parameters():
-        if parameter.ndim == 2:
-            nn.init.normal_(parameter, std=0.1 if name.startswith("embed_tokens") else 0.02)
+    """Normal weights: 0.02 for matrices, 0.1 for embeddings (at 0.02 words stay alike, and are not copied)."""
+    for parameter in model.parameters():
+        if parameter is model.embed_tokens.weight:
+            nn.init.normal_(parameter, std=0.1)
+        elif parameter.ndim == 2:
+            nn.init.normal_(parameter, std=0.02)
 
 
 def llama(model: nn.Module):
     """The same weights as transformers' LlamaForCausalLM."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    config = asdict(model.config) | {"head_dim": model.config.head_dim}
-    theta = config.pop("rope_theta")
+    sizes = asdict(model.config)
+    rope = {"rope_type": "default", "rope_theta": sizes.pop("rope_theta")}
     result = LlamaForCausalLM(LlamaConfig(
-        **config, rope_parameters={"rope_type": "default", "rope_theta": theta}, tie_word_embeddings=True,
+        **sizes, head_dim=model.config.head_dim, rope_parameters=rope, tie_word_embeddings=True,
         bos_token_id=1, eos_token_id=2, pad_token_id=3,
     ))  # fmt: skip
     result.model.load_state_dict(model.state_dict())

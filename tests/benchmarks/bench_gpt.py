@@ -71,16 +71,14 @@ def compared(settings, blocks) -> dict:
 
         return model, half(loss), pretrain.optimizers(model, pretrain.FASTEST, settings)
 
-    found: dict[str, list] = {}
+    tries: dict[str, list[dict]] = {}
     for _ in range(RUNS):
         for name, make in (("plain", written_out), ("transformers", transformers), ("fast", made_fast)):
             torch.compiler.reset()
             start = memory.reset_peak()
-            seconds = step_seconds(*make(), blocks)
-            found.setdefault(name, []).append((blocks.tokens_a_step / seconds, memory.peak_since(start)))
-    return {name: {"tokens_per_second": median(speed for speed, _ in tries),
-                   "peak_bytes": None if tries[0][1] is None else median(peak for _, peak in tries)}
-            for name, tries in found.items()}  # fmt: skip
+            speed = blocks.tokens_a_step / step_seconds(*make(), blocks)
+            tries.setdefault(name, []).append({"tokens_per_second": speed, "peak_bytes": memory.peak_since(start)})
+    return {name: ablation.medians(rows) for name, rows in tries.items()}
 
 
 def half(function):
@@ -125,7 +123,9 @@ def show(result: dict) -> None:
     speed = {name: values["tokens_per_second"] for name, values in result["training"].items()}
     written = [row["tokens_per_second"] for row in result["generation"]]
     for name, values in result["training"].items():
-        peak = "" if values["peak_bytes"] is None else f", peak {values['peak_bytes'] / 2**20:,.0f} MiB"
+        peak = ""
+        if values["peak_bytes"] is not None:
+            peak = f", peak {values['peak_bytes'] / 2**20:,.0f} MiB"
         print(f"{name:<14}{values['tokens_per_second']:>9,.0f} tokens/s ({speed[name] / speed['plain']:.1f} x){peak}")
     gain = written[1] / written[0]
     print(f"generation    {written[0]:,.0f} -> {written[1]:,.0f} tokens/s ({gain:.1f} x)", flush=True)
