@@ -124,20 +124,16 @@ def compare(
 @app.command()
 def status(outputs: Outputs = None) -> None:
     """The runs there are: stages that are complete, the one at work, its step and loss, and the time that is left."""
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
     folder = _outputs(outputs)
-    rows = run_status.table(folder)
-    if not rows:
+    runs = run_status.table(folder)
+    if not runs:
         typer.echo(f"no run in {folder}; start one: sharpen run demo")
         return
-    columns = dict.fromkeys(name for row in rows for name in row)
-    table = Table(*columns)
-    for row in rows:
-        table.add_row(*(Text(visible(row.get(name, "-"))) for name in columns))  # names are anyone's: no markup
-    Console().print(table)
+    names = list(dict.fromkeys(name for run in runs for name in run))
+    rows = [names]
+    for run in runs:
+        rows.append([run.get(name, "-") for name in names])
+    typer.echo(visible("\n".join(execute.columns(rows))))
 
 
 @app.command()

@@ -53,7 +53,7 @@ class Job:
     given: set[str]
     again: str
     force: bool
-    echo: Callable[[str], Any]
+    echo: Callable
 
 
 def run(
@@ -64,10 +64,10 @@ def run(
     outputs: str | Path | None = None,
     force: bool = False,
     stages: Iterable[str] | None = None,
-    echo: Callable[[str], Any] = print,
+    echo: Callable = print,
     export: bool = False,
     again: str | None = None,
-    check: Callable[[Settings], Any] = lambda settings: None,
+    check: Callable = lambda settings: None,
 ) -> Summary:
     """Execute a preset's stages (all, or those named) into outputs/<run_name>, skipping what is unchanged.
 
@@ -382,7 +382,7 @@ def columns(rows: Sequence[Sequence[str]]) -> list[str]:
     return lines
 
 
-def _print_summary(summary: Summary, rehearse: bool, echo: Callable[[str], Any]) -> None:
+def _print_summary(summary: Summary, rehearse: bool, echo: Callable) -> None:
     folder = summary.run_folder
     places = {
         "report": summary.report, "adapter": folder / "adapter", "answers": folder / "eval/generations.jsonl",

@@ -4,7 +4,7 @@ import itertools
 import json
 import re
 import shlex
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,9 @@ LOSS, TEST, PERPLEXITY = "validation loss", "accuracy, test,", "perplexity"
 LOSS_BY = {"base_model", "chat_template", "max_length", "completion_only_loss", "trainer", "beta", "loss_type"}
 
 
-def read_grid(pairs: Sequence[str]) -> dict[str, list[str]]:
+def read_grid(pairs: list[str]) -> dict[str, list[str]]:
     """`r=8,16` texts as {"r": ["8", "16"]}; of a setting that is a list itself, a whole text is one value."""
-    grid: dict[str, list[str]] = {}
+    grid = {}
     problems = []
     for pair in pairs:
         name, equals, text = pair.partition("=")
@@ -40,9 +40,9 @@ def read_grid(pairs: Sequence[str]) -> dict[str, list[str]]:
 
 
 def plan(
-    preset: str, grid: Mapping[str, Sequence[Any]], seeds: int, name: str, overrides: Mapping[str, Any],
+    preset: str, grid: dict[str, list], seeds: int, name: str, overrides: dict,
     rehearse: bool,
-) -> list[dict[str, Any]]:  # fmt: skip
+) -> list[dict]:  # fmt: skip
     """A row a run, {"run", "cell", "settings", "seed"}; SettingsError names all that is wrong in any of them.
 
     `settings` are the cell's own, as they were read; the seeds count up from the preset's (or from --set seed)."""
@@ -53,7 +53,7 @@ def plan(
     if "push_to_hub" in grid or "push_to_hub" in overrides:
         problems.append("push_to_hub: all runs would go to one repository; `sharpen push` uploads one")
     grid = {field: values for field, values in grid.items() if field != "seed"}
-    rows: dict[str, dict[str, Any]] = {}
+    rows = {}
     for values in itertools.product(*grid.values()):
         wanted = {**overrides, **dict(zip(grid, values))}
         try:
@@ -77,9 +77,9 @@ def plan(
     return list(rows.values())
 
 
-def run(preset: str, grid: Mapping[str, Sequence[Any]], seeds: int = 3, name: str | None = None,
-        overrides: Mapping[str, Any] | None = None, rehearse: bool = False, outputs: str | Path | None = None,
-        echo: Callable[[str], Any] = print) -> dict[str, Any]:  # fmt: skip
+def run(preset: str, grid: dict[str, list], seeds: int = 3, name: str | None = None,
+        overrides: dict | None = None, rehearse: bool = False, outputs: str | Path | None = None,
+        echo: Callable = print) -> dict:  # fmt: skip
     """Make every run of the grid, write outputs/<name>/sweep.json after each and sweep.txt last; return the former.
 
     Each is an ordinary run: complete ones are skipped, a stopped one is gone on with, and each prepares its own data,
@@ -135,7 +135,7 @@ def measure(run_folder: Path) -> dict[str, Any]:
     return {"scores": {name: score for name, score in scores.items() if score is not None}, "asked": asked}
 
 
-def summarise(rows: Sequence[dict]) -> dict[str, Any]:
+def summarise(rows: list[dict]) -> dict:
     """The runs as cells with mean and interval over the seeds, the best cell, and its lead over each neighbour: a cell
     that differs in one setting, in a number by one place.
 
@@ -161,14 +161,14 @@ def summarise(rows: Sequence[dict]) -> dict[str, Any]:
     return found | {"chosen_by": by, "best": best["cell"], "neighbours": leads}
 
 
-def _scores(cell: Mapping[str, Any]) -> list[dict[str, float]]:
+def _scores(cell: dict) -> list[dict]:
     """The scores of the runs that have some; others failed, or are still to come."""
     return [run["scores"] for run in cell["runs"] if "scores" in run]
 
 
-def _cells(rows: Iterable[dict]) -> list[dict]:
+def _cells(rows: list[dict]) -> list[dict]:
     """The runs by their cell, with the scores that all of its runs have."""
-    cells: dict[str, dict] = {}
+    cells = {}
     for row in rows:
         cell = cells.setdefault(row["cell"], {"cell": row["cell"], "settings": row["settings"], "runs": []})
         cell["runs"].append({key: value for key, value in row.items() if key not in ("cell", "settings")})
@@ -177,7 +177,7 @@ def _cells(rows: Iterable[dict]) -> list[dict]:
     return list(cells.values())
 
 
-def _chosen_by(cells: Sequence[dict], fields: Mapping[str, Any]) -> str:
+def _chosen_by(cells: list[dict], fields: dict) -> str:
     """The score that chooses the best of these cells, which differ in `fields`."""
     scores = list(dict.fromkeys(name for cell in cells for name in cell["scores"]))
     if LOSS in scores and not LOSS_BY & fields.keys():
@@ -193,7 +193,7 @@ def _lead(best: dict, other: dict) -> dict[str, dict]:
     return _over_seeds(seeds)
 
 
-def text(found: Mapping[str, Any]) -> str:
+def text(found: dict) -> str:
     """A sweep for readers: the cells as a table, the best one beside its neighbours, and what failed."""
     cells, best = {cell["cell"]: cell for cell in found["cells"]}, found["best"]
     scores = list(dict.fromkeys(name for cell in cells.values() for name in cell["scores"]))
@@ -221,7 +221,7 @@ def text(found: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _beside_its_neighbours(found: Mapping[str, Any], cells: Mapping[str, dict], shown: Sequence[str]) -> list[str]:
+def _beside_its_neighbours(found: dict, cells: dict[str, dict], shown: list[str]) -> list[str]:
     by, best = found["chosen_by"], cells[found["best"]]
     lines = ["", f"best by {by}: {best['cell']} (by seed: {_by_seed(by, best)})"]
     lines += _edges(best["settings"], cells.values())
@@ -250,13 +250,13 @@ def _word(value: Any) -> str:
     return "none" if value is None else str(value)
 
 
-def _run_name(sweep: str, settings: Mapping[str, Any], seed: int) -> str:
+def _run_name(sweep: str, settings: dict, seed: int) -> str:
     """A run is named by its cell, not by its place: a grid that grows keeps the runs that it has."""
     words = [sweep, *(f"{field}-{_word(value)}" for field, value in settings.items()), f"seed-{seed}"]
     return re.sub(r"\.\.+|[^A-Za-z0-9._-]+", "-", "-".join(words))
 
 
-def _over_seeds(seeds: Sequence[Mapping[str, float]]) -> dict[str, dict]:
+def _over_seeds(seeds: list[dict]) -> dict[str, dict]:
     """{score that all seeds have: {"mean", "low", "high"}}; one seed has no interval."""
     scores = {}
     for name in seeds[0] if seeds else ():
@@ -270,13 +270,13 @@ def _over_seeds(seeds: Sequence[Mapping[str, float]]) -> dict[str, dict]:
     return scores
 
 
-def _places(field: str, cells: Iterable[dict]) -> list:
+def _places(field: str, cells: list[dict]) -> list:
     """The values of a setting that is a number, in order; empty for any other."""
     values = {cell["settings"][field] for cell in cells}
     return sorted(values) if all(type(value) in (int, float) for value in values) else []
 
 
-def _are_neighbours(one: Mapping[str, Any], other: Mapping[str, Any], cells: Iterable[dict]) -> bool:
+def _are_neighbours(one: dict, other: dict, cells: list[dict]) -> bool:
     differing = [field for field in one if one[field] != other[field]]
     if len(differing) != 1:
         return False
@@ -285,7 +285,7 @@ def _are_neighbours(one: Mapping[str, Any], other: Mapping[str, Any], cells: Ite
     return not places or abs(places.index(one[field]) - places.index(other[field])) == 1
 
 
-def _edges(best: Mapping[str, Any], cells: Iterable[dict]) -> list[str]:
+def _edges(best: dict, cells: list[dict]) -> list[str]:
     """Where the best lies at an end of what was tried, so that it has a neighbour on one side only."""
     lines = []
     for field, value in best.items():
@@ -304,7 +304,7 @@ def _figure(name: str, value: float, sign: str = "") -> str:
     return f"{value:{sign}.4f}"
 
 
-def _interval(name: str, score: Mapping[str, Any] | None, sign: str = "") -> str:
+def _interval(name: str, score: dict | None, sign: str = "") -> str:
     if score is None:
         return "-"
     text = _figure(name, score["mean"], sign)
@@ -315,5 +315,5 @@ def _interval(name: str, score: Mapping[str, Any] | None, sign: str = "") -> str
     return f"{text} [{_figure(name, score['low'], sign)}, {_figure(name, score['high'], sign)}]"
 
 
-def _by_seed(name: str, cell: Mapping[str, Any]) -> str:
+def _by_seed(name: str, cell: dict) -> str:
     return ", ".join(_figure(name, scores[name]) for scores in _scores(cell))
