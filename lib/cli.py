@@ -13,14 +13,20 @@ from typer import Argument, Option
 
 from lib import SharpenError
 from lib.engine import llamacpp
+from lib.grade import grading
 from lib.pipeline import execute
+from lib.pipeline import reproduce as reproducing
 from lib.pipeline import status as run_status
+from lib.pipeline import sweep as sweeping
 from lib.run import runs
 from lib.run.disk import RunError, write_atomically
 from lib.run.paths import ROOT
 from lib.run.presets import PRESETS
 from lib.run.settings import SettingsError, TrainSettings
 from lib.run.untrusted import redact, visible
+from lib.ship import deploy as deploying
+from lib.ship import playground
+from lib.train import scale
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 Preset = Annotated[str, Argument(help="A preset's name: see `sharpen presets`.")]
@@ -67,8 +73,6 @@ def presets() -> None:
     """List the presets: base model, data, method, memory, time, and the published result that each is set beside."""
     from rich.console import Console
     from rich.table import Table
-
-    from lib.train import scale
 
     table = Table(show_lines=True)
     table.add_column("preset", no_wrap=True)  # a name must be whole to be typed
@@ -162,8 +166,6 @@ def grade(
     beside: Annotated[str | None, Option(help="Another grader to set beside: math-verify.")] = None,
 ) -> None:
     """Grade a file of completions: a table with intervals and error classes, and a file of verdicts."""
-    from lib.grade import grading
-
     if beside not in (None, "math-verify"):
         raise grading.GradingError(f"--beside {beside!r}: unknown grader; choose math-verify")
     answers = grading.read(file)
@@ -192,8 +194,6 @@ def sweep(
     outputs: Outputs = None,
 ) -> None:  # fmt: skip
     """Run a preset over a grid of settings and several seeds; say what is best, and whether that may be luck."""
-    from lib.pipeline import sweep as sweeping
-
     overrides, values = _overrides(settings or [], data_dir), sweeping.read_grid(grid or [])
     for name in values:
         values[name] = [_from_here(name, text) for text in values[name]]
@@ -217,8 +217,6 @@ def push(
 @app.command()
 def reproduce(run: Run, outputs: Outputs = None) -> None:
     """Make a run again from its manifests alone, as RUN-reproduced; exits with 1 where a figure is not equal."""
-    from lib.pipeline import reproduce as reproducing
-
     folder = _run_folder(run, outputs)
     if runs.is_complete(folder, "export"):
         llamacpp.named()  # a wrong build is named before anything is made again
@@ -236,18 +234,16 @@ def serve(
     outputs: Outputs = None,
 ) -> None:
     """Serve a run's best artefact (GGUF, merged model or adapter) on 127.0.0.1, by OpenAI's protocol, until Ctrl-C."""
-    from lib.ship import deploy
-
     folder, path = _run_folder(run, outputs), llama_cpp_path and str(_absolute(llama_cpp_path))
-    settings = deploy.settings_of(folder, engine=engine, port=port, parallel=parallel, llama_cpp_path=path)
+    settings = deploying.settings_of(folder, engine=engine, port=port, parallel=parallel, llama_cpp_path=path)
     for way in (signal.SIGINT, signal.SIGTERM):  # each ends the server too, also where a shell has it ignored
         signal.signal(way, signal.default_int_handler)
     with suppress(KeyboardInterrupt):
-        choice = deploy.choose(folder, settings)
+        choice = deploying.choose(folder, settings)
         typer.echo(f"{choice.path.name} by {choice.engine} ({choice.why})")
-        with deploy.serving(choice, folder, settings) as server:
+        with deploying.serving(choice, folder, settings) as server:
             typer.echo(f"listening on {server.url}/v1, model {run!r}; Ctrl-C stops it. For example:\n  "
-                       + deploy.curl(server.url, run, "What is 5 % of $200?"))  # fmt: skip
+                       + deploying.curl(server.url, run, "What is 5 % of $200?"))  # fmt: skip
             server.wait()
     typer.echo("stopped")
 
@@ -265,23 +261,19 @@ def ask(
     outputs: Outputs = None,
 ) -> None:
     """Ask a run's adapter once, without a server: the answer, what the grader reads in it, and its checked marks."""
-    from lib.ship.playground import Models, checked_marks, read_as
-
     if top_p < 1 and not temperature:
         raise SettingsError([f"top_p = {top_p:g}: counts only while sampling; give a temperature above 0 too"])
-    (answer,) = Models(_run_folder(run, outputs)).answer(
+    (answer,) = playground.Models(_run_folder(run, outputs)).answer(
         question, calculator=calculator, temperature=temperature, top_p=top_p, repetition_penalty=repetition_penalty,
         no_repeat_ngram_size=no_repeat_ngram_size, seed=seed,
     )  # fmt: skip
-    lines = ["", answer.strip(), "", f"read as: {read_as(answer)}", *checked_marks(answer)]
+    lines = ["", answer.strip(), "", f"read as: {playground.read_as(answer)}", *playground.checked_marks(answer)]
     typer.echo(visible("\n".join(lines)))
 
 
 @app.command()
 def demo(run: Run, port: Port = 7860, outputs: Outputs = None) -> None:
     """Serve a page on 127.0.0.1: a question, base and tuned answers side by side, their arithmetic checked."""
-    from lib.ship import playground
-
     folder, port = _run_folder(run, outputs), llamacpp.free_port(port)
     models, questions = playground.Models(folder), playground.examples(folder)
     typer.echo(f"the page: http://127.0.0.1:{port} (Ctrl-C closes it)")
