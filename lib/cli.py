@@ -119,8 +119,10 @@ def compare(
     from lib.run.runs import read
 
     folders = [_run_folder(name, outputs) for name in runs]
-    first, *_ = [read(folder, "evaluate") for folder in folders]  # all are there before a kernel starts
-    overrides = {"others": tuple(runs[1:])} if runs[1:] else {}
+    first, *_ = [read(folder, "evaluate") for folder in folders]  # before a kernel starts
+    overrides = {}
+    if len(runs) > 1:
+        overrides["others"] = tuple(runs[1:])
     execute.run(first["preset"], runs[0], overrides, first["rehearse"], folders[0].parent, force=True,
                 stages=["compare"], again=_again())
 
@@ -172,7 +174,8 @@ def grade(
     if out:
         grading.check_output(file, out)
     verdicts = grading.grade(answers)
-    others = grading.math_verify_verdicts(answers) if beside else None
+    if beside:  # before anything is written: it may be missing here
+        others = grading.math_verify_verdicts(answers)
     if out:
         try:
             write_atomically(out, grading.verdict_lines(answers, verdicts))
@@ -236,7 +239,7 @@ def serve(
     """Serve a run's best artefact (GGUF, merged model or adapter) on 127.0.0.1, by OpenAI's protocol, until Ctrl-C."""
     folder, path = _run_folder(run, outputs), llama_cpp_path and str(_absolute(llama_cpp_path))
     settings = deploying.settings_of(folder, engine=engine, port=port, parallel=parallel, llama_cpp_path=path)
-    for way in (signal.SIGINT, signal.SIGTERM):  # each ends the server too, also where a shell has it ignored
+    for way in (signal.SIGINT, signal.SIGTERM):  # each ends the server, even if a shell ignores it
         signal.signal(way, signal.default_int_handler)
     with suppress(KeyboardInterrupt):
         choice = deploying.choose(folder, settings)

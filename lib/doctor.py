@@ -15,6 +15,7 @@ from lib.engine import llamacpp
 REPOSITORY = Path(__file__).resolve().parents[1]
 GIB = 2**30
 HUB_TIMEOUT_SECONDS = 3
+WORD = {True: "yes", False: "no"}
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ def device() -> Check:
         return Check("device", "fail", f"torch cannot be imported: {error}", "make setup")
     if torch.cuda.is_available():
         gpu, count = torch.cuda.get_device_properties(0), torch.cuda.device_count()
-        bf16 = "yes" if torch.cuda.is_bf16_supported() else "no"
+        bf16 = WORD[torch.cuda.is_bf16_supported()]
         detail = f"{count} x {gpu.name}, {gpu.total_memory / GIB:.0f} GiB each, bf16 {bf16}"
         return Check("device", "ok", detail)
     flags = llamacpp.cpu_flags()
@@ -124,30 +125,30 @@ def disk() -> Check:
 
 
 def hub() -> Check:
-    """Whether the model hub answers, asked with the client that downloads use; a token is never shown."""
+    """Whether the hub answers, asked with the client that downloads use; a token is never shown."""
     from huggingface_hub import constants, get_session, get_token
 
-    token = "token: yes" if get_token() else "token: no"
+    token = f"token: {WORD[bool(get_token())]}"
     if constants.HF_HUB_OFFLINE:
         return Check("hub", "ok", f"HF_HUB_OFFLINE is set: only what is already downloaded; {token}")
-    answers = []  # "" or why there is none
+    reason = f"no answer in {HUB_TIMEOUT_SECONDS} s"
 
     def ask():
+        nonlocal reason
         try:
             get_session().head(constants.ENDPOINT, timeout=HUB_TIMEOUT_SECONDS)
-            answers.append("")
+            reason = ""
         except Exception as error:  # whatever the network does, the answer is "no" and its reason
-            answers.append(type(error).__name__)
+            reason = type(error).__name__
 
     # A thread, because the client's timeout does not cover a name look-up that hangs.
     asking = threading.Thread(target=ask, daemon=True)
     asking.start()
     asking.join(HUB_TIMEOUT_SECONDS)
-    if answers == [""]:
+    if not reason:
         if not get_token():
             token += " (gated models need one: hf auth login)"
         return Check("hub", "ok", f"{constants.ENDPOINT} answers; {token}")
-    reason = answers[0] if answers else f"no answer in {HUB_TIMEOUT_SECONDS} s"
     remedy = "the demo needs none; else check the network, or set HF_HUB_OFFLINE=1 to use what is downloaded"
     return Check("hub", "warn", f"{constants.ENDPOINT} cannot be reached ({reason}); {token}", remedy)
 

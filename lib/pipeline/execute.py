@@ -25,7 +25,7 @@ from lib.run.untrusted import redact, visible
 
 NOTEBOOK_FOLDER = ROOT / "notebooks"
 FULL_BYTES = 64 * 2**20  # less is left on a full disk
-STOP_SECONDS = 600  # that a training step, its held-out rows and its checkpoint may take after Ctrl-C
+STOP_SECONDS = 600  # after Ctrl-C, for a training step, its held-out rows and its checkpoint
 REHEARSAL = "REHEARSAL: a walk through the whole path; its figures are no result"
 
 
@@ -57,18 +57,11 @@ class Job:
 
 
 def run(
-    preset: str,
-    run_name: str | None = None,
-    overrides: dict[str, Any] | None = None,
-    rehearse: bool = False,
-    outputs: str | Path | None = None,
-    force: bool = False,
-    stages: Iterable[str] | None = None,
-    echo: Callable = print,
-    export: bool = False,
-    again: str | None = None,
-    check: Callable = lambda settings: None,
-) -> Summary:
+    preset: str, run_name: str | None = None, overrides: dict[str, Any] | None = None, rehearse: bool = False,
+    outputs: str | Path | None = None, force: bool = False, stages: Iterable[str] | None = None,
+    echo: Callable = print, export: bool = False, again: str | None = None,
+    check: Callable[[Settings], Any] = lambda settings: None,
+) -> Summary:  # fmt: skip
     """Execute a preset's stages (all, or those named) into outputs/<run_name>, skipping what is unchanged.
 
     With `export` the tuned model is merged, converted and quantised after the others. `again`: the command that
@@ -125,10 +118,9 @@ def _resolved(
     preset: str, overrides: dict[str, Any], rehearse: bool, chosen: list[str], run_folder: Path,
     problems: list[str],
 ) -> Resolved:  # fmt: skip
-    """The settings of all stages; SettingsError names, after `problems`, what would stop one of them."""
-    for stage in chosen:
-        if stage not in STAGES:
-            problems.append(f"unknown stage {stage!r}; choose from {', '.join(STAGES)}")
+    """The settings; SettingsError names, after `problems`, what would stop one of the stages."""
+    problems += [f"unknown stage {stage!r}; choose from {', '.join(STAGES)}"
+                 for stage in chosen if stage not in STAGES]  # fmt: skip
     try:
         alone = chosen[0] if len(chosen) == 1 and chosen[0] in STAGES else None
         resolved = resolve(preset, overrides, rehearse, alone)
@@ -192,7 +184,7 @@ def command(
 
 
 def headline(run_folder: Path) -> dict[str, str]:
-    """The figures that the stages' notebooks put first: label -> text, in the order of the stages."""
+    """The figures that the stages' notebooks put first: label -> text."""
     figures = {}
     for stage in STAGES:
         if runs.is_complete(run_folder, stage):
@@ -221,7 +213,7 @@ def _do(job: Job, stage: str, place: str) -> tuple[str, str, float]:
 
 
 def _execute(job: Job, stage: str) -> None:
-    """One notebook in a fresh kernel; its executed copy is saved after each cell, so a failure keeps it."""
+    """One notebook in a fresh kernel; its executed copy is saved after each cell, and kept."""
     import papermill
     from papermill.iorw import LocalHandler, papermill_io
 
@@ -230,10 +222,10 @@ def _execute(job: Job, stage: str) -> None:
 
         def write(self, buf: str, path: str) -> None:
             disk.write_atomically(Path(path), [redact(buf)])
-            if stopping and '"status": "running"' not in buf:  # between cells a kernel hears no interrupt
+            if stopping and '"status": "running"' not in buf:  # between cells none is heard
                 raise KeyboardInterrupt
 
-    logging.getLogger("papermill").setLevel(logging.ERROR)  # it warns of settings that a notebook does not name
+    logging.getLogger("papermill").setLevel(logging.ERROR)  # it warns of settings that none names
     name = f"{notebook_of(stage, job.resolved.settings)}.ipynb"
     executed = job.run_folder / "notebooks" / name
     papermill_io.register(str(executed), Executed())
@@ -254,7 +246,7 @@ def _execute(job: Job, stage: str) -> None:
             f"the notebook as far as it came: {executed}",
             f"to go on after the cause is mended: {job.again}",
         ]
-        if shutil.disk_usage(job.run_folder).free < FULL_BYTES:  # libraries say it in words of their own
+        if shutil.disk_usage(job.run_folder).free < FULL_BYTES:
             lines.insert(1, f"the disk that holds {job.run_folder} is full: make room (`sharpen clean`), "
                             "or use --outputs")  # fmt: skip
         raise StageFailed("\n".join(lines)) from error
@@ -284,7 +276,7 @@ def _reason(job: Job, stage: str, error: Exception) -> str:
 
 
 def _this_python() -> type:
-    """A kernel manager that starts the running interpreter, whatever kernels are registered here."""
+    """A kernel manager that starts this interpreter, whatever kernels are registered."""
     from jupyter_client.kernelspec import KernelSpec
     from jupyter_client.manager import AsyncKernelManager
 
@@ -324,7 +316,7 @@ def _children_end_with_us() -> Iterator[Sequence]:
         kernels[0].send_signal(signal.SIGINT)
         deadline.start()
 
-    if threading.current_thread() is not threading.main_thread():  # signals reach the main thread only
+    if threading.current_thread() is not threading.main_thread():  # no signal reaches it
         yield ()
         return
     deadline = threading.Timer(STOP_SECONDS, processes.kill, [family])
@@ -347,7 +339,7 @@ def _children_end_with_us() -> Iterator[Sequence]:
 
 @contextlib.contextmanager
 def _telling(job: Job, stage: str, place: str) -> Iterator[None]:
-    """While a stage is at work, say how far it is: on a terminal in one line again and again, else as it moves."""
+    """Says how far a stage at work is: on a terminal in one line over and over, else as it moves."""
     terminal, over = job.echo is print and sys.stdout.isatty(), threading.Event()
     every_seconds = 2 if terminal else 10
 

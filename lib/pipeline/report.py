@@ -95,19 +95,19 @@ def _notebooks(run_folder: Path) -> list[Path]:
 
 
 def clean(text: str) -> str:
-    """HTML with only the tags that text, tables and embedded pictures need: no script, no handler, nothing fetched."""
+    """HTML with the tags of text, tables and embedded pictures only: no script, no handler, nothing fetched."""
     import bleach
     from bleach.css_sanitizer import CSSSanitizer
     from bs4 import BeautifulSoup
 
     soup = BeautifulSoup(text, "html.parser")
     for element in soup(DROPPED.split()):
-        element.decompose()  # with its content, which the sanitiser alone would leave behind as text
+        element.decompose()  # with its content, which the sanitiser would leave as text
     for image in soup("img"):
         if not PICTURE.fullmatch(image.get("src", "")):
             image.replace_with(image.get("alt", ""))
     for link in soup("a", href=re.compile(r"^\w+\.ipynb$")):
-        link["href"] = "#" + link["href"].removesuffix(".ipynb")  # the other notebooks are on this page
+        link["href"] = "#" + link["href"].removesuffix(".ipynb")  # it is on this page
     styles = CSSSanitizer(allowed_css_properties=STYLES)
     return bleach.clean(str(soup), TAGS, _allow, PROTOCOLS, strip=True, css_sanitizer=styles)
 
@@ -125,7 +125,7 @@ def _allow(tag: str, name: str, value: str) -> bool:
 
 
 def _card(manifests: dict[str, dict]) -> str:
-    """The summary as tables: the headline of each stage, then where, when and with what the run was made."""
+    """The headline of each stage, then where, when and with what the run was made, as tables."""
     if not manifests:
         return ""
     headline, times, peaks, made_with = {}, [], [], []
@@ -163,7 +163,7 @@ def _alarm(text: str) -> str:
 
 
 def _notebook(path: Path) -> tuple[str, str, str]:
-    """(title, what is wrong with it if anything, body) of an executed notebook, as HTML but for the title."""
+    """(title, what is wrong with it if anything, body) of an executed notebook; the last two as HTML."""
     import nbformat
     from jinja2 import DictLoader
     from nbconvert import HTMLExporter
@@ -193,13 +193,13 @@ def _notebook(path: Path) -> tuple[str, str, str]:
         template_file="report.html.j2", extra_loaders=[DictLoader({"report.html.j2": TEMPLATE})],
         sanitize_html=True, exclude_input_prompt=True, exclude_output_prompt=True, exclude_anchor_links=True,
     )  # fmt: skip
-    exporter.register_filter("clean_html", clean)  # by pieces: no output can open or close what is around it
+    exporter.register_filter("clean_html", clean)  # by pieces: none can close what is around it
     body, _ = exporter.from_notebook_node(notebook)
     return title, html.escape(note), clean(body)
 
 
 def _quiet(outputs: list) -> list:
-    """Outputs without widgets and overwritten progress lines; messages on stderr come last, in one piece."""
+    """Outputs without widgets and overwritten progress lines; what is on stderr comes last."""
     from nbformat.v4 import new_output
 
     kept, messages = [], ""

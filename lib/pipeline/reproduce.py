@@ -1,4 +1,4 @@
-"""A finished run made again from its manifests alone, and every figure and file of it held against the first ones."""
+"""A finished run made again from its manifests alone, its figures and files held against the first."""
 
 import json
 import re
@@ -19,12 +19,12 @@ NO_FIGURE = re.compile(r"seconds|per_second|runtime|memory|peak|^(headline|runs|
 # Files that hold times, or the run's name
 NO_RESULT = re.compile(r"(metrics\.jsonl|comparison\.json|\.png|^export/summary\.json|^export/README\.md)$")
 CAUSES = ("versions", "git", "code", "notebook", "device", "settings", "resumed")
-ABSENT = "(absent)"
+ABSENT, VERDICT = "(absent)", {True: "equal  ", False: "DIFFERS"}
 MOST = 40  # lines that are printed of one file's figures, or of what differs around them
 
 
 def reproduce(run_name: str, outputs: str | Path | None = None, echo: Callable = print) -> dict:
-    """Make `run_name` again as `<run_name>-reproduced`, hold both against each other, write reproduction.json there.
+    """Make `run_name` again as `<run_name>-reproduced`, and write how they compare into its reproduction.json.
 
     The settings are the manifests', seeds included, whatever the preset says now. What an earlier reproduction left
     is gone on with. Returns what `compare` does. RunError where the run is not finished or its files, or those that
@@ -48,7 +48,7 @@ def reproduce(run_name: str, outputs: str | Path | None = None, echo: Callable =
 
 
 def finished(run_folder: Path) -> dict[str, dict]:
-    """The manifests of a run's complete stages, in order; RunError names all that keeps it from being reproduced."""
+    """The manifests of a run's complete stages; RunError names all that keeps it from being reproduced."""
     manifests, problems = {}, ""
     for stage in (*IN_EVERY_RUN, "export"):
         if stage in ("prepare", "train", "evaluate") or runs.is_complete(run_folder, stage):
@@ -113,7 +113,7 @@ def compare(first: Path, again: Path, stages: Iterable[str]) -> dict:
 
 
 def text(found: dict) -> str:
-    """A comparison for readers: every metric and file as equal or not, then what may have made the difference."""
+    """A comparison for readers: each metric and file as equal or not, then what may be the cause."""
     figures, files = found["figures"], found["files"]
     lines = [f"{found['again']} against {found['first']}"]
     if found["rehearse"]:
@@ -123,9 +123,9 @@ def text(found: dict) -> str:
         lines.append(f"figures in {place}: {_count(rows)} are equal")
         if not place.endswith("manifest.json"):
             rows = [row for row in rows if not row["equal"]]
-        lines += _at_most([f"  {_verdict(row)}  {row['name']}: {_change(row)}" for row in rows])
+        lines += _at_most([f"  {VERDICT[row['equal']]}  {row['name']}: {_change(row)}" for row in rows])
     lines.append(f"files: {_count(files)} are equal")
-    lines += [f"  {_verdict(row)}  {row['in']}/{row['name']}" for row in files]
+    lines += [f"  {VERDICT[row['equal']]}  {row['in']}/{row['name']}" for row in files]
     differing = [f"{row['in']}/{row['name']}" for row in files if not row["equal"]]
     results = [name for name in differing if not NO_RESULT.search(name)]
     if differing != results:
@@ -191,10 +191,6 @@ def _rows(place: str, then: Any, now: Any) -> list[dict]:
         first, again = then.get(name, ABSENT), now.get(name, ABSENT)
         rows.append({"in": place, "name": name, "first": first, "again": again, "equal": first == again})
     return rows
-
-
-def _verdict(row: dict) -> str:
-    return "equal  " if row["equal"] else "DIFFERS"
 
 
 def _change(row: dict) -> str:

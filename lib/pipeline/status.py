@@ -24,12 +24,12 @@ SPARE = (
 
 
 def table(outputs: Path, now: datetime | None = None) -> list[dict[str, str]]:
-    """A row a run: the stages that are complete, the one at work or stopped, its last step and loss, when it was."""
+    """A row a run: the stages that are complete, the one at work or stopped, its step and loss."""
     return [_row(folder, now or datetime.now(UTC)) for folder in _runs(outputs)]
 
 
 def line(run_folder: Path, stage: str) -> str:
-    """How far a stage at work is: `step 120 of 228, loss 0.3124, 1.2 min left`; `running` where it counts no steps."""
+    """How far a stage at work is: `step 120 of 228, loss 0.3124, 1.2 min left`, or `running`."""
     told = progress.read(run_folder, stage)
     if told is None:
         return "ending" if runs.is_complete(run_folder, stage) else "starting"
@@ -63,14 +63,18 @@ def spare(outputs: Path, names: list[str]) -> list[tuple[Path, str, int]]:
 
 
 def free(outputs: Path, paths: list[Path]) -> None:
-    """Delete what `spare` named, if it can still be spared; RunError names who has begun to write to a run since."""
+    """Delete what `spare` named, if it can still be spared; RunError names who writes to a run now."""
     for folder in dict.fromkeys(outputs / path.relative_to(outputs).parts[0] for path in paths):
         disk.lock(folder, "writer")
         try:
             for path, _ in _spare_of(folder):
-                if path in paths:
-                    with disk.writing(path):
-                        shutil.rmtree(path) if path.is_dir() else path.unlink()
+                if path not in paths:
+                    continue
+                with disk.writing(path):
+                    if path.is_dir():
+                        shutil.rmtree(path)
+                    else:
+                        path.unlink()
         finally:
             disk.unlock(folder, "writer")
 

@@ -4,7 +4,7 @@ import itertools
 import json
 import re
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -39,10 +39,8 @@ def read_grid(pairs: list[str]) -> dict[str, list[str]]:
     return grid
 
 
-def plan(
-    preset: str, grid: dict[str, list], seeds: int, name: str, overrides: dict,
-    rehearse: bool,
-) -> list[dict]:  # fmt: skip
+def plan(preset: str, grid: dict[str, list], seeds: int, name: str, overrides: dict,
+         rehearse: bool) -> list[dict]:  # fmt: skip
     """A row a run, {"run", "cell", "settings", "seed"}; SettingsError names all that is wrong in any of them.
 
     `settings` are the cell's own, as they were read; the seeds count up from the preset's (or from --set seed)."""
@@ -80,10 +78,10 @@ def plan(
 def run(preset: str, grid: dict[str, list], seeds: int = 3, name: str | None = None,
         overrides: dict | None = None, rehearse: bool = False, outputs: str | Path | None = None,
         echo: Callable = print) -> dict:  # fmt: skip
-    """Make every run of the grid, write outputs/<name>/sweep.json after each and sweep.txt last; return the former.
+    """Make every run of the grid, write outputs/<name>/sweep.json after each and sweep.txt last.
 
-    Each is an ordinary run: complete ones are skipped, a stopped one is gone on with, and each prepares its own data,
-    which the same data_seed makes the same. One that fails is named under "failed", and the others go on.
+    Returns what sweep.json holds. Complete runs are skipped, a stopped one is gone on with, and each prepares its
+    own data, which the same data_seed makes the same. Where one fails, "failed" names it and the others go on.
     SettingsError before the first starts; RunError where the sweep's folder cannot be written, or is a run's."""
     name, overrides = name or f"{default_run(preset, rehearse)}-sweep", dict(overrides or {})
     rows = plan(preset, grid, seeds, name, overrides, rehearse)
@@ -179,10 +177,19 @@ def _cells(rows: list[dict]) -> list[dict]:
 
 def _chosen_by(cells: list[dict], fields: dict) -> str:
     """The score that chooses the best of these cells, which differ in `fields`."""
-    scores = list(dict.fromkeys(name for cell in cells for name in cell["scores"]))
-    if LOSS in scores and not LOSS_BY & fields.keys():
+    names = _names(cells)
+    if LOSS in names and not LOSS_BY & fields.keys():
         return LOSS
-    return next((name for name in scores if name.startswith(TEST)), PERPLEXITY)
+    return _of_the_test(names)
+
+
+def _names(cells: Iterable[dict]) -> list[str]:
+    """The scores that any of these cells has."""
+    return list(dict.fromkeys(name for cell in cells for name in cell["scores"]))
+
+
+def _of_the_test(names: list[str]) -> str:
+    return next((name for name in names if name.startswith(TEST)), PERPLEXITY)
 
 
 def _lead(best: dict, other: dict) -> dict[str, dict]:
@@ -194,11 +201,12 @@ def _lead(best: dict, other: dict) -> dict[str, dict]:
 
 
 def text(found: dict) -> str:
-    """A sweep for readers: the cells as a table, the best one beside its neighbours, and what failed."""
+    """A sweep for readers: the cells as a table, the best beside its neighbours, what failed."""
     cells, best = {cell["cell"]: cell for cell in found["cells"]}, found["best"]
-    scores = list(dict.fromkeys(name for cell in cells.values() for name in cell["scores"]))
-    shown = [name for name in scores if name == LOSS]
-    shown.append(next((name for name in scores if name.startswith(TEST)), PERPLEXITY))
+    names = _names(cells.values())
+    shown = [_of_the_test(names)]
+    if LOSS in names:
+        shown.insert(0, LOSS)
     rows = [["cell", "seeds", *shown]]
     for cell in cells.values():
         intervals = [_interval(name, cell["scores"].get(name)) for name in shown]
@@ -212,7 +220,7 @@ def text(found: dict) -> str:
         lines.insert(0, execute.REHEARSAL)
     if not found["asked_alike"]:
         lines.append("CAREFUL: the cells were asked different questions, or in other ways: that may set them apart")
-    elif scores:
+    elif names:
         lines.append(f"all cells have the same data_seed, {found['data_seed']}, and so were asked the same questions")
     if best and len(cells) > 1:
         lines += _beside_its_neighbours(found, cells, shown)
@@ -222,6 +230,7 @@ def text(found: dict) -> str:
 
 
 def _beside_its_neighbours(found: dict, cells: dict[str, dict], shown: list[str]) -> list[str]:
+    """The best cell, and by how much it is ahead of each neighbour."""
     by, best = found["chosen_by"], cells[found["best"]]
     lines = ["", f"best by {by}: {best['cell']} (by seed: {_by_seed(by, best)})"]
     lines += _edges(best["settings"], cells.values())
@@ -251,7 +260,7 @@ def _word(value: Any) -> str:
 
 
 def _run_name(sweep: str, settings: dict, seed: int) -> str:
-    """A run is named by its cell, not by its place: a grid that grows keeps the runs that it has."""
+    """A run is named by its cell, not by its place: a grid that grows keeps its runs."""
     words = [sweep, *(f"{field}-{_word(value)}" for field, value in settings.items()), f"seed-{seed}"]
     return re.sub(r"\.\.+|[^A-Za-z0-9._-]+", "-", "-".join(words))
 
@@ -259,7 +268,7 @@ def _run_name(sweep: str, settings: dict, seed: int) -> str:
 def _over_seeds(seeds: list[dict]) -> dict[str, dict]:
     """{score that all seeds have: {"mean", "low", "high"}}; one seed has no interval."""
     scores = {}
-    for name in seeds[0] if seeds else ():
+    for name in dict.fromkeys(name for seed in seeds for name in seed):
         values = [seed[name] for seed in seeds if name in seed]
         if len(values) < len(seeds):
             continue
@@ -270,7 +279,7 @@ def _over_seeds(seeds: list[dict]) -> dict[str, dict]:
     return scores
 
 
-def _places(field: str, cells: list[dict]) -> list:
+def _places(field: str, cells: Iterable[dict]) -> list:
     """The values of a setting that is a number, in order; empty for any other."""
     values = {cell["settings"][field] for cell in cells}
     return sorted(values) if all(type(value) in (int, float) for value in values) else []
@@ -285,8 +294,8 @@ def _are_neighbours(one: dict, other: dict, cells: list[dict]) -> bool:
     return not places or abs(places.index(one[field]) - places.index(other[field])) == 1
 
 
-def _edges(best: dict, cells: list[dict]) -> list[str]:
-    """Where the best lies at an end of what was tried, so that it has a neighbour on one side only."""
+def _edges(best: dict, cells: Iterable[dict]) -> list[str]:
+    """Where the best lies at an end of what was tried."""
     lines = []
     for field, value in best.items():
         places = _places(field, cells)
