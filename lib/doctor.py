@@ -29,7 +29,7 @@ class Check:
 
 
 def checks() -> list[Check]:
-    """Look at everything that a run depends on, in a few seconds: most of them are torch's import."""
+    """Look at everything that a run depends on; the few seconds are torch's import."""
     return [python(), versions(), device(), memory(), disk(), hub(), llama_cpp(), git()]
 
 

@@ -1,4 +1,4 @@
-"""The stages of a run in order, each a notebook that papermill executes in this very Python; resumable."""
+"""The stages of a run in order, each a notebook that papermill executes in this very Python."""
 
 import contextlib
 import logging
@@ -35,7 +35,7 @@ class StageFailed(RuntimeError):
 
 @dataclass(frozen=True)
 class Summary:
-    """What a run left behind; a row of `stages` is (stage, 'done' or 'skipped', elapsed seconds)."""
+    """What a run left behind; `stages` are (stage, 'done' or 'skipped', elapsed seconds)."""
 
     run_folder: Path
     settings: Settings
@@ -46,7 +46,7 @@ class Summary:
 
 @dataclass(frozen=True)
 class Job:
-    """One call of `run`: its folder, its settings and which of them were given, the command that goes on with it."""
+    """One call of `run`: its folder, its settings, which of them were given, how to go on with it."""
 
     run_folder: Path
     resolved: Resolved
@@ -62,19 +62,19 @@ def run(
     echo: Callable = print, export: bool = False, again: str | None = None,
     check: Callable[[Settings], Any] = lambda settings: None,
 ) -> Summary:  # fmt: skip
-    """Execute a preset's stages (all, or those named) into outputs/<run_name>, skipping what is unchanged.
+    """Execute a preset's stages (all, or those named) into outputs/<run_name>; skip what is unchanged.
 
-    With `export` the tuned model is merged, converted and quantised after the others. `again`: the command that
-    goes on with it, if not `sharpen run`. `check` raises, before the first stage, where later steps would fail.
-    SettingsError before any kernel starts; RunError if another process runs the same run; StageFailed when a cell
-    fails; KeyboardInterrupt after Ctrl-C, with the kernel and its children ended."""
+    With `export` the tuned model is merged, converted and quantised in the end. `again`: the command that
+    goes on with it, if not `sharpen run`. `check` raises, before any stage, where later steps would fail.
+    SettingsError before any kernel starts; RunError if another process runs the same run; StageFailed when
+    a cell fails; KeyboardInterrupt after Ctrl-C, with the kernel and its children ended."""
     overrides, chosen = overrides or {}, list(IN_EVERY_RUN if stages is None else stages)
     if export and "export" not in chosen:
         chosen.append("export")
     run_name = default_run(preset, rehearse) if run_name is None else run_name
     run_folder = Path(in_project(outputs or "outputs")).resolve() / run_name
     problems = run_name_problems(run_name)
-    if stages is None:  # a stage that is named may be given the settings of those that follow elsewhere
+    if stages is None:  # a stage that is named may have settings of those that follow elsewhere
         problems += _unread(chosen, overrides)
     resolved = _resolved(preset, overrides, rehearse, chosen, run_folder, problems)
     check(resolved.settings)
@@ -218,7 +218,7 @@ def _execute(job: Job, stage: str) -> None:
     from papermill.iorw import LocalHandler, papermill_io
 
     class Executed(LocalHandler):
-        """Writes the executed copy whole or not at all, and without the values of tokens and keys."""
+        """Writes the executed copy whole or not at all, without the values of tokens and keys."""
 
         def write(self, buf: str, path: str) -> None:
             disk.write_atomically(Path(path), [redact(buf)])
@@ -257,7 +257,7 @@ def _parameters(job: Job, stage: str) -> dict[str, Any]:
     parameters = {"preset": job.resolved.preset, "run": job.run_folder.name,
                   "outputs": str(job.run_folder.parent), "rehearse": job.resolved.rehearse}  # fmt: skip
     for field, value in job.resolved.of_stage(stage).items():
-        if field in job.given:  # in a notebook None means 'as the preset has it', so none is said in words
+        if field in job.given:  # a notebook's None means 'as the preset has it': so in words
             parameters[field] = "none" if value is None else value
     return parameters
 
@@ -284,8 +284,8 @@ def _this_python() -> type:
         @property
         def kernel_spec(self) -> KernelSpec:
             path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-            argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}",
-                    "--IPKernelApp.log_level=CRITICAL"]  # a cell's errors are in the notebook  # fmt: skip
+            quiet = "--IPKernelApp.log_level=CRITICAL"  # a cell's errors are in the notebook
+            argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}", quiet]
             environment = {"PYTHONPATH": path, "TQDM_DISABLE": "1"}  # bars make no sense in a file
             return KernelSpec(argv=argv, display_name="Python 3", language="python", env=environment)
 
@@ -297,7 +297,7 @@ def _children_end_with_us() -> Iterator[Sequence]:
     """On Ctrl-C or SIGTERM interrupt the kernel: it ends at once, or in training after the step, with a
     checkpoint. Yields what is empty until then.
 
-    After STOP_SECONDS, or asked again, all processes under us are ended, also workers in sessions of their own."""
+    After STOP_SECONDS, or asked again, all processes under us are ended, whatever their session."""
     import psutil
 
     family: list[psutil.Process] = []

@@ -1,4 +1,4 @@
-"""A run's executed notebooks as one HTML file that any browser shows: nothing in it runs or is fetched."""
+"""A run's executed notebooks as one HTML file for any browser: nothing in it runs or is fetched."""
 
 import html
 import re
@@ -48,7 +48,7 @@ details.code > summary { color: #6a7585; font-size: .8rem; cursor: pointer } .co
 
 
 def write(run_folder: Path) -> Path:
-    """Write `report.html` into the run's folder: a summary, a table of contents, and every executed notebook.
+    """Write `report.html` into the run's folder: a summary, contents, and every executed notebook.
 
     The notebooks are read, never run. RunError where a link in the folder leads out of it."""
     from pygments.formatters import HtmlFormatter
@@ -95,7 +95,7 @@ def _notebooks(run_folder: Path) -> list[Path]:
 
 
 def clean(text: str) -> str:
-    """HTML with the tags of text, tables and embedded pictures only: no script, no handler, nothing fetched."""
+    """HTML with the tags of text, tables and embedded pictures: no script or handler, nothing fetched."""
     import bleach
     from bleach.css_sanitizer import CSSSanitizer
     from bs4 import BeautifulSoup
@@ -163,7 +163,7 @@ def _alarm(text: str) -> str:
 
 
 def _notebook(path: Path) -> tuple[str, str, str]:
-    """(title, what is wrong with it if anything, body) of an executed notebook; the last two as HTML."""
+    """(title, what is wrong with it if anything, body) of a notebook; the last two are HTML."""
     import nbformat
     from jinja2 import DictLoader
     from nbconvert import HTMLExporter

@@ -1,4 +1,4 @@
-"""A finished run made again from its manifests alone, its figures and files held against the first."""
+"""A finished run made again from its manifests alone, and its figures and files compared."""
 
 import json
 import re
@@ -14,7 +14,7 @@ from lib.run.paths import ROOT, in_project
 from lib.run.stages import IN_EVERY_RUN, STAGES
 from lib.run.untrusted import visible
 
-# No results: time and memory, the runs' names, whether a stage was interrupted, and texts that repeat the figures.
+# No results: time and memory, the runs' names, interruptions, and texts that repeat the figures.
 NO_FIGURE = re.compile(r"seconds|per_second|runtime|memory|peak|^(headline|runs|resumed_from|restarts)\b")
 # Files that hold times, or the run's name
 NO_RESULT = re.compile(r"(metrics\.jsonl|comparison\.json|\.png|^export/summary\.json|^export/README\.md)$")
@@ -24,11 +24,11 @@ MOST = 40  # lines that are printed of one file's figures, or of what differs ar
 
 
 def reproduce(run_name: str, outputs: str | Path | None = None, echo: Callable = print) -> dict:
-    """Make `run_name` again as `<run_name>-reproduced`, and write how they compare into its reproduction.json.
+    """Make `run_name` again as `<run_name>-reproduced`; what `compare` says is its reproduction.json, too.
 
-    The settings are the manifests', seeds included, whatever the preset says now. What an earlier reproduction left
-    is gone on with. Returns what `compare` does. RunError where the run is not finished or its files, or those that
-    it was made from, are others now; SettingsError where there is no such preset or setting any more."""
+    The settings are the manifests', seeds included, whatever the preset says now. It goes on with what an
+    earlier reproduction left. RunError where the run is not finished, or its files or inputs are others
+    now; SettingsError where there is no such preset or setting any more."""
     outputs = Path(in_project(outputs or "outputs")).resolve()
     first, again = (runs.run_folder_of(outputs, name) for name in (run_name, f"{run_name}-reproduced"))
     manifests = finished(first)
@@ -42,13 +42,13 @@ def reproduce(run_name: str, outputs: str | Path | None = None, echo: Callable =
         settings = settings | runs.made_with(manifests["export"])
         execute.run(preset, again.name, settings, rehearse, outputs, stages=["export"], echo=echo)
     found = compare(first, again, manifests)
-    disk.write_atomically(again / "reproduction.json", [json.dumps(found, indent=2, ensure_ascii=False) + "\n"])
+    disk.write_atomically(again / "reproduction.json", [disk.to_json(found, indent=2) + "\n"])
     echo(visible(f"\n{text(found)}\n\n  {again / 'reproduction.json'}"))
     return found
 
 
 def finished(run_folder: Path) -> dict[str, dict]:
-    """The manifests of a run's complete stages; RunError names all that keeps it from being reproduced."""
+    """The manifests of a run's complete stages; RunError names all that forbids a reproduction."""
     manifests, problems = {}, ""
     for stage in (*IN_EVERY_RUN, "export"):
         if stage in ("prepare", "train", "evaluate") or runs.is_complete(run_folder, stage):
@@ -90,9 +90,10 @@ def _problems(run_folder: Path, stage: str, manifests: dict[str, dict]) -> Itera
 
 
 def compare(first: Path, again: Path, stages: Iterable[str]) -> dict:
-    """Two runs: {"equal": are all figures?, "figures", "files", "causes": what differs around them}, each of these a
-    list of {"in", "name", "first", "again", "equal"}; "left_out" are complete stages that were not made again. Floats
-    are equal where every digit is."""
+    """Two runs: {"equal": are all figures?, "figures", "files", "causes": what differs around them, ...}.
+
+    Each is a list of {"in", "name", "first", "again", "equal"}; floats are equal where every digit is.
+    "left_out" are complete stages that were not made again."""
     figures, files, causes = [], [], []
     for stage in stages:
         folder = STAGES[stage].folder

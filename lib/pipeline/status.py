@@ -11,7 +11,7 @@ from lib.run import disk, progress, runs, untrusted
 from lib.run.stages import STAGES
 
 STALLED_SECONDS = 300  # a stage at work that has not moved for so long is named
-HEARTBEAT_SECONDS = 30  # so is a process that says nothing at all, as one that was stopped or waits for a dead disk
+HEARTBEAT_SECONDS = 30  # so is a process that says nothing at all: stopped, or on a dead disk
 SILENT = "stalled: its process does not answer"
 # What a run does without once it is complete: (pattern in the run's folder, what it is)
 SPARE = (
@@ -46,9 +46,9 @@ def line(run_folder: Path, stage: str) -> str:
 
 
 def spare(outputs: Path, names: list[str]) -> list[tuple[Path, str, int]]:
-    """(path, what it is, bytes) of what `clean` would free in the named runs (all, if none is named).
+    """(path, what it is, bytes) of what `clean` would free in these runs (in all, if none is named).
 
-    Nothing of a stage that can still be gone on from, nothing of a run at work. RunError for an unknown run."""
+    Nothing that a stage can still go on from, nothing of a run at work. RunError for an unknown run."""
     folders = _runs(outputs)
     for name in names:
         if not runs.run_folder_of(outputs, name).is_dir():
@@ -136,7 +136,7 @@ def _is_silent(told: progress.Told, now: datetime) -> bool:
 
 
 def _words(told: progress.Told) -> dict[str, str]:
-    """A stage's step, loss and the time that is left at its speed so far; what is not known is left out."""
+    """A stage's step, loss and the time that is left at its speed so far, as far as known."""
     words = {}
     if told.step is not None:
         words["step"] = f"{told.step:,}"

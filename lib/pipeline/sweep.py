@@ -1,7 +1,6 @@
-"""One preset over a grid of settings, every cell with several seeds: which is best, and whether that may be luck."""
+"""One preset over a grid of settings, each cell with several seeds: what is best, and may it be luck?"""
 
 import itertools
-import json
 import re
 import shlex
 from collections.abc import Callable, Iterable
@@ -62,7 +61,8 @@ def plan(preset: str, grid: dict[str, list], seeds: int, name: str, overrides: d
             problems += error.problems
             continue
         own = {field: getattr(settings, field) for field in grid}
-        cell = ", ".join(f"{field}={_word(value)}" for field, value in own.items()) or "the preset as it is"
+        words = [f"{field}={_word(value)}" for field, value in own.items()]
+        cell = ", ".join(words) or "the preset as it is"
         for seed in own_seeds:
             run = _run_name(name, own, seed)
             if run in rows:
@@ -103,7 +103,7 @@ def run(preset: str, grid: dict[str, list], seeds: int = 3, name: str | None = N
                 row["error"] = str(error)
                 echo(f"run {row['run']} failed; the sweep goes on")
             found = about | summarise(rows)
-            disk.write_atomically(folder / "sweep.json", [json.dumps(found, indent=2, ensure_ascii=False) + "\n"])
+            disk.write_atomically(folder / "sweep.json", [disk.to_json(found, indent=2) + "\n"])
         disk.write_atomically(folder / "sweep.txt", [text(found) + "\n"])
     except KeyboardInterrupt:
         echo("the sweep goes on from there by the same `sharpen sweep`")
@@ -134,11 +134,11 @@ def measure(run_folder: Path) -> dict[str, Any]:
 
 
 def summarise(rows: list[dict]) -> dict:
-    """The runs as cells with mean and interval over the seeds, the best cell, and its lead over each neighbour: a cell
-    that differs in one setting, in a number by one place.
+    """The runs as cells with mean and interval over the seeds, the best cell, and its lead over each
+    neighbour: a cell that differs in one setting, in a number by one place.
 
-    The best is chosen by the validation loss, as a choice by the test flatters itself; by the test only where no cell
-    has that loss, or it is over other tokens. A cell with a failed seed is not chosen: less was asked of it."""
+    The validation loss chooses the best, as a choice by the test flatters itself; the test only where no cell
+    has that loss, or it is over other tokens. A cell with a failed seed is not chosen."""
     cells = _cells(rows)
     asked = [row["asked"] for row in rows if "asked" in row]
     found = {
