@@ -2,41 +2,57 @@
 
 import os
 import shlex
+import signal
 import sys
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer import Argument, Option
+
+from lib import SharpenError
+from lib.engine import llamacpp
+from lib.grade import grading
+from lib.pipeline import execute
+from lib.pipeline import reproduce as reproducing
+from lib.pipeline import status as run_status
+from lib.pipeline import sweep as sweeping
+from lib.run import runs
+from lib.run.disk import RunError, write_atomically
+from lib.run.paths import ROOT
+from lib.run.presets import PRESETS
+from lib.run.settings import SettingsError, TrainSettings
+from lib.run.untrusted import redact, visible
+from lib.ship import deploy as deploying
+from lib.ship import playground
+from lib.train import scale
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
-Preset = Annotated[str, typer.Argument(help="A preset's name: see `sharpen presets`.")]
-Run = Annotated[str, typer.Argument(help="A run's name: see `sharpen status`.")]
-RunName = Annotated[str | None, typer.Option("--run", help="The run's name; by default the preset's.")]
-Set = Annotated[list[str] | None, typer.Option(
-    "--set", metavar="KEY=VALUE", help="Change a setting (see lib/run/settings.py); may be repeated.")]  # fmt: skip
-DataDir = Annotated[Path | None, typer.Option(help="File or folder of local data: gsm8k/train.jsonl, ...")]
-Rehearse = Annotated[bool, typer.Option("--rehearse", help="Walk the whole path, small, on the embedded base.")]
-Submit = Annotated[bool, typer.Option("--submit", help="Create it; without, it is only shown.")]
-Outputs = Annotated[Path | None, typer.Option(help="Folder for runs, instead of the project's outputs/.")]
-Question = Annotated[str, typer.Argument(help="What to ask.")]
-Port = Annotated[int, typer.Option(min=0, max=65535, help="Port on 127.0.0.1; 0 takes a free one.")]
+Preset = Annotated[str, Argument(help="A preset's name: see `sharpen presets`.")]
+Run = Annotated[str, Argument(help="A run's name: see `sharpen status`.")]
+RunName = Annotated[str | None, Option("--run", help="The run's name; by default the preset's.")]
+Set = Annotated[list[str] | None, Option(
+    "--set", metavar="KEY=VALUE", help="Change a setting (see lib/run/settings.py); may be repeated.",
+)]  # fmt: skip
+DataDir = Annotated[Path | None, Option(help="File or folder of local data: gsm8k/train.jsonl, ...")]
+Rehearse = Annotated[bool, Option("--rehearse", help="Walk the whole path, small, on the embedded base.")]
+Force = Annotated[bool, Option("--force", help="Run stages again though nothing changed.")]
+Export = Annotated[bool, Option("--export", help="Then merge and quantise (builds llama.cpp once).")]
+Submit = Annotated[bool, Option("--submit", help="Create it; without, it is only shown.")]
+Outputs = Annotated[Path | None, Option(help="Folder for runs, instead of the project's outputs/.")]
+Question = Annotated[str, Argument(help="What to ask.")]
+Port = Annotated[int, Option(min=0, max=65535, help="Port on 127.0.0.1; 0 takes a free one.")]
 
 
 @app.command()
-def run(
-    preset: Preset, run: RunName = None, settings: Set = None, data_dir: DataDir = None, rehearse: Rehearse = False,
-    outputs: Outputs = None,
-    force: Annotated[bool, typer.Option("--force", help="Run stages again though nothing changed.")] = False,
-    export: Annotated[bool, typer.Option("--export", help="Then merge and quantise (builds llama.cpp once).")] = False,
-) -> None:  # fmt: skip
+def run(preset: Preset, run: RunName = None, settings: Set = None, data_dir: DataDir = None,
+        rehearse: Rehearse = False, outputs: Outputs = None, force: Force = False,
+        export: Export = False) -> None:  # fmt: skip
     """Prepare, train, evaluate and compare; what is complete already is skipped."""
-    from lib.engine import llamacpp
-    from lib.pipeline import execute
 
-    overrides = _overrides(settings or [], data_dir)
-    def check(settings) -> None:
-        """What only the last steps need, before hours of training: a build of llama.cpp, a hub that knows our token."""
+    def check(settings: TrainSettings) -> None:
+        """Before hours of training, what only the last steps need: llama.cpp, a hub that knows us."""
         if export:
             llamacpp.named(settings.llama_cpp_path)
         if settings.push_to_hub:
@@ -44,9 +60,12 @@ def run(
 
             share.check(settings.push_to_hub)
 
-    summary = execute.run(preset, run, overrides, rehearse, _absolute(outputs), force, export=export, check=check)
+    overrides = _overrides(settings or [], data_dir)
+    summary = execute.run(
+        preset, run, overrides, rehearse, _absolute(outputs), force, export=export, check=check)
     if repo_id := summary.settings.push_to_hub:
-        push(summary.run_folder.name, repo_id, not summary.settings.hub_private_repo, summary.run_folder.parent)
+        public = not summary.settings.hub_private_repo
+        push(summary.run_folder.name, repo_id, public, summary.run_folder.parent)
 
 
 @app.command()
@@ -55,29 +74,29 @@ def presets() -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from lib.run.presets import PRESETS
-    from lib.train import scale
-
     table = Table(show_lines=True)
     table.add_column("preset", no_wrap=True)  # a name must be whole to be typed
     for column in ("base", "data", "method", "GPU memory", "time"):
         table.add_column(column, overflow="fold")
     for preset in PRESETS.values():
         s = preset.settings
-        data = f"{', '.join(s.mixture) or s.source}, {f'{s.train_rows:,}' if s.train_rows else 'all'} rows"
+        rows = f"{s.train_rows:,}" if s.train_rows else "all"
         length = f"{s.max_steps} steps" if s.max_steps > 0 else f"epochs {s.num_train_epochs:g}"
-        adapter = f"{'QLoRA' if s.load_in_4bit else 'LoRA'} r {s.r}, alpha {s.lora_alpha}"
-        method = f"{adapter}, lr {s.learning_rate:g}, {length}"
-        memory = f"{scale.gib(scale.needed(s))}{f' on each of {s.devices}' * (s.devices > 1)}"
-        table.add_row(preset.name, s.base_model, data, method, memory, scale.time_text(preset.name, s))
-    console = Console()
-    console.print(table)
-    told = f"{scale.PEAK / 1e12:.0f} TFLOP/s, of which {scale.UTILISATION:.0%} are assumed to be reached"
-    console.print(f"Memory and time are estimates; time: training alone, on A100s, tokens x 6 x parameters / ({told}).",
-                  highlight=False, soft_wrap=True)  # fmt: skip
+        adapter = "QLoRA" if s.load_in_4bit else "LoRA"
+        memory = scale.gib(scale.needed(s))
+        if s.devices > 1:
+            memory += f" on each of {s.devices}"
+        table.add_row(
+            preset.name, s.base_model, f"{', '.join(s.mixture) or s.source}, {rows} rows",
+            f"{adapter} r {s.r}, alpha {s.lora_alpha}, lr {s.learning_rate:g}, {length}", memory,
+            scale.time_text(preset.name, s),
+        )  # fmt: skip
+    Console().print(table)
+    speed = f"{scale.PEAK / 1e12:.0f} TFLOP/s, of which {scale.UTILISATION:.0%} are assumed to be reached"
+    typer.echo("Memory and time are estimates; time: training alone, on A100s, "
+               f"tokens x 6 x parameters / ({speed}).")  # fmt: skip
     for preset in PRESETS.values():
-        told = f"{preset.name}: {preset.description}\n  published: {preset.reference}"
-        console.print(told, highlight=False, soft_wrap=True)
+        typer.echo(f"{preset.name}: {preset.description}\n  published: {preset.reference}")
 
 
 @app.command()
@@ -85,66 +104,58 @@ def doctor() -> None:
     """Look at the device, memory, disk, versions and the hub, each with its remedy; exits with 1 on a failure."""
     from lib import doctor as examination
 
-    found = examination.checks()
-    typer.echo(examination.report(found))
-    if any(check.state == "fail" for check in found):
+    checks = examination.checks()
+    typer.echo(examination.report(checks))
+    if any(check.state == "fail" for check in checks):
         raise typer.Exit(1)
 
 
 @app.command()
 def compare(
-    runs: Annotated[list[str], typer.Argument(help="Names of finished runs; the first gets the figures.")],
+    runs: Annotated[list[str], Argument(help="Names of finished runs; the first gets the figures.")],
     outputs: Outputs = None,
 ) -> None:
     """Tables and figures over finished runs, written into the first one."""
-    from lib.pipeline import execute
     from lib.run.runs import read
 
-    folder, *_ = folders = [_run_folder(name, outputs) for name in runs]
-    first, *_ = [read(folder, "evaluate") for folder in folders]  # what is missing is named before a kernel starts
-    execute.run(first["preset"], folder.name, {"others": tuple(runs[1:])} if runs[1:] else {}, first["rehearse"],
-                 folder.parent, force=True, stages=["compare"], again=_again())
+    folders = [_run_folder(name, outputs) for name in runs]
+    first, *_ = [read(folder, "evaluate") for folder in folders]  # before a kernel starts
+    overrides = {}
+    if len(runs) > 1:
+        overrides["others"] = tuple(runs[1:])
+    execute.run(first["preset"], runs[0], overrides, first["rehearse"], folders[0].parent, force=True,
+                stages=["compare"], again=_again())
 
 
 @app.command()
 def status(outputs: Outputs = None) -> None:
     """The runs there are: stages that are complete, the one at work, its step and loss, and the time that is left."""
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    from lib.pipeline import status as found
-    from lib.run.untrusted import visible
-
     folder = _outputs(outputs)
-    rows = found.table(folder)
-    if not rows:
+    runs = run_status.table(folder)
+    if not runs:
         typer.echo(f"no run in {folder}; start one: sharpen run demo")
         return
-    columns = list(dict.fromkeys(name for row in rows for name in row))
-    table = Table(*columns)
-    for row in rows:
-        table.add_row(*(Text(visible(row.get(name, "-"))) for name in columns))  # names are anyone's: no markup
-    Console().print(table)
+    names = list(dict.fromkeys(name for run in runs for name in run))
+    rows = [names]
+    for run in runs:
+        rows.append([run.get(name, "-") for name in names])
+    typer.echo(visible("\n".join(execute.columns(rows))))
 
 
 @app.command()
 def clean(
-    names: Annotated[list[str] | None, typer.Argument(metavar="RUN", help="Runs; all, if none is named.")] = None,
-    yes: Annotated[bool, typer.Option("--yes", help="Free it, without asking.")] = False,
+    names: Annotated[list[str] | None, Argument(metavar="RUN", help="Runs; all, if none is named.")] = None,
+    yes: Annotated[bool, Option("--yes", help="Free it, without asking.")] = False,
     outputs: Outputs = None,
 ) -> None:
     """Show what runs can do without (replaced results, ended checkpoints), and free it where you agree."""
-    from lib.pipeline import status as found
-    from lib.run.untrusted import visible
-
     folder = _outputs(outputs)
-    spare = found.spare(folder, names or [])
+    spare = run_status.spare(folder, names or [])
     for path, what, size in spare:
         typer.echo(visible(f"{size / 2**20:10.1f} MiB  {path.relative_to(folder)}  ({what})"))
     typer.echo(f"{sum(size for *_, size in spare) / 2**20:10.1f} MiB  in all")
     if spare and (yes or (sys.stdin.isatty() and typer.confirm("free it?"))):
-        found.free(folder, [path for path, *_ in spare])
+        run_status.free(folder, [path for path, *_ in spare])
         typer.echo("freed")
     elif spare:
         typer.echo("nothing was freed; --yes frees it")
@@ -152,49 +163,43 @@ def clean(
 
 @app.command()
 def grade(
-    file: Annotated[Path, typer.Argument(help='JSON lines: {"id", "completion", "gold": {"value", "unit"?, ...}}.')],
-    out: Annotated[Path | None, typer.Option(help="Write a verdict a row here, in the same order.")] = None,
-    beside: Annotated[str | None, typer.Option(help="Another grader to set beside: math-verify.")] = None,
+    file: Annotated[Path, Argument(help='JSON lines: {"id", "completion", "gold": {"value", "unit"?, ...}}.')],
+    out: Annotated[Path | None, Option(help="Write a verdict a row here, in the same order.")] = None,
+    beside: Annotated[str | None, Option(help="Another grader to set beside: math-verify.")] = None,
 ) -> None:
     """Grade a file of completions: a table with intervals and error classes, and a file of verdicts."""
-    from lib.grade import grading
-
     if beside not in (None, "math-verify"):
         raise grading.GradingError(f"--beside {beside!r}: unknown grader; choose math-verify")
     answers = grading.read(file)
-    if out is not None:
+    if out:
         grading.check_output(file, out)
     verdicts = grading.grade(answers)
-    others = grading.math_verify_verdicts(answers) if beside else None
-    if out is not None:
-        from lib.run.disk import RunError, write_atomically
-
+    if beside:  # before anything is written: it may be missing here
+        others = grading.math_verify_verdicts(answers)
+    if out:
         try:
             write_atomically(out, grading.verdict_lines(answers, verdicts))
         except RunError as error:
             raise grading.GradingError(f"--out: {error}") from None
     typer.echo(grading.table(answers, verdicts))
-    if others is not None:
-        from lib.run.untrusted import visible
-
+    if beside:
         typer.echo(visible("\n" + grading.beside(answers, verdicts, others, beside)))
 
 
 @app.command()
 def sweep(
     preset: Preset,
-    grid: Annotated[
-        list[str] | None, typer.Option("--grid", metavar="KEY=VALUE,VALUE", help="Values to try; may be repeated.")
-    ] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="Runs of each cell, each with the next seed.")] = 3,
-    run: Annotated[str | None, typer.Option("--run", help="The sweep's name; by default PRESET-sweep.")] = None,
-    settings: Set = None, data_dir: DataDir = None, rehearse: Rehearse = False, outputs: Outputs = None,
+    grid: Annotated[list[str] | None, Option(
+        "--grid", metavar="KEY=VALUE,VALUE", help="Values to try; may be repeated.")] = None,
+    seeds: Annotated[int, Option(min=1, help="Runs of each cell, each with the next seed.")] = 3,
+    run: Annotated[str | None, Option("--run", help="The sweep's name; by default PRESET-sweep.")] = None,
+    settings: Set = None, data_dir: DataDir = None, rehearse: Rehearse = False,
+    outputs: Outputs = None,
 ) -> None:  # fmt: skip
     """Run a preset over a grid of settings and several seeds; say what is best, and whether that may be luck."""
-    from lib.pipeline import sweep as sweeping
-
-    overrides, tried = _overrides(settings or [], data_dir), sweeping.read_grid(grid or [])
-    values = {name: [_from_here(name, value) for value in texts] for name, texts in tried.items()}
+    overrides, values = _overrides(settings or [], data_dir), sweeping.read_grid(grid or [])
+    for name in values:
+        values[name] = [_from_here(name, text) for text in values[name]]
     if sweeping.run(preset, values, seeds, run, overrides, rehearse, _absolute(outputs))["failed"]:
         raise typer.Exit(1)
 
@@ -202,8 +207,8 @@ def sweep(
 @app.command()
 def push(
     run: Run,
-    to: Annotated[str, typer.Option("--to", metavar="USER/NAME", help="The repository; made if it is not there.")],
-    public: Annotated[bool, typer.Option("--public", help="Make a new repository for all to see.")] = False,
+    to: Annotated[str, Option("--to", metavar="USER/NAME", help="The repository; made if it is not there.")],
+    public: Annotated[bool, Option("--public", help="Make a new repository for all to see.")] = False,
     outputs: Outputs = None,
 ) -> None:
     """Upload a finished run's adapter and its card (scores, data, licences) to the hub; needs a token."""
@@ -215,10 +220,6 @@ def push(
 @app.command()
 def reproduce(run: Run, outputs: Outputs = None) -> None:
     """Make a run again from its manifests alone, as RUN-reproduced; exits with 1 where a figure is not equal."""
-    from lib.engine import llamacpp
-    from lib.pipeline import reproduce as reproducing
-    from lib.run import runs
-
     folder = _run_folder(run, outputs)
     if runs.is_complete(folder, "export"):
         llamacpp.named()  # a wrong build is named before anything is made again
@@ -229,27 +230,23 @@ def reproduce(run: Run, outputs: Outputs = None) -> None:
 @app.command()
 def serve(
     run: Run,
-    engine: Annotated[str, typer.Option(help="auto, llama-server, vllm or transformers.")] = "auto",
+    engine: Annotated[str, Option(help="auto, llama-server, vllm or transformers.")] = "auto",
     port: Port = 8080,
-    parallel: Annotated[int, typer.Option(help="Requests answered at once.")] = 16,
-    llama_cpp_path: Annotated[Path | None, typer.Option(help="Your checkout of llama.cpp with its build.")] = None,
+    parallel: Annotated[int, Option(help="Requests answered at once.")] = 16,
+    llama_cpp_path: Annotated[Path | None, Option(help="Your checkout of llama.cpp with its build.")] = None,
     outputs: Outputs = None,
 ) -> None:
     """Serve a run's best artefact (GGUF, merged model or adapter) on 127.0.0.1, by OpenAI's protocol, until Ctrl-C."""
-    import signal
-
-    from lib.ship import deploy
-
     folder, path = _run_folder(run, outputs), llama_cpp_path and str(_absolute(llama_cpp_path))
-    settings = deploy.settings_of(folder, engine=engine, port=port, parallel=parallel, llama_cpp_path=path)
-    for way in (signal.SIGINT, signal.SIGTERM):  # each ends the server too, also where a shell has it ignored
+    settings = deploying.settings_of(folder, engine=engine, port=port, parallel=parallel, llama_cpp_path=path)
+    for way in (signal.SIGINT, signal.SIGTERM):  # each ends the server, even if a shell ignores it
         signal.signal(way, signal.default_int_handler)
     with suppress(KeyboardInterrupt):
-        choice = deploy.choose(folder, settings)
+        choice = deploying.choose(folder, settings)
         typer.echo(f"{choice.path.name} by {choice.engine} ({choice.why})")
-        with deploy.serving(choice, folder, settings) as server:
+        with deploying.serving(choice, folder, settings) as server:
             typer.echo(f"listening on {server.url}/v1, model {run!r}; Ctrl-C stops it. For example:\n  "
-                       + deploy.curl(server.url, run, "What is 5 % of $200?"))  # fmt: skip
+                       + deploying.curl(server.url, run, "What is 5 % of $200?"))  # fmt: skip
             server.wait()
     typer.echo("stopped")
 
@@ -258,36 +255,28 @@ def serve(
 def ask(
     run: Run,
     question: Question,
-    calculator: Annotated[bool, typer.Option(help="Fill in <<expression=value>> while answering.")] = True,
-    temperature: Annotated[float, typer.Option(min=0, help="0: greedy, the likeliest token each time.")] = 0.0,
-    top_p: Annotated[float, typer.Option(min=0.001, max=1, help="Sample from this share of the probability.")] = 1.0,
-    repetition_penalty: Annotated[float, typer.Option(min=0.01, help="Above 1: avoid tokens that were there.")] = 1.0,
-    no_repeat_ngram_size: Annotated[int, typer.Option(min=0, help="No sequence of so many tokens twice; 0: off.")] = 0,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the sampling.")] = 0,
+    calculator: Annotated[bool, Option(help="Fill in <<expression=value>> while answering.")] = True,
+    temperature: Annotated[float, Option(min=0, help="0: greedy, the likeliest token each time.")] = 0.0,
+    top_p: Annotated[float, Option(min=0.001, max=1, help="Sample from this share of the probability.")] = 1.0,
+    repetition_penalty: Annotated[float, Option(min=0.01, help="Above 1: avoid tokens that were there.")] = 1.0,
+    no_repeat_ngram_size: Annotated[int, Option(min=0, help="No sequence of so many tokens twice; 0: off.")] = 0,
+    seed: Annotated[int, Option(min=0, help="Seed of the sampling.")] = 0,
     outputs: Outputs = None,
 ) -> None:
     """Ask a run's adapter once, without a server: the answer, what the grader reads in it, and its checked marks."""
-    from lib.run.settings import SettingsError
-    from lib.run.untrusted import visible
-    from lib.ship.playground import Models, checked_marks, read_as
-
     if top_p < 1 and not temperature:
         raise SettingsError([f"top_p = {top_p:g}: counts only while sampling; give a temperature above 0 too"])
-    models = Models(_run_folder(run, outputs))
-    (answer,) = models.answer(
+    (answer,) = playground.Models(_run_folder(run, outputs)).answer(
         question, calculator=calculator, temperature=temperature, top_p=top_p, repetition_penalty=repetition_penalty,
         no_repeat_ngram_size=no_repeat_ngram_size, seed=seed,
     )  # fmt: skip
-    lines = ["", answer.strip(), "", f"read as: {read_as(answer)}", *checked_marks(answer)]
-    typer.echo("\n".join(visible(line) for line in lines))
+    lines = ["", answer.strip(), "", f"read as: {playground.read_as(answer)}", *playground.checked_marks(answer)]
+    typer.echo(visible("\n".join(lines)))
 
 
 @app.command()
 def demo(run: Run, port: Port = 7860, outputs: Outputs = None) -> None:
     """Serve a page on 127.0.0.1: a question, base and tuned answers side by side, their arithmetic checked."""
-    from lib.engine import llamacpp
-    from lib.ship import playground
-
     folder, port = _run_folder(run, outputs), llamacpp.free_port(port)
     models, questions = playground.Models(folder), playground.examples(folder)
     typer.echo(f"the page: http://127.0.0.1:{port} (Ctrl-C closes it)")
@@ -397,16 +386,12 @@ def _prepared(preset: str, run: str | None, overrides: dict[str, str], rehearse:
 
 def main() -> None:
     """The entry point: a user's mistake is one message on stderr and exit code 2, never a traceback."""
-    from lib import SharpenError
-    from lib.pipeline.execute import StageFailed
-    from lib.run.untrusted import redact, visible
-
     try:
         app()
     except SharpenError as error:
         typer.echo(visible(redact(str(error))), err=True)
         sys.exit(2)
-    except StageFailed:  # the pipeline has said it
+    except execute.StageFailed:  # the pipeline has said it
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
@@ -419,9 +404,7 @@ def _again() -> str:
 
 def _run_folder(run: str, outputs: Path | None) -> Path:
     """The folder of a run that exists."""
-    from lib.run.runs import RunError, run_folder_of
-
-    folder = run_folder_of(_outputs(outputs), run)
+    folder = runs.run_folder_of(_outputs(outputs), run)
     if not folder.is_dir():
         there = f" --outputs {shlex.quote(str(folder.parent))}" if outputs else ""
         raise RunError(f"there is no run {run!r} in {folder.parent}: `sharpen status{there}` lists those there are")
@@ -430,9 +413,6 @@ def _run_folder(run: str, outputs: Path | None) -> Path:
 
 def _outputs(outputs: Path | None) -> Path:
     """The folder that holds the runs."""
-    from lib.run.paths import ROOT
-    from lib.run.runs import RunError
-
     folder = _absolute(outputs) or ROOT / "outputs"
     if folder.exists() and not folder.is_dir():
         raise RunError(f"--outputs {folder}: is no folder; name the one that holds the runs")

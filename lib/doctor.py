@@ -10,9 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from lib.engine import llamacpp
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 GIB = 2**30
 HUB_TIMEOUT_SECONDS = 3
+WORD = {True: "yes", False: "no"}
 
 
 @dataclass(frozen=True)
@@ -26,17 +29,16 @@ class Check:
 
 
 def checks() -> list[Check]:
-    """Look at everything that a run depends on; takes a few seconds, most of them torch's import."""
+    """Look at everything that a run depends on; the few seconds are torch's import."""
     return [python(), versions(), device(), memory(), disk(), hub(), llama_cpp(), git()]
 
 
 def report(found: list[Check]) -> str:
     """A line for each check: state, name, detail and remedy."""
-    width = max((len(check.name) for check in found), default=0)
-    return "\n".join(
-        f"{check.state:<4}  {check.name:<{width}}  {check.detail}" + (f" -> {check.remedy}" if check.remedy else "")
-        for check in found
-    )
+    width = max(len(check.name) for check in found)
+    lines = [f"{check.state:<4}  {check.name:<{width}}  {check.detail} -> {check.remedy}"
+             for check in found]  # fmt: skip
+    return "\n".join(line.removesuffix(" -> ") for line in lines)
 
 
 def python() -> Check:
@@ -46,13 +48,12 @@ def python() -> Check:
     return Check("python", "fail", detail, "Sharpen needs 3.11 or 3.12: make setup PYTHON=python3.11")
 
 
-def pins(environment: Path = REPOSITORY / "environment.yml") -> dict[str, str]:
-    """Package name to version, from the pip section of environment.yml."""
+def pins() -> dict[str, str]:
+    """Package name to version, from the pip section of environment.yml, which comes last."""
     import yaml
 
-    dependencies = yaml.safe_load(environment.read_text())["dependencies"]
-    lines = next(entry["pip"] for entry in dependencies if isinstance(entry, dict))
-    return dict(line.split("==") for line in lines)
+    environment = yaml.safe_load((REPOSITORY / "environment.yml").read_text())
+    return dict(line.split("==") for line in environment["dependencies"][-1]["pip"])
 
 
 def installed(package: str) -> str | None:
@@ -64,15 +65,24 @@ def installed(package: str) -> str | None:
 
 
 def versions(pinned: dict[str, str] | None = None) -> Check:
-    pinned = pins() if pinned is None else pinned
-    found = {name: installed(name) for name in pinned}
-    missing = [name for name in pinned if found[name] is None]
-    other = [f"{name} {found[name]} (pinned {pin})" for name, pin in pinned.items() if found[name] not in (None, pin)]
-    if not missing and not other:
+    pinned = pinned or pins()
+    missing, differing = [], []
+    for name, pin in pinned.items():
+        version = installed(name)
+        if version is None:
+            missing.append(name)
+        elif version != pin:
+            differing.append(f"{name} {version} (pinned {pin})")
+    parts = []
+    if missing:
+        parts.append("missing: " + ", ".join(missing))
+    if differing:
+        parts.append("differ: " + ", ".join(differing))
+    if not parts:
         return Check("versions", "ok", f"all {len(pinned)} packages as pinned in environment.yml")
-    parts = ["missing: " + ", ".join(missing)] * bool(missing) + ["differ: " + ", ".join(other)] * bool(other)
     # `touch`: the set-up looks at the file's time only, and the file may not have changed.
-    return Check("versions", "fail" if missing else "warn", "; ".join(parts), "touch environment.yml && make setup")
+    state = "fail" if missing else "warn"
+    return Check("versions", state, "; ".join(parts), "touch environment.yml && make setup")
 
 
 def device() -> Check:
@@ -81,18 +91,17 @@ def device() -> Check:
     except ImportError as error:
         return Check("device", "fail", f"torch cannot be imported: {error}", "make setup")
     if torch.cuda.is_available():
-        properties = torch.cuda.get_device_properties(0)
-        detail = f"{torch.cuda.device_count()} x {properties.name}, {properties.total_memory / GIB:.0f} GiB each, bf16 "
-        return Check("device", "ok", detail + ("yes" if torch.cuda.is_bf16_supported() else "no"))
-    from lib.engine.llamacpp import cpu_flags
-
-    flags = cpu_flags()
+        gpu, count = torch.cuda.get_device_properties(0), torch.cuda.device_count()
+        bf16 = WORD[torch.cuda.is_bf16_supported()]
+        detail = f"{count} x {gpu.name}, {gpu.total_memory / GIB:.0f} GiB each, bf16 {bf16}"
+        return Check("device", "ok", detail)
+    flags = llamacpp.cpu_flags()
     fast = [flag for flag in ("avx512_bf16", "amx_bf16") if flag in flags]
     detail = f"CPU, {os.cpu_count()} cores, fast bf16: {', '.join(fast) or 'no'}"
-    if shutil.which("nvidia-smi") and torch.version.cuda is None:
-        return Check("device", "warn", detail + "; a GPU is here, but torch is a CPU build",
-                     "make clean, then make setup without PIP_EXTRA_INDEX_URL")
-    return Check("device", "ok", detail)
+    if not shutil.which("nvidia-smi") or torch.version.cuda:
+        return Check("device", "ok", detail)
+    return Check("device", "warn", f"{detail}; a GPU is here, but torch is a CPU build",
+                 "make clean, then make setup without PIP_EXTRA_INDEX_URL")  # fmt: skip
 
 
 def memory() -> Check:
@@ -105,45 +114,46 @@ def memory() -> Check:
     return Check("memory", "warn", detail, "close other programs: training needs a few GiB")
 
 
-def disk(outputs: Path = REPOSITORY / "outputs") -> Check:
+def disk() -> Check:
+    outputs = REPOSITORY / "outputs"
     free = shutil.disk_usage(outputs if outputs.exists() else REPOSITORY).free
     detail = f"{free / GIB:.1f} GiB free at {outputs}"
     if free >= 5 * GIB:
         return Check("disk", "ok", detail)
-    return Check("disk", "warn" if free >= GIB else "fail", detail, "delete old runs: rm -r outputs/<run>")
+    state = "warn" if free >= GIB else "fail"
+    return Check("disk", state, detail, "delete old runs: rm -r outputs/<run>")
 
 
 def hub() -> Check:
-    """Whether the model hub answers, asked with the client that downloads use; a token is never shown."""
+    """Whether the hub answers, asked with the client that downloads use; a token is never shown."""
     from huggingface_hub import constants, get_session, get_token
 
-    token = f"token: {'yes' if get_token() else 'no'}"
+    token = f"token: {WORD[bool(get_token())]}"
     if constants.HF_HUB_OFFLINE:
         return Check("hub", "ok", f"HF_HUB_OFFLINE is set: only what is already downloaded; {token}")
-    answers = []
+    reason = f"no answer in {HUB_TIMEOUT_SECONDS} s"
 
     def ask():
+        nonlocal reason
         try:
             get_session().head(constants.ENDPOINT, timeout=HUB_TIMEOUT_SECONDS)
-            answers.append("")
+            reason = ""
         except Exception as error:  # whatever the network does, the answer is "no" and its reason
-            answers.append(type(error).__name__)
+            reason = type(error).__name__
 
     # A thread, because the client's timeout does not cover a name look-up that hangs.
     asking = threading.Thread(target=ask, daemon=True)
     asking.start()
     asking.join(HUB_TIMEOUT_SECONDS)
-    if answers == [""]:
-        return Check("hub", "ok", f"{constants.ENDPOINT} answers; {token}" +
-                     ("" if get_token() else " (gated models need one: hf auth login)"))
-    reason = answers[0] if answers else f"no answer in {HUB_TIMEOUT_SECONDS} s"
-    return Check("hub", "warn", f"{constants.ENDPOINT} cannot be reached ({reason}); {token}",
-                 "the demo needs none; else check the network, or set HF_HUB_OFFLINE=1 to use what is downloaded")
+    if not reason:
+        if not get_token():
+            token += " (gated models need one: hf auth login)"
+        return Check("hub", "ok", f"{constants.ENDPOINT} answers; {token}")
+    remedy = "the demo needs none; else check the network, or set HF_HUB_OFFLINE=1 to use what is downloaded"
+    return Check("hub", "warn", f"{constants.ENDPOINT} cannot be reached ({reason}); {token}", remedy)
 
 
 def llama_cpp() -> Check:
-    from lib.engine import llamacpp
-
     if given := os.environ.get("LLAMA_CPP_PATH"):
         try:
             return Check("llama.cpp", "ok", f"{llamacpp.check(Path(given)).folder} (LLAMA_CPP_PATH)")

@@ -1,4 +1,4 @@
-"""The stages of a run in order, each a notebook executed by papermill in this very Python; strict and resumable."""
+"""The stages of a run in order, each a notebook that papermill executes in this very Python."""
 
 import contextlib
 import logging
@@ -19,22 +19,23 @@ from lib.run import disk, processes, progress, runs
 from lib.run.paths import ROOT, default_run, in_project, run_name_problems
 from lib.run.presets import Resolved, resolve
 from lib.run.rules import unread
-from lib.run.settings import Settings, SettingsError
-from lib.run.stages import IN_EVERY_RUN, RUN_FIELDS, STAGES, names_of, notebook_of
+from lib.run.settings import Settings, SettingsError, full_name
+from lib.run.stages import IN_EVERY_RUN, RUN_FIELDS, STAGES, notebook_of
 from lib.run.untrusted import redact, visible
 
 NOTEBOOK_FOLDER = ROOT / "notebooks"
 FULL_BYTES = 64 * 2**20  # less is left on a full disk
-STOP_SECONDS = 600  # that a training step, its held-out rows and its checkpoint may take after Ctrl-C
+STOP_SECONDS = 600  # after Ctrl-C, for a training step, its held-out rows and its checkpoint
+REHEARSAL = "REHEARSAL: a walk through the whole path; its figures are no result"
 
 
 class StageFailed(RuntimeError):
-    """A stage's notebook stopped at an error; the message says which, why, where to look and how to go on."""
+    """A stage's notebook stopped at an error; the message says which, why, and how to go on."""
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What a run left behind: (stage, 'done' or 'skipped', elapsed seconds) rows, headline figures, and the report."""
+    """What a run left behind; `stages` are (stage, 'done' or 'skipped', elapsed seconds)."""
 
     run_folder: Path
     settings: Settings
@@ -43,73 +44,53 @@ class Summary:
     report: Path
 
 
+@dataclass(frozen=True)
+class Job:
+    """One call of `run`: its folder, its settings, which of them were given, how to go on with it."""
+
+    run_folder: Path
+    resolved: Resolved
+    given: set[str]
+    again: str
+    force: bool
+    echo: Callable
+
+
 def run(
-    preset: str,
-    run_name: str | None = None,
-    overrides: dict[str, Any] | None = None,
-    rehearse: bool = False,
-    outputs: str | Path | None = None,
-    force: bool = False,
-    stages: Iterable[str] | None = None,
-    echo: Callable[[str], Any] = print,
-    export: bool = False,
-    again: str | None = None,
+    preset: str, run_name: str | None = None, overrides: dict[str, Any] | None = None, rehearse: bool = False,
+    outputs: str | Path | None = None, force: bool = False, stages: Iterable[str] | None = None,
+    echo: Callable = print, export: bool = False, again: str | None = None,
     check: Callable[[Settings], Any] = lambda settings: None,
-) -> Summary:
-    """Execute a preset's stages (all, or those named) into outputs/<run_name>, skipping what is unchanged.
+) -> Summary:  # fmt: skip
+    """Execute a preset's stages (all, or those named) into outputs/<run_name>; skip what is unchanged.
 
-    With `export` the tuned model is merged, converted and quantised after the others. `again`: the command that goes on
-    with it, if that is not `sharpen run`. `check` raises, before the first stage, where what comes after would fail.
-
-    SettingsError before any kernel starts; RunError if another process runs the same run; StageFailed when a cell
-    fails; KeyboardInterrupt after Ctrl-C, with the kernel and its children ended.
-    """
-    overrides = overrides or {}
-    chosen = list(IN_EVERY_RUN if stages is None else stages)
-    chosen += ["export"] if export and "export" not in chosen else []
+    With `export` the tuned model is merged, converted and quantised in the end. `again`: the command that
+    goes on with it, if not `sharpen run`. `check` raises, before any stage, where later steps would fail.
+    SettingsError before any kernel starts; RunError if another process runs the same run; StageFailed when
+    a cell fails; KeyboardInterrupt after Ctrl-C, with the kernel and its children ended."""
+    overrides, chosen = overrides or {}, list(IN_EVERY_RUN if stages is None else stages)
+    if export and "export" not in chosen:
+        chosen.append("export")
     run_name = default_run(preset, rehearse) if run_name is None else run_name
-    problems = run_name_problems(run_name)
-    problems += [f"unknown stage {s!r}; choose from {', '.join(STAGES)}" for s in chosen if s not in STAGES]
-    if stages is None:  # a stage that is named may be given the settings of those that follow elsewhere
-        problems += [f"{name!r} belongs to {owners}, which this run does not execute: "
-                     f"{'add --export, or ' * (STAGES['export'].notebook in owners)}leave it out"
-                     for name, owners in unread(chosen, overrides).items() if name not in RUN_FIELDS]  # fmt: skip
     run_folder = Path(in_project(outputs or "outputs")).resolve() / run_name
-    try:
-        alone = chosen[0] if len(chosen) == 1 and chosen[0] in STAGES else None
-        resolved = resolve(preset, overrides, rehearse, alone)
-        if rehearse and resolved.settings.push_to_hub:
-            problems.append("push_to_hub: a rehearsal is no result, and is not uploaded: leave one of them out")
-        if "export" in chosen and resolved.settings.peft_type == "prefix_tuning":
-            problems.append("peft_type = 'prefix_tuning': a prefix changes no weights, so it cannot be merged: leave "
-                            "the export out, or choose 'lora' or 'ia3'")  # fmt: skip
-        problems += _missing(resolved.settings, chosen, run_folder)
-    except SettingsError as error:
-        problems += error.problems
-    if problems:
-        raise SettingsError(problems)
+    problems = run_name_problems(run_name)
+    if stages is None:  # a stage that is named may have settings of those that follow elsewhere
+        problems += _unread(chosen, overrides)
+    resolved = _resolved(preset, overrides, rehearse, chosen, run_folder, problems)
     check(resolved.settings)
     again = again or command(preset, run_name, overrides, rehearse, outputs, "export" in chosen)
+    job = Job(run_folder, resolved, set(overrides), again, force, echo)
     prefix = "REHEARSAL of " if rehearse else ""
     echo(f"{prefix}preset {preset}, run {run_name}: {', '.join(chosen)} -> {run_folder}")
     with disk.writing(run_folder):
         (run_folder / "notebooks").mkdir(parents=True, exist_ok=True)
     disk.lock(run_folder, "pipeline")
-    rows = []
     try:
-        for index, stage in enumerate((stage for stage in STAGES if stage in chosen), 1):
-            notebook = notebook_of(stage, resolved.settings)
-            place, began = f"[{index}/{len(chosen)}] {notebook:<16}", time.monotonic()
-            current, reason = runs.is_current(run_folder.parent, run_name, stage, resolved, notebook_path(notebook))
-            skip = current and not force
-            if not skip:
-                with _telling(place, run_folder, stage, echo):
-                    _execute(stage, run_folder, resolved, set(overrides), again)
-            rows.append((stage, "skipped" if skip else "done", time.monotonic() - began))
-            why = "" if reason == runs.NOT_COMPLETE else " (forced)" if current else f" (again, as {reason})"
-            echo(visible(f"{place} " + (f"skipped: {reason}" if skip else f"done in {rows[-1][2]:.1f} s{why}")))
+        done = []
+        for stage in sorted(chosen, key=list(STAGES).index):
+            done.append(_do(job, stage, f"[{len(done) + 1}/{len(chosen)}]"))
         written = report.write(run_folder)
-        summary = Summary(run_folder, resolved.settings, tuple(rows), headline(run_folder), written)
+        summary = Summary(run_folder, resolved.settings, tuple(done), headline(run_folder), written)
     except StageFailed as error:
         echo(str(error))
         raise
@@ -122,16 +103,53 @@ def run(
     return summary
 
 
+def _unread(chosen: list[str], overrides: Iterable[str]) -> list[str]:
+    """Which settings would change nothing, as no stage chosen reads them."""
+    problems = []
+    for name, owners in unread(chosen, overrides).items():
+        if name in RUN_FIELDS:
+            continue
+        remedy = "add --export, or leave it out" if STAGES["export"].notebook in owners else "leave it out"
+        problems.append(f"{name!r} belongs to {owners}, which this run does not execute: {remedy}")
+    return problems
+
+
+def _resolved(
+    preset: str, overrides: dict[str, Any], rehearse: bool, chosen: list[str], run_folder: Path,
+    problems: list[str],
+) -> Resolved:  # fmt: skip
+    """The settings; SettingsError names, after `problems`, what would stop one of the stages."""
+    problems += [f"unknown stage {stage!r}; choose from {', '.join(STAGES)}"
+                 for stage in chosen if stage not in STAGES]  # fmt: skip
+    try:
+        alone = chosen[0] if len(chosen) == 1 and chosen[0] in STAGES else None
+        resolved = resolve(preset, overrides, rehearse, alone)
+        if rehearse and resolved.settings.push_to_hub:
+            problems.append("push_to_hub: a rehearsal is no result, and is not uploaded: leave one of them out")
+        if "export" in chosen and resolved.settings.peft_type == "prefix_tuning":
+            problems.append("peft_type = 'prefix_tuning': a prefix changes no weights, so it cannot be merged: "
+                            "leave the export out, or choose 'lora' or 'ia3'")  # fmt: skip
+        problems += _missing(resolved.settings, chosen, run_folder)
+    except SettingsError as error:
+        problems += error.problems
+    if problems:
+        raise SettingsError(problems)
+    return resolved
+
+
 def _missing(settings: Settings, chosen: list[str], run_folder: Path) -> list[str]:
-    """The other runs that the stages chosen would miss in the end, told before the first."""
-    needed = [("others", name, "evaluate") for name in settings.others if "compare" in chosen]
+    """The other runs that the stages chosen would miss."""
+    needed = []
+    if "compare" in chosen:
+        needed += [("others", name, "evaluate") for name in settings.others]
     if "train" in chosen and settings.continue_from is not None:
         needed.append(("continue_from", settings.continue_from, "train"))
     problems = []
     for field, name, stage in needed:
+        if name == run_folder.name:
+            problems.append(f"{field}: {name!r} is this very run: name another")
+            continue
         try:
-            if name == run_folder.name:
-                raise runs.RunError(f"{name!r} is this very run: name another")
             runs.read(runs.run_folder_of(run_folder.parent, name), stage)
         except runs.RunError as error:
             problems.append(f"{field}: {error}")
@@ -150,73 +168,113 @@ def command(
     """The shell command that goes on with a run."""
     words = ["sharpen", "run", preset, "--run", run_name]
     for name, value in overrides.items():
-        text = ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-        words += ["--set", f"{name}={'none' if value is None else text}"]
-    words += ["--rehearse"] * rehearse + ["--export"] * export + (["--outputs", str(outputs)] if outputs else [])
+        text = str(value)
+        if value is None:
+            text = "none"
+        elif isinstance(value, list | tuple):
+            text = ",".join(map(str, value))
+        words += ["--set", f"{name}={text}"]
+    if rehearse:
+        words.append("--rehearse")
+    if export:
+        words.append("--export")
+    if outputs:
+        words += ["--outputs", str(outputs)]
     return shlex.join(words)
 
 
 def headline(run_folder: Path) -> dict[str, str]:
-    """The figures that the stages' notebooks put first: label -> text, in the order of the stages."""
-    found = {}
+    """The figures that the stages' notebooks put first: label -> text."""
+    figures = {}
     for stage in STAGES:
         if runs.is_complete(run_folder, stage):
-            found |= runs.read(run_folder, stage).get("metrics", {}).get("headline") or {}
-    return found
+            figures |= runs.read(run_folder, stage)["metrics"].get("headline") or {}
+    return figures
 
 
-def _execute(stage: str, run_folder: Path, resolved: Resolved, overridden: set[str], again: str) -> None:
-    """One notebook in a fresh kernel; papermill saves the executed copy after each cell, so a failure keeps it."""
+def _do(job: Job, stage: str, place: str) -> tuple[str, str, float]:
+    """One stage, skipped where nothing changed: its row of the summary."""
+    notebook, began = notebook_of(stage, job.resolved.settings), time.monotonic()
+    place = f"{place} {notebook:<16}"
+    current, reason = runs.is_current(
+        job.run_folder.parent, job.run_folder.name, stage, job.resolved, notebook_path(notebook))
+    if current and not job.force:
+        job.echo(visible(f"{place} skipped: {reason}"))
+        return stage, "skipped", time.monotonic() - began
+    with _telling(job, stage, place):
+        _execute(job, stage)
+    elapsed, why = time.monotonic() - began, ""
+    if current:
+        why = " (forced)"
+    elif reason != runs.NOT_COMPLETE:
+        why = f" (again, as {reason})"
+    job.echo(visible(f"{place} done in {elapsed:.1f} s{why}"))
+    return stage, "done", elapsed
+
+
+def _execute(job: Job, stage: str) -> None:
+    """One notebook in a fresh kernel; its executed copy is saved after each cell, and kept."""
     import papermill
     from papermill.iorw import LocalHandler, papermill_io
 
     class Executed(LocalHandler):
-        """Writes the executed copy whole or not at all, and without the values of tokens and keys."""
+        """Writes the executed copy whole or not at all, without the values of tokens and keys."""
 
         def write(self, buf: str, path: str) -> None:
             disk.write_atomically(Path(path), [redact(buf)])
-            if stopping and '"status": "running"' not in buf:  # between cells a kernel hears no interrupt
+            if stopping and '"status": "running"' not in buf:  # between cells none is heard
                 raise KeyboardInterrupt
 
-    logging.getLogger("papermill").setLevel(logging.ERROR)  # it warns of settings that the parameters cell leaves out
-    notebook = notebook_of(stage, resolved.settings)
-    executed = run_folder / "notebooks" / f"{notebook}.ipynb"
-    parameters = {"preset": resolved.preset, "run": run_folder.name, "outputs": str(run_folder.parent),
-                  "rehearse": resolved.rehearse}
-    for field in names_of(stage):
-        if field in overridden:  # in a notebook None means 'as the preset has it', so none is said in words
-            value = getattr(resolved.settings, field)
-            parameters[field] = "none" if value is None else list(value) if isinstance(value, tuple) else value
+    logging.getLogger("papermill").setLevel(logging.ERROR)  # it warns of settings that none names
+    name = f"{notebook_of(stage, job.resolved.settings)}.ipynb"
+    executed = job.run_folder / "notebooks" / name
     papermill_io.register(str(executed), Executed())
-    (run_folder / "progress.json").unlink(missing_ok=True)  # of an attempt that was killed
+    (job.run_folder / "progress.json").unlink(missing_ok=True)  # of an attempt that was killed
     # papermill formats paths: braces in a folder's name would be taken for its placeholders
-    paths = [str(path).replace("{", "{{").replace("}", "}}") for path in (notebook_path(notebook), executed)]
+    paths = [str(path).replace("{", "{{").replace("}", "}}") for path in (NOTEBOOK_FOLDER / name, executed)]
     try:
         with _children_end_with_us() as stopping:
             papermill.execute_notebook(
-                *paths, parameters=parameters, kernel_name="python3", language="python", cwd=str(NOTEBOOK_FOLDER),
-                progress_bar=False, log_output=False, kernel_manager_class=_this_python(),
-            )
-        runs.read(run_folder, stage)  # a notebook that ends without stage.finish() has not done its stage
-    except Exception as error:  # a cell's error, a dead kernel, a full disk: each ends the run with the same four lines
-        name, message = getattr(error, "ename", type(error).__name__), getattr(error, "evalue", str(error))
-        message = visible(redact(message))
-        if name == "DeadKernelError":
-            told = progress.read(run_folder, stage)
-            held = f"{told.memory_bytes / 2**30:.1f} GiB" if told else "an unknown amount of memory"
-            advice = progress.less_memory(stage, resolved.settings)
-            message = f"the kernel died holding {held}; most often the system ends it as memory runs out: {advice}"
-        full = ""
-        if shutil.disk_usage(run_folder).free < FULL_BYTES:  # torch and safetensors say it in words of their own
-            full = f"the disk that holds {run_folder} is full: make room (`sharpen clean`), or use --outputs\n"
-        raise StageFailed(
-            f"stage {stage!r} failed: {name}: {message.strip()[:2000]}\n{full}"
-            f"the notebook as far as it came: {executed}\nto go on after the cause is mended: {again}"
-        ) from error
+                *paths, parameters=_parameters(job, stage), kernel_name="python3", language="python",
+                cwd=str(NOTEBOOK_FOLDER), progress_bar=False, log_output=False,
+                kernel_manager_class=_this_python(),
+            )  # fmt: skip
+        runs.read(job.run_folder, stage)  # a notebook without stage.finish() has not done its stage
+    except Exception as error:  # a cell's error, a dead kernel, a full disk: each is told alike
+        lines = [
+            f"stage {stage!r} failed: {_reason(job, stage, error)}",
+            f"the notebook as far as it came: {executed}",
+            f"to go on after the cause is mended: {job.again}",
+        ]
+        if shutil.disk_usage(job.run_folder).free < FULL_BYTES:
+            lines.insert(1, f"the disk that holds {job.run_folder} is full: make room (`sharpen clean`), "
+                            "or use --outputs")  # fmt: skip
+        raise StageFailed("\n".join(lines)) from error
+
+
+def _parameters(job: Job, stage: str) -> dict[str, Any]:
+    """What papermill hands to the notebook: the run, and the settings that were given."""
+    given = set(map(full_name, job.given))
+    changes = {name: value for name, value in job.resolved.of_stage(stage).items() if name in given}
+    return {"preset": job.resolved.preset, "run": job.run_folder.name, "outputs": str(job.run_folder.parent),
+            "rehearse": job.resolved.rehearse, "changes": changes}  # fmt: skip
+
+
+def _reason(job: Job, stage: str, error: Exception) -> str:
+    """Why a notebook failed; of a dead kernel, what it held and how to need less."""
+    name, message = type(error).__name__, str(error)
+    if hasattr(error, "ename"):  # of a cell
+        name, message = error.ename, error.evalue
+    if name == "DeadKernelError":
+        last = progress.read(job.run_folder, stage)
+        held = f"{last.memory_bytes / 2**30:.1f} GiB" if last else "an unknown amount of memory"
+        message = (f"the kernel died holding {held}; most often the system ends it as memory runs out: "
+                   f"{progress.less_memory(stage, job.resolved.settings)}")  # fmt: skip
+    return f"{name}: {visible(redact(message)).strip()[:2000]}"
 
 
 def _this_python() -> type:
-    """A kernel manager that starts the running interpreter, whatever kernels are registered on this machine."""
+    """A kernel manager that starts this interpreter, whatever kernels are registered."""
     from jupyter_client.kernelspec import KernelSpec
     from jupyter_client.manager import AsyncKernelManager
 
@@ -224,39 +282,39 @@ def _this_python() -> type:
         @property
         def kernel_spec(self) -> KernelSpec:
             path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-            quiet = "--IPKernelApp.log_level=CRITICAL"  # a cell's errors are in the notebook; this is the kernel's chat
+            quiet = "--IPKernelApp.log_level=CRITICAL"  # a cell's errors are in the notebook
             argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}", quiet]
-            told = {"PYTHONPATH": path, "TQDM_DISABLE": "1"}  # bars make no sense in a file
-            return KernelSpec(argv=argv, display_name="Python 3", language="python", env=told)
+            environment = {"PYTHONPATH": path, "TQDM_DISABLE": "1"}  # bars make no sense in a file
+            return KernelSpec(argv=argv, display_name="Python 3", language="python", env=environment)
 
     return ThisPython
 
 
 @contextlib.contextmanager
 def _children_end_with_us() -> Iterator[Sequence]:
-    """On Ctrl-C or SIGTERM interrupt the kernel: it ends at once, or in training after the step, with a checkpoint.
-    Yields what is empty until then.
+    """On Ctrl-C or SIGTERM interrupt the kernel: it ends at once, or in training after the step, with a
+    checkpoint. Yields what is empty until then.
 
-    After STOP_SECONDS, or asked again, all processes under it are ended: torchrun's workers have sessions of their own.
-    """
+    After STOP_SECONDS, or asked again, all processes under us are ended, whatever their session."""
     import psutil
 
     family: list[psutil.Process] = []
 
     def stop(signum: int, frame: Any) -> None:
         again = bool(family)
-        family.extend(psutil.Process().children(recursive=True))  # now, while the tree still hangs together
+        family.extend(psutil.Process().children(recursive=True))  # now, while the tree is whole
         kernels = []
         for process in family:
             with contextlib.suppress(psutil.Error):  # it ends in this moment, or has ended
-                kernels += [process] * ("ipykernel_launcher" in process.cmdline())
+                if "ipykernel_launcher" in process.cmdline():
+                    kernels.append(process)
         if again or not kernels:
             raise KeyboardInterrupt
         print("\nstopping; in training after the step at hand (again: at once)", file=sys.stderr, flush=True)
         kernels[0].send_signal(signal.SIGINT)
         deadline.start()
 
-    if threading.current_thread() is not threading.main_thread():  # signals reach the main thread only
+    if threading.current_thread() is not threading.main_thread():  # no signal reaches it
         yield ()
         return
     deadline = threading.Timer(STOP_SECONDS, processes.kill, [family])
@@ -278,18 +336,19 @@ def _children_end_with_us() -> Iterator[Sequence]:
 
 
 @contextlib.contextmanager
-def _telling(place: str, run_folder: Path, stage: str, echo: Callable[[str], Any]) -> Iterator[None]:
-    """While a stage is at work, say how far it is: on a terminal in one line over and over, in a log as it moves."""
-    terminal, over = echo is print and sys.stdout.isatty(), threading.Event()
+def _telling(job: Job, stage: str, place: str) -> Iterator[None]:
+    """Says how far a stage at work is: on a terminal in one line over and over, else as it moves."""
+    terminal, over = job.echo is print and sys.stdout.isatty(), threading.Event()
+    every_seconds = 2 if terminal else 10
 
     def tell() -> None:
         said = ""
-        while not over.wait(2 if terminal else 10):
-            text = visible(f"{place} {status.line(run_folder, stage)}")
+        while not over.wait(every_seconds):
+            text = visible(f"{place} {status.line(job.run_folder, stage)}")
             if terminal:
                 print(f"\r\x1b[K{text}", end="", flush=True)
             elif text != said:
-                echo(text)
+                job.echo(text)
             said = text
 
     thread = threading.Thread(target=tell, daemon=True)
@@ -303,14 +362,25 @@ def _telling(place: str, run_folder: Path, stage: str, echo: Callable[[str], Any
             print("\r\x1b[K", end="", flush=True)
 
 
-def _print_summary(summary: Summary, rehearse: bool, echo: Callable[[str], Any]) -> None:
+def columns(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows of words as lines in which the words of a column begin below each other."""
+    widths = [max(map(len, words)) for words in zip(*rows)]
+    lines = []
+    for row in rows:
+        words = [word.ljust(width) for word, width in zip(row, widths)]
+        lines.append("  ".join(words).rstrip())
+    return lines
+
+
+def _print_summary(summary: Summary, rehearse: bool, echo: Callable) -> None:
+    folder = summary.run_folder
     places = {
-        "report": summary.report, "adapter": summary.run_folder / "adapter",
-        "answers": summary.run_folder / "eval" / "generations.jsonl", "notebooks": summary.run_folder / "notebooks",
-        "model files": summary.run_folder / "export",
-    }
+        "report": summary.report, "adapter": folder / "adapter", "answers": folder / "eval/generations.jsonl",
+        "notebooks": folder / "notebooks", "model files": folder / "export",
+    }  # fmt: skip
     rows = [*summary.headline.items(), *((label, str(path)) for label, path in places.items() if path.exists())]
-    width = max(len(label) for label, _ in rows)
-    elapsed = sum(row[2] for row in summary.stages)
-    echo(visible("\n" + ("REHEARSAL: a walk through the whole path; its figures are no result\n" if rehearse else "")
-         + "\n".join(f"  {label:<{width}}  {text}" for label, text in rows) + f"\n  finished in {elapsed:.0f} s"))
+    seconds = sum(elapsed for *_, elapsed in summary.stages)
+    lines = [f"  {line}" for line in columns(rows)]
+    if rehearse:
+        lines.insert(0, REHEARSAL)
+    echo(visible("\n" + "\n".join([*lines, f"  finished in {seconds:.0f} s"])))

@@ -1,4 +1,4 @@
-"""A run's executed notebooks as one HTML file that any browser shows: nothing in it runs or is fetched."""
+"""A run's executed notebooks as one HTML file for any browser: nothing in it runs or is fetched."""
 
 import html
 import re
@@ -48,58 +48,66 @@ details.code > summary { color: #6a7585; font-size: .8rem; cursor: pointer } .co
 
 
 def write(run_folder: Path) -> Path:
-    """Write `report.html` into the run's folder: a summary, a table of contents, and every executed notebook.
+    """Write `report.html` into the run's folder: a summary, contents, and every executed notebook.
 
     The notebooks are read, never run. RunError where a link in the folder leads out of it."""
     from pygments.formatters import HtmlFormatter
 
     run_folder = Path(run_folder)
     disk.check_links(run_folder)
-    manifests, problems = {}, []
+    manifests, notes = {}, []
     for stage, row in STAGES.items():
         if not row.in_every_run and not runs.is_complete(run_folder, stage):
             continue  # pretraining and export are not part of every run
         try:
             manifests[stage] = runs.read(run_folder, stage)
         except runs.RunError as error:
-            problems.append(str(error))
-    rehearse = any(manifest["rehearse"] for manifest in manifests.values())
-    executed = {path.stem for path in (run_folder / "notebooks").glob("*.ipynb")}
-    usual = [row for row in STAGES.values() if row.in_every_run and row.notebook_of_devices not in executed]
-    names = sorted(executed | {row.notebook for row in usual})
-    parts = [_notebook(run_folder / "notebooks" / f"{name}.ipynb") for name in names]
-    contents = "".join(f'<li><a href="#{html.escape(name)}">{html.escape(title)}</a>{" - " * bool(note)}{note}</li>'
-                       for name, (title, note, _) in zip(names, parts, strict=True))
-    sections = "".join(f'<section id="{html.escape(name)}">{_alarm(note)}{body}</section>'
-                       for name, (_, note, body) in zip(names, parts, strict=True))
-    warning = _alarm("REHEARSAL: a walk through the whole path on a small model; its figures are no result" * rehearse)
+            notes.append(html.escape(str(error)))
+    if any(manifest["rehearse"] for manifest in manifests.values()):
+        notes.insert(0, "REHEARSAL: a walk through the whole path on a small model; its figures are no result")
+    contents, sections = "", ""
+    for path in _notebooks(run_folder):
+        name, (title, note, body) = html.escape(path.stem), _notebook(path)
+        entry = f'<a href="#{name}">{html.escape(title)}</a>'
+        contents += f"<li>{entry} - {note}</li>" if note else f"<li>{entry}</li>"
+        sections += f'<section id="{name}">{_alarm(note)}{body}</section>'
+    run = html.escape(run_folder.name)
     page = (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>Sharpen: {html.escape(run_folder.name)}</title>"
-        f"<style>{STYLE}{HtmlFormatter(style='default').get_style_defs('.highlight')}</style></head><body><main>"
-        f"<header><h1>Sharpen: run {html.escape(run_folder.name)}</h1>{warning}"
-        f"{''.join(map(_alarm, map(html.escape, problems)))}{_card(manifests)}</header>"
+        f"<title>Sharpen: {run}</title>"
+        f"<style>{STYLE}{HtmlFormatter().get_style_defs('.highlight')}</style></head><body><main>"
+        f"<header><h1>Sharpen: run {run}</h1>{''.join(map(_alarm, notes))}{_card(manifests)}</header>"
         f"<nav><h2>Contents</h2><ol>{contents}</ol></nav>{sections}</main></body></html>\n"
     )
     return disk.write_atomically(run_folder / "report.html", [untrusted.visible(untrusted.redact(page))])
 
 
+def _notebooks(run_folder: Path) -> list[Path]:
+    """The executed notebooks of a run and those that every run has, in order."""
+    paths = set((run_folder / "notebooks").glob("*.ipynb"))
+    executed = {path.stem for path in paths}
+    for row in STAGES.values():
+        if row.in_every_run and row.notebook_of_devices not in executed:
+            paths.add(run_folder / "notebooks" / f"{row.notebook}.ipynb")
+    return sorted(paths)
+
+
 def clean(text: str) -> str:
-    """HTML with only the tags that text, tables and embedded pictures need: no script, no handler, nothing fetched."""
+    """HTML with the tags of text, tables and embedded pictures: no script or handler, nothing fetched."""
     import bleach
     from bleach.css_sanitizer import CSSSanitizer
     from bs4 import BeautifulSoup
 
     soup = BeautifulSoup(text, "html.parser")
     for element in soup(DROPPED.split()):
-        element.decompose()  # with its content, which the sanitiser alone would leave behind as text
+        element.decompose()  # with its content, which the sanitiser would leave as text
     for image in soup("img"):
         if not PICTURE.fullmatch(image.get("src", "")):
             image.replace_with(image.get("alt", ""))
     for link in soup("a", href=re.compile(r"^\w+\.ipynb$")):
-        link["href"] = "#" + link["href"].removesuffix(".ipynb")  # the other notebooks are on this page
+        link["href"] = "#" + link["href"].removesuffix(".ipynb")  # it is on this page
     styles = CSSSanitizer(allowed_css_properties=STYLES)
     return bleach.clean(str(soup), TAGS, _allow, PROTOCOLS, strip=True, css_sanitizer=styles)
 
@@ -117,33 +125,37 @@ def _allow(tag: str, name: str, value: str) -> bool:
 
 
 def _card(manifests: dict[str, dict]) -> str:
-    """The summary as tables: the headline of each stage, then where, when and with what the run was made."""
-    headline: dict[str, Any] = {}
-    for manifest in manifests.values():
-        headline |= manifest.get("metrics", {}).get("headline") or {}
-    every = list(manifests.values())
-    commits = [m["git"]["commit"] or "outside git" for m in every]
-    edits = [" with uncommitted changes" * bool(m["git"]["dirty"]) for m in every]
+    """The headline of each stage, then where, when and with what the run was made, as tables."""
+    if not manifests:
+        return ""
+    headline, times, peaks, made_with = {}, [], [], []
+    for stage, manifest in manifests.items():
+        headline |= manifest["metrics"].get("headline") or {}
+        peak = [f"{size / 2**30:.1f} GiB on {name}" for name, size in manifest["peak_memory_bytes"].items()]
+        peaks.append(f"{stage} " + " and ".join(peak).replace(" on resident", ""))
+        times.append(f"{stage} {manifest['elapsed_seconds'] / 60:.1f}")
+        device, git, versions = manifest["device"], manifest["git"], manifest["versions"].items()
+        commit = git["commit"] or "outside git"
+        if git["dirty"]:
+            commit += " with uncommitted changes"
+        made_with.append({
+            "preset": manifest["preset"],
+            "device": f"{device.get('name')}, {device.get('cpu_threads')} CPU threads", "git commit": commit,
+            "versions": ", ".join(f"{package} {version}" for package, version in versions if version),
+        })  # fmt: skip
+    minutes = sum(manifest["elapsed_seconds"] for manifest in manifests.values()) / 60
     about = {
-        "preset": [m["preset"] for m in every],
-        "finished": [f"{m['ended_at'][:16].replace('T', ' ')} UTC" for m in every[-1:]],
-        "took": [f"{sum(m['elapsed_seconds'] for m in every) / 60:.1f} minutes ("
-                 + ", ".join(f"{stage} {m['elapsed_seconds'] / 60:.1f}" for stage, m in manifests.items()) + ")"],
-        "peak memory": [", ".join(f"{stage} {_gib(m['peak_memory_bytes'])}" for stage, m in manifests.items())],
-        "device": [f"{m['device'].get('name')}, {m['device'].get('cpu_threads')} CPU threads" for m in every],
-        "git commit": [commit + edit for commit, edit in zip(commits, edits, strict=True)],
-        "versions": [", ".join(" ".join(pair) for pair in m["versions"].items() if pair[1]) for m in every],
-    }
-    return _rows(headline) + _rows({name: "; ".join(dict.fromkeys(values)) for name, values in about.items()})
+        "finished": f"{manifest['ended_at'][:16].replace('T', ' ')} UTC",
+        "took": f"{minutes:.1f} minutes ({', '.join(times)})", "peak memory": ", ".join(peaks),
+    }  # fmt: skip
+    for name in made_with[0]:
+        about[name] = "; ".join(dict.fromkeys(row[name] for row in made_with))
+    return _table(headline) + _table(about)
 
 
-def _gib(peak: dict[str, int]) -> str:
-    return " and ".join(f"{size / 2**30:.1f} GiB{f' on {name}' * (name != 'resident')}" for name, size in peak.items())
-
-
-def _rows(rows: dict[str, Any]) -> str:
-    cells = ((html.escape(name), html.escape(str(text))) for name, text in rows.items())
-    return f"<table>{''.join(f'<tr><th>{name}</th><td>{text}</td></tr>' for name, text in cells)}</table>"
+def _table(rows: dict[str, Any]) -> str:
+    cells = [f"<tr><th>{html.escape(name)}</th><td>{html.escape(str(text))}</td></tr>" for name, text in rows.items()]
+    return f"<table>{''.join(cells)}</table>"
 
 
 def _alarm(text: str) -> str:
@@ -151,7 +163,7 @@ def _alarm(text: str) -> str:
 
 
 def _notebook(path: Path) -> tuple[str, str, str]:
-    """(title, what is wrong with it if anything, body) of an executed notebook, as HTML but for the title."""
+    """(title, what is wrong with it if anything, body) of a notebook; the last two are HTML."""
     import nbformat
     from jinja2 import DictLoader
     from nbconvert import HTMLExporter
@@ -164,26 +176,32 @@ def _notebook(path: Path) -> tuple[str, str, str]:
     except (untrusted.UntrustedError, nbformat.ValidationError, ValueError, KeyError, AttributeError, TypeError,
             RecursionError) as error:  # fmt: skip
         return path.stem, f"this notebook cannot be read: {html.escape(str(error)[:200])}", ""
-    ours = [cell for cell in notebook.cells if "papermill-error-cell-tag" not in cell.metadata.get("tags", [])]
-    code = [cell for cell in ours if cell.cell_type == "code"]
-    for cell in code:
-        cell.outputs = _quiet(cell.outputs)
-    notebook.cells = ours  # papermill's own note of an error is left out: ours says the same
-    lines = (line for cell in ours if cell.cell_type == "markdown" for line in cell.source.split("\n"))
-    title = next((line[2:].strip() for line in lines if line.startswith("# ")), path.stem)
-    errors = [output for cell in code for output in cell.outputs if output.output_type == "error"]
+    # papermill's own note of an error is left out: ours says the same
+    notebook.cells = [cell for cell in notebook.cells
+                      if "papermill-error-cell-tag" not in cell.metadata.get("tags", [])]  # fmt: skip
+    text, errors = "", []
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            text += f"{cell.source}\n"
+        if cell.cell_type == "code":
+            cell.outputs = _quiet(cell.outputs)
+            errors += [output for output in cell.outputs if output.output_type == "error"]
+    heading = re.search(r"^# (.*)", text, re.MULTILINE)
+    title = heading[1].strip() if heading else path.stem
     note = f"this notebook stopped at an error: {errors[0].ename}: {errors[0].evalue}" if errors else ""
     exporter = HTMLExporter(
-        template_file="report.html.j2", extra_loaders=[DictLoader({"report.html.j2": TEMPLATE})], sanitize_html=True,
-        exclude_input_prompt=True, exclude_output_prompt=True, exclude_anchor_links=True,
-    )
-    exporter.register_filter("clean_html", clean)  # piece by piece, so that no output can open or close what is around
+        template_file="report.html.j2", extra_loaders=[DictLoader({"report.html.j2": TEMPLATE})],
+        sanitize_html=True, exclude_input_prompt=True, exclude_output_prompt=True, exclude_anchor_links=True,
+    )  # fmt: skip
+    exporter.register_filter("clean_html", clean)  # by pieces: none can close what is around it
     body, _ = exporter.from_notebook_node(notebook)
     return title, html.escape(note), clean(body)
 
 
 def _quiet(outputs: list) -> list:
-    """Outputs without widgets and overwritten progress lines; messages on stderr come last, in one piece."""
+    """Outputs without widgets and overwritten progress lines; what is on stderr comes last."""
+    from nbformat.v4 import new_output
+
     kept, messages = [], ""
     for output in outputs:
         if output.output_type == "stream":
@@ -192,6 +210,6 @@ def _quiet(outputs: list) -> list:
             messages += output.text
         elif not any("widget" in kind for kind in output.get("data", {})):
             kept.append(output)
-    from nbformat.v4 import new_output
-
-    return kept + [new_output("stream", name="stderr", text=messages)] * bool(messages.strip())
+    if messages.strip():
+        kept.append(new_output("stream", name="stderr", text=messages))
+    return kept
