@@ -1,6 +1,6 @@
-"""What torchrun starts on each device: Unsloth's FSDP2 shards the model, each rank proves it, `qlora.fit` trains."""
+"""What torchrun starts on each device: Unsloth shards the model, each rank proves it, `qlora.fit` trains."""
 
-# ruff: noqa: E402  (Unsloth must be imported before what it patches, and its settings be there before it)
+# ruff: noqa: E402  (Unsloth comes before what it patches, and its settings before it)
 
 import os
 import sys
@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-# Shard even a model that would fit on each device (else Unsloth replicates it), and step with torch's AdamW, whose
-# state is sharded with the weights.
+# Shard even a model that would fit on each device (else Unsloth replicates it), and step with torch's
+# AdamW, whose state is sharded with the weights.
 os.environ.setdefault("UNSLOTH_FSDP2_LAYOUT", "sharded")
 os.environ["UNSLOTH_FSDP2_BNB_LOCAL"] = "0"
 if torch.cuda.is_available():
@@ -34,7 +34,6 @@ from unsloth.models import fsdp2_native, fsdp2_save
 
 # isort: on
 import torch.distributed as dist
-from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
@@ -51,9 +50,9 @@ class ShardedTrainer(resume.ShardedCheckpoints, SFTTrainer):
 
 
 def shard(model):
-    """The model, of which each rank keeps its share; all ranks call its `save_pretrained`, and the first writes."""
+    """The model, of which each rank keeps its share; all call its `save_pretrained`, the first writes."""
     if not torch.cuda.is_available():
-        if getattr(model, "is_loaded_in_4bit", False):  # as TRL would do later, when the weights are sharded already
+        if getattr(model, "is_loaded_in_4bit", False):  # as TRL would, when it is sharded already
             for parameter in model.parameters():
                 if parameter.requires_grad:
                     parameter.data = parameter.data.to(torch.bfloat16)
@@ -70,21 +69,17 @@ def shard(model):
 
 
 def parameter_bytes(model) -> dict[str, int]:
-    """Bytes of parameters: `whole` of the model, `held` by this rank (its storages), `replicated` on every rank."""
-    whole = replicated = 0
+    """Bytes of parameters: `whole` of the model, and `held` by this rank (its storages)."""
     held = {}
     for parameter in model.parameters():
-        size = parameter.numel() * parameter.element_size()
-        whole += size
-        if not isinstance(parameter, DTensor):
-            replicated += size
         storage = resume.local(parameter).untyped_storage()
         held[storage.data_ptr()] = storage.nbytes()
-    return {"whole": whole, "held": sum(held.values()), "replicated": replicated}
+    whole = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    return {"whole": whole, "held": sum(held.values())}
 
 
 class Proof(TrainerCallback):
-    """Refuses to train unless each rank holds its share of the parameters; keeps the most that it held."""
+    """Refuses to train unless each rank holds its share of the parameters; keeps the most it held."""
 
     def __init__(self, step_timeout_seconds: float):
         self.step_timeout_seconds, self.bytes, self.steps = step_timeout_seconds, {}, 0
@@ -94,8 +89,8 @@ class Proof(TrainerCallback):
         ranks, whole, held = dist.get_world_size(), self.bytes["whole"], self.bytes["held"]
         if abs(held * ranks / whole - 1) > TOLERANCE:
             raise qlora.TrainingError(
-                f"training would run unsharded: rank {dist.get_rank()} of {ranks} holds {held:,} of {whole:,} "
-                f"parameter bytes, not 1/{ranks} of them; start it by 22_train_fsdp's launcher"
+                f"training would run unsharded: rank {dist.get_rank()} of {ranks} holds {held:,} of "
+                f"{whole:,} parameter bytes, not 1/{ranks} of them; start it by 22_train_fsdp's launcher"
             )
         # loading may take minutes, a step may not: from here a silent rank is a lost one
         dist.distributed_c10d._set_pg_timeout(timedelta(seconds=self.step_timeout_seconds))
@@ -126,14 +121,14 @@ def peak_memory() -> int:
 
 
 def train(plan: dict) -> dict:
-    """Train as the plan says, with the other ranks; the metrics, and what the manifest says of these processes."""
+    """Train as the plan says, with the other ranks; the metrics, and the processes' part of the manifest."""
     settings = types.SimpleNamespace(**plan["settings"])
     folder, data = Path(plan["folder"]), Path(plan["data"])
     fsdp.join(settings)
     rank, ranks = dist.get_rank(), dist.get_world_size()
     restarts = int(os.environ["TORCHELASTIC_RESTART_COUNT"])
-    arguments = of_the_first_rank(plan["arguments"])  # of the notebook, which runs on the first machine alone
-    if torch.cuda.is_available() and not settings.load_in_4bit:  # NF4 is whole on every rank until it is cut
+    arguments = of_the_first_rank(plan["arguments"])  # the notebook runs on the first machine alone
+    if torch.cuda.is_available() and not settings.load_in_4bit:  # NF4 is whole until it is cut
         os.environ["UNSLOTH_FSDP2_SHARDED_LOAD"] = "1"  # each rank reads its share only
     dtype = torch.float32 if arguments.get("bf16") is False else None
     model, tokenizer = qlora.load(settings, dtype=dtype)
@@ -148,8 +143,8 @@ def train(plan: dict) -> dict:
     here = qlora.precision(model.device.type) | qlora.bookkeeping(settings, folder, validation_rows)
     proof = Proof(plan["step_timeout_seconds"])
     trainer = ShardedTrainer(
-        model=model, processing_class=tokenizer, args=SFTConfig(**here | arguments), callbacks=[proof],
-        train_dataset=qlora.columns(rows), eval_dataset=qlora.columns(validation_rows),
+        model=model, processing_class=tokenizer, args=SFTConfig(**here | arguments),
+        train_dataset=qlora.columns(rows), eval_dataset=qlora.columns(validation_rows), callbacks=[proof],
     )  # fmt: skip
     write = disk.Log(folder / "metrics.jsonl")
 
@@ -159,34 +154,34 @@ def train(plan: dict) -> dict:
             write(step, of=proof.steps, **metrics, memory_bytes=held)
 
     resumed, state = plan["resume"] or restarts > 0, state_files()
-    if resumed and settings.nodes > 1:  # without a shared disk they may hold different checkpoints: then none is used
+    if resumed and settings.nodes > 1:  # without a shared disk they may differ: then none is used
         newest = resume.newest_checkpoint(folder / "checkpoints", state)
         resumed = len(set(on_every_rank(resume.step_of(newest)))) == 1
     metrics = qlora.fit(trainer, rows, settings, log, resumed, state)
     return metrics | {
-        "left_out": left_out, "trainable_parameters": trainable, "ranks": ranks, "backend": dist.get_backend(),
-        "layout": os.environ["UNSLOTH_FSDP2_LAYOUT"], "restarts": restarts, **sizes(proof),
+        "left_out": left_out, "trainable_parameters": trainable, "ranks": ranks, "restarts": restarts,
+        "backend": dist.get_backend(), "layout": os.environ["UNSLOTH_FSDP2_LAYOUT"], **sizes(proof),
     }  # fmt: skip
 
 
 def state_files() -> list[str]:
-    """A checkpoint's files beside weights and trainer_state.json: of every rank its shard and its random state."""
+    """A checkpoint's files beside its weights: every rank's shard and random state."""
     ranks = range(dist.get_world_size())
-    states = [f"rng_state_{rank}.pth" for rank in ranks]
+    shards = [resume.shard_name(rank) for rank in ranks]
     if len(ranks) == 1:
-        states = ["rng_state.pth"]
-    return states + [resume.shard_name(rank) for rank in ranks]
+        return [*shards, "rng_state.pth"]
+    return shards + [f"rng_state_{rank}.pth" for rank in ranks]
 
 
 def sizes(proof: Proof) -> dict:
-    """The bytes that each rank held, of parameters and in all; and these devices, for the manifest."""
+    """The bytes that each rank held, of parameters and in all; and the devices, for the manifest."""
     held = on_every_rank(peak_memory())
     peaks = {"resident": sum(held)}
     if torch.cuda.is_available():
         peaks = {f"cuda:{i}": size for i, size in enumerate(held)}
     return {
-        "parameter_bytes": proof.bytes["whole"], "parameter_bytes_replicated": proof.bytes["replicated"],
-        "parameter_bytes_by_rank": on_every_rank(proof.bytes["held"]), "memory_bytes_by_rank": held,
+        "parameter_bytes": proof.bytes["whole"], "memory_bytes_by_rank": held,
+        "parameter_bytes_by_rank": on_every_rank(proof.bytes["held"]),
         "workers": {"device": runs.device() | {"count": len(held)}, "peak_memory_bytes": peaks},
     }  # fmt: skip
 

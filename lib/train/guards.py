@@ -1,6 +1,5 @@
-"""What a training is watched for: a finding stops it, or warns, and its batch is kept; and how to end it at a step."""
+"""What a training is watched for: a finding stops it, or warns; and how to end it after a step."""
 
-import json
 import math
 import signal
 import threading
@@ -25,7 +24,7 @@ RISES = 3  # held-out losses in a row, each above the one before
 
 
 class Stop:
-    """Within it the first Ctrl-C or SIGTERM only sets `asked`, for a loop to end after its step; a second ends it."""
+    """Within it a first Ctrl-C or SIGTERM only sets `asked`, for a loop to end after its step."""
 
     def __init__(self):
         self.asked, self.before = False, {}
@@ -50,28 +49,29 @@ class Stop:
 
 def stopped(step: int) -> KeyboardInterrupt:
     """What a training raises that was asked to stop, when its checkpoint is written."""
-    return KeyboardInterrupt(f"stopped after step {step}: run all cells again to go on from the newest checkpoint")
+    remedy = "run all cells again to go on from the newest checkpoint"
+    return KeyboardInterrupt(f"stopped after step {step}: {remedy}")
 
 
 class Guard(TrainerCallback, ExportableState):
     """Watches TRL's trainer, says how far it is, and ends it at a step if `stop` was asked.
 
-    `log(step, **metrics)` gets each logged line; `rows` are the tokenised training rows with their ids. A finding
-    raises TrainingError, or is printed and kept in `warnings` where `warn` has its name (settings.GUARDS). The batch
-    that it was found in is written to failed_batch.json in the stage's folder.
+    `log(step, **metrics)` gets each logged line; `rows` are the tokenised training rows with their ids.
+    A finding raises TrainingError or, where `warn` has its name (settings.GUARDS), is printed and kept in
+    `warnings`. The batch that it was found in is written to failed_batch.json in the stage's folder.
 
-    What a checkpoint leaves out goes into it as this callback's state, so that what follows a resumption is logged and
-    found as without it."""
+    What a checkpoint leaves out goes into it as this callback's state, so that what follows a resumption
+    is logged and found as without it."""
 
     def __init__(self, log: Callable, rows, warn=()):
         self.log, self.rows, self.warn, self.stop, self.leaving = log, rows, warn, Stop(), False
-        self.batches = []  # (input_ids, labels, loss) of each forward pass since the last logged line
+        self.batches = []  # (input_ids, labels, loss) of each pass since the last logged line
         self.norms, self.held_out, self.warnings = [], [], {}
         self.before = []  # totals of the weights that training began with
 
     def watch(self, trainer) -> None:
-        """Become the last of its callbacks (what others do at a step they have done when this one stops it), and keep
-        each batch and its loss, which callbacks are not shown; a GPU need not wait to be asked for them."""
+        """Become its last callback (the others are done when this one stops it), and keep each batch and
+        its loss, which callbacks are not shown; a GPU need not wait to be asked for them."""
         trainer.add_callback(self)
         step = trainer.training_step
 
@@ -101,7 +101,7 @@ class Guard(TrainerCallback, ExportableState):
         self.leaving = on_any_rank(self.stop.asked) and state.global_step < state.max_steps
         if self.leaving:
             control.should_save = True
-        if state.global_step == state.max_steps:  # transformers leaves out what follows the last full interval
+        if state.global_step == state.max_steps:  # also where the last interval is not full
             control.should_log = True
 
     def on_save(self, args, state, control, **kwargs):
@@ -109,7 +109,7 @@ class Guard(TrainerCallback, ExportableState):
             raise stopped(state.global_step)
 
     def on_log(self, args, state, control, logs=None, processing_class=None, **kwargs):
-        values = {name: float(value) for name, value in (logs or {}).items() if isinstance(value, int | float)}
+        values = {name: float(x) for name, x in logs.items() if isinstance(x, int | float)}
         if "train_runtime" in values:
             return
         for name, message, remedy, batches in self.findings(state.global_step, values, args):
@@ -125,33 +125,37 @@ class Guard(TrainerCallback, ExportableState):
 
     def findings(self, step: int, values: dict[str, float], args) -> Iterator[tuple[str, str, str, list]]:
         """(guard, what was found, what to do, the batches it was found in) for one logged line."""
-        slower = f"lower learning_rate (now {args.learning_rate}) or max_grad_norm (now {args.max_grad_norm})"
+        rate, clip = args.learning_rate, args.max_grad_norm
+        slower = f"lower learning_rate (now {rate}) or max_grad_norm (now {clip})"
         last_step = self.batches[-args.gradient_accumulation_steps :]
         for name in ("loss", "eval_loss", "grad_norm"):
-            if math.isfinite(values.get(name, 0.0)) or (name == "grad_norm" and args.fp16):  # fp16 skips such a step
+            skipped = name == "grad_norm" and args.fp16  # which takes no such step
+            if skipped or math.isfinite(values.get(name, 0.0)):
                 continue
             suspects = [batch for batch in self.batches if not batch[2].isfinite()][:1]
             if not suspects and name != "eval_loss":  # no batch here has held-out rows
                 suspects = last_step
             yield "loss", f"{name} is {values[name]} at step {step}", slower, suspects
-        bare = [batch for batch in self.batches if not (batch[1] != chat.IGNORED).any(dim=1).all()][:1]
-        if bare:
-            message = f"a row without a supervised token was trained on at step {step}, or shortly before"
-            yield "supervised_tokens", message, "leave the row out, or raise max_length", bare
+        for batch in self.batches:
+            if not (batch[1] != chat.IGNORED).any(dim=1).all():
+                what = f"a row without a supervised token was trained on at step {step}, or shortly before"
+                yield "supervised_tokens", what, "leave the row out, or raise max_length", [batch]
         norm = values.get("grad_norm", math.nan)
         if math.isfinite(norm):
-            if len(self.norms) >= NORMS and norm > EXPLODED * median(self.norms):
-                message = f"the gradient norm is {norm:.3g} at step {step}, usually it is {median(self.norms):.3g}"
-                yield "grad_norm", message, slower, last_step
+            usual = median(self.norms or [norm])
+            if len(self.norms) >= NORMS and norm > EXPLODED * usual:
+                what = f"the gradient norm is {norm:.3g} at step {step}, usually it is {usual:.3g}"
+                yield "grad_norm", what, slower, last_step
             self.norms.append(norm)
         if "eval_loss" in values:
             self.held_out.append(values["eval_loss"])
             last = self.held_out[-RISES - 1 :]
             if len(last) > RISES and all(before < after for before, after in zip(last, last[1:])):
                 rise = f"{last[0]:.4f} to {last[-1]:.4f}"
-                fewer = f"lower num_train_epochs (now {args.num_train_epochs:g}) or max_steps (now {args.max_steps})"
-                message = f"the held-out loss rose {RISES} times in a row by step {step}, {rise}"
-                yield "eval_loss", message, f"{fewer}; it overfits", []
+                what = f"the held-out loss rose {RISES} times in a row by step {step}, {rise}"
+                epochs, steps = args.num_train_epochs, args.max_steps
+                fewer = f"lower num_train_epochs (now {epochs:g}) or max_steps (now {steps})"
+                yield "eval_loss", what, f"{fewer}; it overfits", []
 
     def act(self, name: str, message: str) -> None:
         """Stop, or warn: once, and for the record."""
@@ -161,35 +165,36 @@ class Guard(TrainerCallback, ExportableState):
         print(f"warning: {message}", flush=True)
 
     def keep(self, name: str, batches: list, args, tokenizer) -> str:
-        """Write the batches' rows as {"id", "text", "supervised_tokens"} into the stage's folder; the file's name."""
+        """Write the batches' rows as {"id", "text", "supervised_tokens"} into a file; its name."""
         known = {tuple(row["input_ids"]): row["id"] for row in self.rows}
         kept = []
         for batch_ids, batch_labels, _ in batches:
             for ids, labels in zip(batch_ids, batch_labels):
                 real = ids != tokenizer.pad_token_id
-                tokens, learnt = tuple(ids[real].tolist()), (labels[real] != chat.IGNORED).tolist()
+                tokens, learnt = tuple(ids[real].tolist()), labels[real] != chat.IGNORED
                 for part in parts(tokens, known):
                     row = {"id": known.get(tokens[part]), "text": tokenizer.decode(tokens[part])}
-                    kept.append(row | {"supervised_tokens": sum(learnt[part])})
+                    kept.append(row | {"supervised_tokens": int(learnt[part].sum())})
         file = Path(args.output_dir).with_name("failed_batch.json")
         if args.world_size > 1:
             file = file.with_stem(f"failed_batch-rank{args.process_index}")
-        text = json.dumps({"guard": name, "rows": kept}, indent=2, ensure_ascii=False)
-        disk.write_atomically(file, [text])
+        disk.write_atomically(file, [disk.to_json({"guard": name, "rows": kept}, indent=2)])
         return f"{file.parent.name}/{file.name}"
 
     def check_adapter(self, folder: Path) -> None:
-        """The weights saved in `folder` are finite, and training moved those that it was to train."""
-        weights = [tensor for file in folder.glob("*.safetensors") for tensor in load_file(file).values()]
-        if not weights or not all(tensor.isfinite().all() for tensor in weights):
-            self.act("adapter", "the adapter holds numbers that are not finite: lower learning_rate")
+        """The weights in `folder` are finite, and training moved those that it was to train."""
+        files = [load_file(file) for file in folder.glob("*.safetensors")]
+        finite = [tensor.isfinite().all() for weights in files for tensor in weights.values()]
+        if not finite or not all(finite):
+            what = "the adapter holds numbers that are not finite"
+            self.act("adapter", f"{what}: lower learning_rate")
         elif totals(self.trainer.model) == self.before or (self.norms and not any(self.norms)):
-            message = "training did not change the adapter (every trained weight is as before, or only decayed)"
-            self.act("adapter", f"{message}: raise learning_rate")
+            what = "training did not change the adapter (every trained weight is as before, or only decayed)"
+            self.act("adapter", f"{what}: raise learning_rate")
 
 
 def parts(row: tuple[int, ...], known) -> list[slice]:
-    """Where the `known` rows lie that were packed into one; what begins none of them is one part."""
+    """Where the `known` rows lie that were packed into one; the rest is one part."""
     slices, begin, lengths = [], 0, sorted({len(ids) for ids in known}, reverse=True)
     while begin < len(row):
         ends = (begin + length for length in lengths if row[begin : begin + length] in known)
@@ -199,8 +204,8 @@ def parts(row: tuple[int, ...], known) -> list[slice]:
 
 
 def ids_and_labels(inputs: dict) -> tuple[torch.Tensor, torch.Tensor]:
-    """(input_ids, labels) of a batch; of preference pairs, which come as all chosen rows and then all rejected ones, a
-    row is both, one after the other."""
+    """(input_ids, labels) of a batch. Of preference pairs, which come as all chosen rows and then all
+    rejected ones, a row is both, one after the other."""
     ids = inputs["input_ids"]
     if "labels" in inputs:
         return ids, inputs["labels"]  # (B, T)
@@ -209,13 +214,13 @@ def ids_and_labels(inputs: dict) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def totals(model) -> list[float]:
-    """The sum of each trained parameter, exact enough to show any change; of a sharded one, of this rank's part."""
+    """Each trained parameter's sum, exact enough to show any change; if sharded, of this rank's part."""
     trained = [parameter.detach() for parameter in model.parameters() if parameter.requires_grad]
-    return [float(resume.local(parameter).sum(dtype=torch.float64)) for parameter in trained]
+    return [float(resume.local(weight).sum(dtype=torch.float64)) for weight in trained]
 
 
 def on_any_rank(asked: bool) -> bool:
-    """Whether any of the processes that train together was asked: they must all end after the same step."""
+    """Whether any of the processes that train together was asked: they all end after the same step."""
     if not dist.is_initialized():
         return asked
     device = "cuda" if dist.get_backend() == "nccl" else "cpu"

@@ -1,4 +1,4 @@
-"""One device: Unsloth loads the base, LoRA (or what the settings choose) goes on it, and a trainer of TRL is fitted."""
+"""One device: Unsloth loads the base, an adapter goes on it, and one of TRL's trainers is fitted."""
 
 # ruff: noqa: E402  (Unsloth must be imported before what it patches)
 
@@ -13,8 +13,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it misses an optional kernel on every CPU machine
-gc.disable()  # what is imported is no garbage; looking through it time and again takes a third of the imports' time
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it misses an optional kernel
+gc.disable()  # imports leave no garbage, and looking for it takes a third of their time
 
 # isort: off
 from unsloth import FastLanguageModel  # first: it patches the others
@@ -39,62 +39,62 @@ gc.freeze()
 gc.enable()
 
 SHAPE = (  # what an adapter that goes on must have been made with
-    "base_model", "peft_type", "r", "lora_alpha", "lora_dropout", "target_modules", "use_rslora", "use_dora",
-    "num_virtual_tokens", "full_finetuning",
+    "base_model", "peft_type", "r", "lora_alpha", "lora_dropout", "target_modules", "use_rslora",
+    "use_dora", "num_virtual_tokens", "full_finetuning",
 )  # fmt: skip
 Settings = TrainSettings | EvaluateSettings | ExportSettings | ServeSettings
 
 
-# --- the model --------------------------------------------------------------------------------------------------------
 def load(settings: Settings, adapter: Path | None = None, dtype: torch.dtype | None = None):
-    """(model, tokenizer) of `settings.base_model`, in 4, 8 or 16 bit (or `dtype`), with a trained adapter if given."""
+    """(model, tokenizer): the base, in 4, 8 or 16 bit (or `dtype`), with a trained adapter if given."""
     memory.keep_freed()
     start, prefix = adapter or settings.base_model, None
-    if adapter and (adapter / "adapter_config.json").exists():  # it names its base itself, which is then loaded
+    if adapter and (adapter / "adapter_config.json").exists():  # it names its base, which is loaded
         config = untrusted.read_json(adapter / "adapter_config.json")
         locate(str(config.get("base_model_name_or_path")))
-        if config.get("peft_type") == "PREFIX_TUNING":  # Unsloth would load it to be trained, which PEFT refuses
+        if config.get("peft_type") == "PREFIX_TUNING":  # Unsloth would load it to train: PEFT refuses
             start, prefix = settings.base_model, adapter
     with memory.memory_told("load", settings):
         model, _ = FastLanguageModel.from_pretrained(
-            locate(str(start)), max_seq_length=settings.max_length, load_in_4bit=settings.load_in_4bit,
-            load_in_8bit=settings.load_in_8bit, dtype=dtype, trust_remote_code=False, use_safetensors=True,
+            locate(str(start)), max_seq_length=settings.max_length, dtype=dtype,
+            load_in_4bit=settings.load_in_4bit, load_in_8bit=settings.load_in_8bit,
+            trust_remote_code=False, use_safetensors=True,
             use_gradient_checkpointing=_checkpointing(settings),
-            full_finetuning=getattr(settings, "full_finetuning", False),  # of training: others do not have it
+            full_finetuning=getattr(settings, "full_finetuning", False),  # a setting of training alone
         )  # fmt: skip
         if prefix:
             model = PeftModel.from_pretrained(model, locate(str(prefix)))
     tokenizer = chat.load_tokenizer(settings)
     fix_pad_token(tokenizer, model)  # some bases have none, or pad with their end token
     if tokenizer.pad_token_id in (None, tokenizer.eos_token_id):
-        raise TrainingError(
-            f"{settings.base_model}: padding and end token are the same, so an end would not be learnt"
-        )
+        raise TrainingError(f"{settings.base_model}: padding and end token are the same, "
+                            f"so an end would not be learnt")  # fmt: skip
     return model, tokenizer
 
 
 def attach(model, settings: TrainSettings):
-    """The model with fresh LoRA matrices (or another adapter), the only weights that are trained.
+    """The model with a fresh adapter, whose weights alone are trained; one of an earlier run is kept.
 
-    A model that has an earlier run's adapter keeps it; where every weight is trained there is none."""
+    Where every weight is trained there is none."""
     if settings.full_finetuning or isinstance(model, PeftModel):
         return model
     modules = list(settings.target_modules)
     set_seed(settings.seed)  # a prefix starts at random
     if settings.peft_type == "ia3":
-        inputs = [name for name in modules if name == "down_proj"]  # its input is scaled, of the others the output
-        config = IA3Config(task_type="CAUSAL_LM", target_modules=modules, feedforward_modules=inputs)
+        inner = [name for name in modules if name == "down_proj"]  # here the input is scaled
+        config = IA3Config(task_type="CAUSAL_LM", target_modules=modules, feedforward_modules=inner)
         return get_peft_model(model, config)
     if settings.peft_type == "prefix_tuning":
-        config = PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=settings.num_virtual_tokens)
+        tokens = settings.num_virtual_tokens
+        config = PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=tokens)
         return get_peft_model(model, config)
     model = FastLanguageModel.get_peft_model(
         model, r=settings.r, lora_alpha=settings.lora_alpha, lora_dropout=settings.lora_dropout,
-        target_modules=modules, bias="none", random_state=settings.seed, use_rslora=settings.use_rslora,
-        use_dora=settings.use_dora, use_gradient_checkpointing=_checkpointing(settings),
+        use_rslora=settings.use_rslora, use_dora=settings.use_dora, target_modules=modules, bias="none",
+        random_state=settings.seed, use_gradient_checkpointing=_checkpointing(settings),
     )  # fmt: skip
     adapter = model.peft_config["default"]
-    adapter.target_modules = sorted(adapter.target_modules)  # a set, which each process would write in its own order
+    adapter.target_modules = sorted(adapter.target_modules)  # of a set each process writes another order
     return model
 
 
@@ -103,7 +103,7 @@ def _checkpointing(settings: Settings) -> str | bool:
 
 
 def earlier(stage: runs.Stage) -> Path | None:
-    """The adapter of the run that `continue_from` names, remembered as an input; RunError where its shape differs."""
+    """The adapter that `continue_from` names, remembered as an input; RunError where its shape differs."""
     name = stage.settings.continue_from
     if name is None:
         return None
@@ -112,18 +112,17 @@ def earlier(stage: runs.Stage) -> Path | None:
     now = stage.request.resolved.of_stage("train")
     if now["trainer"] == "dpo":  # which trains without dropout, whatever the adapter was made with
         then = then | {"lora_dropout": now["lora_dropout"]}
-    different = [f"{field} = {then.get(field)!r}, not {now[field]!r}" for field in SHAPE
-                 if then.get(field) != now[field]]  # fmt: skip
-    if different:
-        raise runs.RunError(
-            f"continue_from = {name!r}: that run has {', '.join(different)}; use its values, or start anew"
-        )
+    changed = [field for field in SHAPE if then.get(field) != now[field]]
+    if changed:
+        those = ", ".join(f"{field} = {then.get(field)!r}, not {now[field]!r}" for field in changed)
+        raise runs.RunError(f"continue_from = {name!r}: that run has {those}; "
+                            f"use its values, or start anew")  # fmt: skip
     return folder
 
 
 @contextlib.contextmanager
 def untuned(model, settings: Settings):
-    """The base as it was before training: the adapter switched off or, where every weight was trained, loaded anew."""
+    """The base as it was: the adapter switched off or, where every weight was trained, loaded anew."""
     if isinstance(model, PeftModel):
         with model.disable_adapter():
             yield model
@@ -133,13 +132,12 @@ def untuned(model, settings: Settings):
         yield base
 
 
-# --- the rows ---------------------------------------------------------------------------------------------------------
 def encode(
     rows: list[dict], tokenizer, max_length: int, completion_only_loss: bool = True
 ) -> tuple[Dataset, list[str]]:  # fmt: skip
     """(tokenised rows, ids of the rows left out because they are longer than `max_length` tokens).
 
-    A cut row would teach an answer without its end, so it is left out and named instead."""
+    A cut row would teach an answer without its end."""
     kept, left_out = [], []
     for row in rows:
         encoded = chat.encode(row, tokenizer)
@@ -155,52 +153,49 @@ def encode(
 
 
 def columns(rows: Dataset | None) -> Dataset | None:
-    """What a trainer reads of tokenised rows: not their ids; None where there is no row."""
+    """What a trainer reads of tokenised rows, which is not their ids; None where there is no row."""
     return rows.remove_columns("id") if rows else None
 
 
-# --- callbacks --------------------------------------------------------------------------------------------------------
 class LiveCurves(TrainerCallback):
-    """Redraws a picture of the logged lines in the notebook while it trains: `draw(lines)` gives the figure."""
+    """Redraws a picture of the logged lines in the notebook: `draw(lines)` gives the figure."""
 
     def __init__(self, draw: Callable, every_seconds: float = 10):
-        self.draw, self.every_seconds, self.lines, self.shown, self.last = draw, every_seconds, [], None, 0.0
+        self.draw, self.every_seconds = draw, every_seconds
+        self.lines, self.shown, self.last = [], False, 0.0
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        from IPython.display import display
-
-        logs = logs or {}
         self.lines.append({"step": state.global_step} | logs)
-        if "loss" not in logs or time.monotonic() - self.last < self.every_seconds:
-            return
-        self.last = time.monotonic()
-        if self.shown is None:
-            self.shown = display(self.draw(self.lines), display_id=True)
-        elif self.shown:
-            self.shown.update(self.draw(self.lines))
+        if "loss" in logs and time.monotonic() - self.last >= self.every_seconds:
+            self.show()
 
     def on_train_end(self, args, state, control, **kwargs):
         if self.shown:
-            self.shown.update(self.draw(self.lines))
+            self.show()
+
+    def show(self):
+        from IPython.display import display
+
+        display(self.draw(self.lines), display_id=f"curves-{id(self)}", update=self.shown)
+        self.shown, self.last = True, time.monotonic()
 
 
 class Accuracy(TrainerCallback):
-    """Asks the same held-out questions before training and at each checkpoint: lines of `accuracy` for `log`.
+    """Asks the same held-out questions before training and at each checkpoint: `accuracy` for `log`.
 
-    Greedy and with the calculator, as 30_evaluate asks first; an answer may be as long as the longest row. It asks
-    before the checkpoint is written: what goes on from there has all lines of its step."""
+    Greedy and with the calculator, as 30_evaluate asks first; an answer may be as long as the longest
+    row. Asked before the checkpoint is written: what goes on from there has all lines of its step."""
 
     def __init__(self, tokenizer, rows: list[dict], settings: TrainSettings, log: Callable):
+        count = settings.accuracy_steps
         graded = [row for row in rows if row["gold"]]
-        if len(graded) < settings.accuracy_steps:
-            raise TrainingError(
-                f"accuracy_steps = {settings.accuracy_steps}: only {len(graded)} held-out rows have "
-                f"a gold to grade by; lower it, or raise validation_rows"
-            )
-        self.tokenizer, self.rows, self.log = tokenizer, graded[: settings.accuracy_steps], log
+        if len(graded) < count:
+            raise TrainingError(f"accuracy_steps = {count}: only {len(graded)} held-out rows have a gold "
+                                f"to grade by; lower it, or raise validation_rows")  # fmt: skip
+        self.tokenizer, self.rows, self.log = tokenizer, graded[:count], log
         self.settings = SimpleNamespace(
-            max_new_tokens=settings.max_length, eval_batch_size=settings.per_device_train_batch_size,
-            gradient_checkpointing=settings.gradient_checkpointing,
+            max_new_tokens=settings.max_length, gradient_checkpointing=settings.gradient_checkpointing,
+            eval_batch_size=settings.per_device_train_batch_size,
         )  # fmt: skip
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
@@ -215,14 +210,14 @@ class Accuracy(TrainerCallback):
         FastLanguageModel.for_inference(model)
         what = {"model": "held-out questions"}
         answers = evaluate.ask(model, self.tokenizer, self.rows, self.settings, True, what)
-        FastLanguageModel.for_training(model, use_gradient_checkpointing=_checkpointing(self.settings))
-        right = sum(answer["correct"] for answer in answers)
-        self.log(state.global_step, accuracy=right / len(answers), questions=len(answers), epoch=state.epoch or 0)
+        checkpointing = _checkpointing(self.settings)
+        FastLanguageModel.for_training(model, use_gradient_checkpointing=checkpointing)
+        accuracy = sum(answer["correct"] for answer in answers) / len(answers)
+        self.log(state.global_step, accuracy=accuracy, questions=len(answers), epoch=state.epoch or 0)
 
 
-# --- SFTConfig's arguments that settings do not name ------------------------------------------------------------------
 def precision(device: str) -> dict[str, bool]:
-    """bf16 where the device computes in it, else fp16 on a GPU (a T4 only emulates bf16), else neither."""
+    """SFTConfig's bf16 where the device computes in it, else fp16 on a GPU (a T4 only emulates bf16)."""
     if device == "cuda":
         fast = torch.cuda.is_bf16_supported(including_emulation=False)
         return {"bf16": fast, "fp16": not fast}
@@ -230,11 +225,9 @@ def precision(device: str) -> dict[str, bool]:
 
 
 def bookkeeping(settings: TrainSettings, folder: Path, validation_rows: Dataset | None) -> dict:
-    """What is kept beside the adapter: two checkpoints, every loss as it is (also NaN), the best step, a tracker."""
-    arguments = {
-        "output_dir": str(folder / "checkpoints"), "save_total_limit": 2, "logging_nan_inf_filter": False,
-        "eval_strategy": "no",
-    }  # fmt: skip
+    """SFTConfig's arguments for what is kept: two checkpoints, each loss (also NaN), the best step, a tracker."""
+    arguments = {"output_dir": str(folder / "checkpoints"), "save_total_limit": 2}
+    arguments |= {"logging_nan_inf_filter": False, "eval_strategy": "no"}
     if settings.eval_steps and validation_rows:
         arguments["eval_strategy"] = "steps"
     if settings.early_stopping_patience:
@@ -242,17 +235,16 @@ def bookkeeping(settings: TrainSettings, folder: Path, validation_rows: Dataset 
     return arguments | tracking.start(settings.report_to, folder)
 
 
-# --- training ---------------------------------------------------------------------------------------------------------
 def fit(trainer, train_rows: Dataset, settings: TrainSettings, log: Callable, resumed: bool = False,
         state: Iterable[str] = resume.STATE) -> dict:  # fmt: skip
-    """Train, save the adapter as plain PEFT safetensors beside the trainer's checkpoints (a model of which every weight
-    was trained, whole and with its tokenizer), and return the metrics.
+    """Train, and save the adapter (or, with full_finetuning, model and tokenizer) as safetensors.
 
-    To TRL's trainer it adds the order of rows, guards, early stopping and LoRA+; `resumed` goes on from the newest
-    whole checkpoint (its files beside the weights are `state`), to the very adapter of an uninterrupted training. With
-    several processes all call this, and the first one writes. Returns steps, epochs, train_loss, train_seconds,
-    tokens_per_second (padding left out), and what was asked for and what ran (on a CPU Unsloth replaces 8-bit
-    optimisers and 8-bit weights, and does not pack)."""
+    Adds to TRL's trainer the order of rows, guards, early stopping and LoRA+. `resumed` goes on from
+    the newest whole checkpoint (its files beside the weights: `state`), to the very adapter of an
+    uninterrupted training. Several processes all call this, and the first one writes.
+
+    Returns steps, epochs, train_loss, train_seconds, tokens_per_second (padding left out), and what
+    was asked for and what ran: on a CPU Unsloth replaces 8-bit optimisers and weights, and packs not."""
     checkpoints = Path(trainer.args.output_dir)
     guard = guards.Guard(log, train_rows, settings.guard_warnings)
     if settings.early_stopping_patience:
@@ -261,49 +253,53 @@ def fit(trainer, train_rows: Dataset, settings: TrainSettings, log: Callable, re
     resume.make_exact(trainer)
     check_mask(trainer, train_rows)
     if settings.packing and not trainer.args.packing and trainer.args.device.type == "cuda":
-        raise TrainingError(
-            "packing = True: Unsloth cannot keep packed rows of this model apart here (it says why "
-            "above); set packing = False"
-        )
+        raise TrainingError("packing = True: Unsloth cannot keep packed rows of this model apart here "
+                            "(it says why above); set packing = False")  # fmt: skip
     if settings.loraplus_lr_ratio:
         _use_loraplus(trainer, settings)
-    checkpoint = resume.newest_checkpoint(checkpoints, state) if resumed else None
+    checkpoint = None
+    if resumed:
+        checkpoint = resume.newest_checkpoint(checkpoints, state)
     if trainer.args.process_index == 0 and not checkpoint:
         shutil.rmtree(checkpoints, ignore_errors=True)
     started = time.perf_counter()
     with guard.stop, memory.memory_told("train", settings):
-        result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        result = trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
     seconds = time.perf_counter() - started
     tracking.finish(settings.report_to, checkpoints.parent)
     _save(trainer, guard, settings.full_finetuning)
     done = trainer.state
-    steps_here = done.global_step - resume.step_of(checkpoint)
-    tokens = sum(len(ids) for ids in train_rows["input_ids"])
-    tokens *= done.epoch * steps_here / done.global_step  # last batches are short
+    tokens = sum(len(ids) for ids in train_rows["input_ids"])  # of an epoch
+    tokens *= done.epoch * (done.global_step - resume.step_of(checkpoint)) / done.global_step
     return {
-        "steps": done.global_step, "epochs": done.epoch, "train_loss": result.training_loss, "train_seconds": seconds,
-        "tokens_per_second": tokens / seconds, "rows": len(train_rows), **_asked_and_ran(trainer, settings),
-        "ended_early": done.global_step < done.max_steps,
+        "steps": done.global_step, "epochs": done.epoch, "train_loss": result.training_loss,
+        "train_seconds": seconds, "tokens_per_second": tokens / seconds, "rows": len(train_rows),
+        **_asked_and_ran(trainer, settings), "ended_early": done.global_step < done.max_steps,
         "best_step": done.best_global_step if settings.early_stopping_patience else None,
         "base_commit": getattr(trainer.model.config, "_commit_hash", None),  # of a base from the hub
-        "resumed_from": checkpoint.name if checkpoint else None, "warnings": guard.warnings,
+        "resumed_from": checkpoint and checkpoint.name, "warnings": guard.warnings,
     }  # fmt: skip
 
 
 def check_mask(trainer, train_rows: Dataset) -> None:
-    """The batches that the trainer will really see supervise what the rows say, no token more: the first rows as the
-    collator gives them or, where rows are packed, all of them."""
+    """The trainer's own batches supervise what the rows say, no token more.
+
+    Looked at are the first rows as the collator gives them or, where rows are packed, all of them."""
     if getattr(trainer.args, "packing", False):
-        rows, first = train_rows["labels"], 0
-        found = [label for labels in trainer.train_dataset["labels"] for label in labels]
-    else:  # a row's first token is no target: rows that are joined, as on a GPU, leave it out, and padded ones do not
-        rows, first = train_rows[:4]["labels"], 1
-        batch = trainer.data_collator([trainer.train_dataset[i] for i in range(len(rows))])
-        found = guards.ids_and_labels(batch)[1][:, first:].flatten().tolist()
-    seen = sum(label != chat.IGNORED for label in found)
-    meant = sum(label != chat.IGNORED for labels in rows for label in labels[first:])
-    if seen != meant or not seen:
-        raise TrainingError(f"the trainer supervises {seen} tokens of the first rows, but their answers have {meant}")
+        meant = train_rows["labels"]
+        seen = trainer.train_dataset["labels"]
+    else:  # a first token is no target: rows that are joined, as on a GPU, leave it out, padded ones do not
+        meant = [labels[1:] for labels in train_rows[:4]["labels"]]
+        batch = trainer.data_collator([trainer.train_dataset[i] for i in range(len(meant))])
+        seen = guards.ids_and_labels(batch)[1][:, 1:].tolist()
+    tokens, wanted = _supervised(seen), _supervised(meant)
+    if tokens != wanted or not tokens:
+        raise TrainingError(f"the trainer supervises {tokens} tokens of the first rows, "
+                            f"but their answers have {wanted}")  # fmt: skip
+
+
+def _supervised(rows: Iterable[list[int]]) -> int:
+    return sum(label != chat.IGNORED for labels in rows for label in labels)
 
 
 def _use_loraplus(trainer, settings: TrainSettings) -> None:
@@ -316,7 +312,7 @@ def _use_loraplus(trainer, settings: TrainSettings) -> None:
 
 
 def _save(trainer, guard: guards.Guard, with_tokenizer: bool) -> None:
-    """The weights, looked at, into the stage's folder: whole or not at all, also where this process is killed here."""
+    """The weights, looked at, into the stage's folder: whole or not at all, also if it is killed here."""
     part = Path(trainer.args.output_dir) / "adapter"
     trainer.model.save_pretrained(part)
     if with_tokenizer:

@@ -1,4 +1,4 @@
-"""What makes a resumption exact to the bit: every hook into private parts of TRL, transformers and PEFT, and why."""
+"""What makes a resumption exact to the bit: hooks into private parts of TRL and transformers, and why."""
 
 import json
 from collections.abc import Iterable
@@ -14,15 +14,14 @@ from torch.distributed.tensor import DTensor
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_pt_utils import get_length_grouped_indices, safe_globals
 
-STATE = ("optimizer.pt", "scheduler.pt", "rng_state.pth")  # a checkpoint's files beside weights and trainer_state.json
-SUMS = ("_total_loss_scalar", "_globalstep_last_logged", "_total_train_tokens")  # of transformers and TRL
+STATE = ("optimizer.pt", "scheduler.pt", "rng_state.pth")  # of a checkpoint, beside its weights
+SUMS = ("_total_loss_scalar", "_globalstep_last_logged", "_total_train_tokens")
 
 
-# --- the order of rows ------------------------------------------------------------------------------------------------
 class Order(torch.utils.data.Sampler):
-    """Rows of like length together (little padding), in an order that depends on seed and epoch alone: the same on
-    every rank, for any number of ranks, and after a resumption. An epoch's last step is filled up with its first rows.
-    """
+    """Rows of like length together (little padding), in an order that depends on seed and epoch alone:
+    the same for any number of ranks, on each of them, and after a resumption. An epoch's last step is
+    filled up with its first rows."""
 
     def __init__(self, trainer, rows: int):
         self.trainer, self.rows = trainer, rows
@@ -40,12 +39,13 @@ class Order(torch.utils.data.Sampler):
 
 
 def make_exact(trainer) -> None:
-    """Let a trainer that goes on from a checkpoint take the rows, and compute in the types, of one that never ended."""
+    """After a resumption let a trainer take the rows, and compute in the types, of one that never ended."""
     args = trainer.args
     rows = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
     # transformers' own sampler would draw the order of a later epoch anew
     trainer._get_train_sampler = lambda *_: Order(trainer, rows)
-    load, types = trainer._load_from_checkpoint, {n: p.dtype for n, p in trainer.model.named_parameters()}
+    types = {name: parameter.dtype for name, parameter in trainer.model.named_parameters()}
+    load = trainer._load_from_checkpoint
 
     def load_as_it_was(*args, **kwargs):  # PEFT reads a checkpoint's adapter back in single precision
         load(*args, **kwargs)
@@ -56,9 +56,8 @@ def make_exact(trainer) -> None:
     trainer._load_from_checkpoint = load_as_it_was
 
 
-# --- what a checkpoint leaves out -------------------------------------------------------------------------------------
 def not_logged(trainer) -> dict:
-    """What transformers and TRL have added up since the last logged line; none of it is in their checkpoints."""
+    """What transformers and TRL added up since the last logged line, which is in no checkpoint of theirs."""
     values = vars(trainer)
     return {
         "sums": {name: values[name] for name in SUMS if name in values},
@@ -68,7 +67,7 @@ def not_logged(trainer) -> dict:
 
 
 def go_on(trainer, state, sums: dict, loss: float, metrics: dict) -> None:
-    """After a resumption: give the trainer back what was `not_logged`, and each callback its state."""
+    """After a resumption: the trainer gets back what was `not_logged`, and each callback its state."""
     for callback in trainer.callback_handler.callbacks:  # transformers would make them anew instead
         if isinstance(callback, ExportableState):
             vars(callback).update(state.stateful_callbacks[type(callback).__name__]["attributes"])
@@ -79,15 +78,14 @@ def go_on(trainer, state, sums: dict, loss: float, metrics: dict) -> None:
 
 
 def save_one_adapter(model) -> None:
-    """Keep a reference's adapter out of checkpoints: transformers restores none but those in subfolders where there is
-    one, as there would be for it."""
+    """Keep a reference's adapter out of checkpoints: it would lie in a subfolder, and where there is one
+    transformers restores those alone."""
     model.save_pretrained = partial(model.save_pretrained, selected_adapters=["default"])
 
 
-# --- checkpoints ------------------------------------------------------------------------------------------------------
 def newest_checkpoint(folder: Path, state: Iterable[str] = STATE) -> Path | None:
-    """The newest checkpoint whose files load (a killed process can leave a torn one); `state` names those beside the
-    weights. Other folders than `checkpoint-<step>`, such as a synchroniser's copies, are none.
+    """The newest checkpoint whose files load (a killed process can leave a torn one); `state` names those
+    beside the weights. Other folders than `checkpoint-<step>`, as a synchroniser's copies, are none.
 
     Not one that was written when training ended: transformers would go one step beyond it."""
     names = [path.name.removeprefix("checkpoint-") for path in folder.glob("checkpoint-*")]
@@ -96,16 +94,16 @@ def newest_checkpoint(folder: Path, state: Iterable[str] = STATE) -> Path | None
         try:
             if not _ended(path, state):
                 return path
-        except Exception as error:  # whatever is torn about it, an older one will do; say so
+        except Exception as error:  # whatever is torn about it, an older one will do
             print(f"{path.name} does not load ({type(error).__name__}): trying an older one")
     return None
 
 
 def _ended(checkpoint: Path, state: Iterable[str]) -> bool:
-    """Whether a checkpoint was written when training ended; an error where one of its files does not load."""
-    for file in [*checkpoint.glob("model*.safetensors")] or [checkpoint / "adapter_model.safetensors"]:
-        load_file(file)
-    for file in [*(checkpoint / name for name in state), *checkpoint.glob("scaler.pt")]:  # a scaler: of fp16 alone
+    """Whether training had ended at this checkpoint; an error where one of its files does not load."""
+    weights = [*checkpoint.glob("model*.safetensors")] or [checkpoint / "adapter_model.safetensors"]
+    scaler = checkpoint.glob("scaler.pt")  # of fp16 alone
+    for file in [*weights, *(checkpoint / name for name in state), *scaler]:
         if file.suffix == ".safetensors":
             load_file(file)
         else:
@@ -121,8 +119,8 @@ def step_of(checkpoint: Path | None) -> int:
 
 
 class ShardedCheckpoints:
-    """A trainer's checkpoints where weights are sharded: each rank adds its own part of the optimiser's state, as
-    safetensors. transformers would write the first rank's part alone, as a pickle."""
+    """A trainer's checkpoints where weights are sharded: each rank adds its own part of the optimiser's
+    state, as safetensors. transformers would write the first rank's part alone, as a pickle."""
 
     def save_model(self, output_dir=None, _internal_call=False):
         self.model.save_pretrained(output_dir)  # the adapter only
@@ -130,29 +128,31 @@ class ShardedCheckpoints:
     def _save_optimizer_and_scheduler(self, output_dir):
         tensors = {}
         for index, values in self.optimizer.optimizer.state_dict()["state"].items():
-            tensors |= {f"{index}.{name}": local(tensor).contiguous() for name, tensor in values.items()}
+            for name, tensor in values.items():
+                tensors[f"{index}.{name}"] = local(tensor).contiguous()
         scheduler = self.lr_scheduler.state_dict()
         numbers = {name: scheduler[name] for name in ("last_epoch", "_step_count", "_last_lr")}
-        numbers = {"scheduler": json.dumps(numbers), "loss": json.dumps(float(self._tr_loss))}  # not logged yet
+        numbers["loss"] = float(self._tr_loss)  # not logged yet
         file = Path(output_dir) / shard_name(dist.get_rank())
-        file.parent.mkdir(parents=True, exist_ok=True)  # the first rank's machine has it, another may not
-        save_file(tensors, file, numbers)
+        file.parent.mkdir(parents=True, exist_ok=True)  # another machine than the first may not have it
+        save_file(tensors, file, {"numbers": json.dumps(numbers)})
 
     def _load_optimizer_and_scheduler(self, checkpoint):
         if not checkpoint:
             return
         optimizer, state = self.optimizer.optimizer, {}
-        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        parameters = [weight for group in optimizer.param_groups for weight in group["params"]]
         with safe_open(Path(checkpoint) / shard_name(dist.get_rank()), "pt") as file:
             for key in file.keys():
                 index, name = key.split(".")
-                state.setdefault(int(index), {})[name] = _like(file.get_tensor(key), parameters[int(index)])
-            numbers = file.metadata()
-        scheduler, self.own_loss = json.loads(numbers["scheduler"]), json.loads(numbers["loss"])
-        self.lr_scheduler.load_state_dict(self.lr_scheduler.state_dict() | scheduler)
-        for group, rate in zip(optimizer.param_groups, scheduler["_last_lr"], strict=True):
+                part = _like(file.get_tensor(key), parameters[int(index)])
+                state.setdefault(int(index), {})[name] = part
+            numbers = json.loads(file.metadata()["numbers"])
+        self.own_loss = numbers.pop("loss")
+        self.lr_scheduler.load_state_dict(self.lr_scheduler.state_dict() | numbers)
+        for group, rate in zip(optimizer.param_groups, numbers["_last_lr"], strict=True):
             group["lr"] = rate
-        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+        optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
 
 
 def shard_name(rank: int) -> str:
@@ -165,7 +165,7 @@ def local(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _like(part: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
-    """A rank's part of an optimiser's state, sharded as its parameter is; a count of steps stays as it is."""
+    """A rank's part of an optimiser's state, sharded as its parameter is; a count of steps is not."""
     if not isinstance(parameter, DTensor) or part.ndim == 0:
         return part
     return DTensor.from_local(

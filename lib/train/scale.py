@@ -1,9 +1,9 @@
-"""What training will need, by formula: memory on one device or on each of N, bytes over the wire, and time.
+"""What training will need, by formula: memory on one device or on each of N, bytes sent, and time.
 
-Time = tokens x 6 x parameters / (devices x PEAK x UTILISATION): 2 FLOP a weight and token forward, 2 back through the
-frozen weights, 2 for computing them again (or, where all weights are trained, for their gradients). Assumed are an
-A100 and the share of its peak that small batches reach; long packed rows reach twice that, QLoRA on older GPUs half
-of it. Loading, held-out losses and the evaluation come on top."""
+Time = tokens x 6 x parameters / (devices x PEAK x UTILISATION): 2 FLOP a weight and token forward, 2 back
+through the frozen weights, 2 for computing them again (or, where all are trained, for their gradients).
+Assumed are an A100 and the share of its peak that small batches reach; long packed rows reach twice that,
+QLoRA on older GPUs half of it. Loading, held-out losses and the evaluation come on top."""
 
 import json
 from dataclasses import dataclass
@@ -18,9 +18,9 @@ from lib.train import fsdp
 
 HALF, SINGLE = 2, 4  # bytes a number
 PACKED = 0.5  # NF4: bytes a number
-SCALES = (1 + SINGLE / 256) / 64  # NF4's doubly quantised scales: a byte for 64 numbers, a float for 256 such bytes
+SCALES = (1 + SINGLE / 256) / 64  # NF4's scales: a byte for 64 numbers, a float for 256 such bytes
 TRAINED = 4 * SINGLE  # a LoRA number: itself, its gradient, Adam's two moments
-LOGITS = 2**29  # bytes: Unsloth computes them in chunks, which on a large GPU are larger than they need to be
+LOGITS = 2**29  # bytes: Unsloth computes them in chunks
 PEAK = 312e12  # FLOP/s of an A100 in bf16, after its data sheet
 UTILISATION = 0.2  # the share of it that is assumed
 ROWS = {"gsm8k": 7473}  # training rows where all are taken
@@ -29,15 +29,16 @@ MEASURED = {"demo": "2 to 3 min on two CPU cores (measured)"}
 RESERVE = 2**30  # bytes that CUDA and its libraries take beside
 
 
-def _shape(width: int, inner: int, blocks: int, heads: int, tied=False, vocabulary=128256, **others) -> dict:
+def _shape(width, inner, blocks, heads, tied=False, vocabulary=128256, **others) -> dict:
     return {
-        "hidden_size": width, "intermediate_size": inner, "num_hidden_layers": blocks, "num_attention_heads": heads,
-        "num_key_value_heads": 8, "vocab_size": vocabulary, "tie_word_embeddings": tied,
+        "hidden_size": width, "intermediate_size": inner, "num_hidden_layers": blocks,
+        "num_attention_heads": heads, "num_key_value_heads": 8, "vocab_size": vocabulary,
+        "tie_word_embeddings": tied,
     } | others  # fmt: skip
 
 
-# Published shapes; Qwen's are counted in the Llama form (its biases are nothing beside its matrices).
-SHAPES: dict[str, dict] = {
+# As published; Qwen's are counted in the Llama form (its biases are nothing beside its matrices).
+SHAPES = {
     "1B": _shape(2048, 8192, 16, 32, tied=True),
     "3B": _shape(3072, 8192, 28, 24, tied=True),
     "8B": _shape(4096, 14336, 32, 32),
@@ -45,15 +46,17 @@ SHAPES: dict[str, dict] = {
     "32B": _shape(5120, 27648, 64, 40, vocabulary=152064),
     "70B": _shape(8192, 28672, 80, 64),
 }
-BASES: dict[str, dict] = {  # the presets' bases, so that nothing is fetched to list them
+_QWEN3 = {"vocabulary": 151936, "head_dim": 128}
+BASES = {  # the presets' bases, so that nothing is fetched to list them
     "unsloth/Llama-3.2-1B": SHAPES["1B"],
     "unsloth/Llama-3.2-3B": SHAPES["3B"],
     "deepseek-ai/DeepSeek-R1-Distill-Qwen-14B": SHAPES["14B"],
     "mistralai/Mistral-7B-Instruct-v0.3": _shape(4096, 14336, 32, 32, vocabulary=32768),
-    "TinyLlama/TinyLlama-1.1B-Chat-v1.0": _shape(2048, 5632, 22, 32, vocabulary=32000, num_key_value_heads=4),
-    "unsloth/Qwen3-1.7B-Base": _shape(2048, 6144, 28, 16, tied=True, vocabulary=151936, head_dim=128),
-    "unsloth/Qwen3-4B-Base": _shape(2560, 9728, 36, 32, tied=True, vocabulary=151936, head_dim=128),
-    "unsloth/Qwen3-8B-Base": _shape(4096, 12288, 36, 32, vocabulary=151936, head_dim=128),
+    "TinyLlama/TinyLlama-1.1B-Chat-v1.0": _shape(
+        2048, 5632, 22, 32, vocabulary=32000, num_key_value_heads=4),
+    "unsloth/Qwen3-1.7B-Base": _shape(2048, 6144, 28, 16, tied=True, **_QWEN3),
+    "unsloth/Qwen3-4B-Base": _shape(2560, 9728, 36, 32, tied=True, **_QWEN3),
+    "unsloth/Qwen3-8B-Base": _shape(4096, 12288, 36, 32, **_QWEN3),
 }
 
 
@@ -70,7 +73,7 @@ class Memory:
     optimiser: float  # gradients, and Adam's two moments
     activations: float
     scales: float = 0  # of several devices: NF4's, whole on each
-    gathered: float = 0  # of several devices: what it holds of the others' shares at the worst moment
+    gathered: float = 0  # of several devices: the others' shares that it holds at the worst moment
 
     @property
     def total(self) -> float:
@@ -83,25 +86,31 @@ def linear(config) -> dict[str, tuple[int, int]]:
     head = getattr(config, "head_dim", None) or width // config.num_attention_heads
     queries, keys = head * config.num_attention_heads, head * config.num_key_value_heads
     return {
-        "q_proj": (width, queries), "k_proj": (width, keys), "v_proj": (width, keys), "o_proj": (queries, width),
-        "gate_proj": (width, inner), "up_proj": (width, inner), "down_proj": (inner, width),
+        "q_proj": (width, queries), "k_proj": (width, keys), "v_proj": (width, keys),
+        "o_proj": (queries, width), "gate_proj": (width, inner), "up_proj": (width, inner),
+        "down_proj": (inner, width),
     }  # fmt: skip
 
 
 def numbers(config) -> tuple[int, int, int]:
-    """(a block's linear weights, its LoRA numbers for each of rank 1, everything outside the blocks)."""
-    shapes, width = linear(config).values(), config.hidden_size
-    others = config.vocab_size * width + width * (2 * config.num_hidden_layers + 1)  # a table, and the norms
+    """(a block's linear weights, its LoRA numbers of rank 1, everything outside the blocks)."""
+    shapes, table = linear(config).values(), config.vocab_size * config.hidden_size
+    others = table + config.hidden_size * (2 * config.num_hidden_layers + 1)  # the latter are norms
     if not config.tie_word_embeddings:
-        others += config.vocab_size * width
+        others += table
     return sum(a * b for a, b in shapes), sum(a + b for a, b in shapes), others
+
+
+def stored(config, a_number: float) -> float:
+    """Bytes of a base whose linear weights take so many bytes each; the others are in half precision."""
+    block, _, others = numbers(config)
+    return config.num_hidden_layers * block * a_number + others * HALF
 
 
 def trained(config, settings: TrainSettings) -> int:
     """How many numbers are trained: the adapter's or, with full_finetuning, all."""
-    block, _, others = numbers(config)
     if settings.full_finetuning:
-        return config.num_hidden_layers * block + others
+        return stored(config, HALF) // HALF
     layers = linear(config)
     if settings.peft_type == "prefix_tuning":
         return config.num_hidden_layers * 2 * layers["k_proj"][1] * settings.num_virtual_tokens
@@ -118,44 +127,52 @@ def trained(config, settings: TrainSettings) -> int:
 
 
 def one_device(config, settings: TrainSettings) -> Memory:
-    """Memory on one GPU with Unsloth, which keeps recomputed blocks' inputs in the host's memory and logits in chunks.
+    """Memory on one GPU with Unsloth: recomputed blocks' inputs are in the host's, logits in chunks.
 
-    Against a measured peak: Llama-3.2-1B in NF4, r 16, 32 rows of 512 tokens, has 3.56 GB published and 3.3 here."""
-    block, _, others = numbers(config)
-    width, inner, blocks = config.hidden_size, config.intermediate_size, config.num_hidden_layers
+    Llama-3.2-1B in NF4, r 16, 32 rows of 512 tokens: a peak of 3.56 GB was published, here it is 3.3."""
     tokens, count = _tokens(settings), trained(config, settings)
     adapter, size = count * SINGLE, SINGLE
     if settings.full_finetuning:  # the base's own numbers, in half precision
         adapter, size = 0, HALF
-    activations = tokens * HALF * (8 * width + 4 * inner)  # of a block
+    activations = _recomputed(config, tokens)
     if not settings.gradient_checkpointing:
-        activations *= blocks
-    if settings.load_in_4bit or settings.load_in_8bit:
-        activations += width * inner * HALF  # one matrix at a time, unpacked
-    activations += min(LOGITS, tokens * config.vocab_size * (HALF + SINGLE))
-    weights = blocks * block * _bytes_a_weight(settings) + others * HALF
-    return Memory(weights, adapter, count * (size + 2 * _bytes_a_moment(settings.optim, size)), activations)
+        activations *= config.num_hidden_layers
+    activations += min(LOGITS, _logits(config, tokens))
+    weight, moment = HALF, size
+    if settings.load_in_8bit:
+        weight = 1
+    elif settings.load_in_4bit:
+        weight = PACKED + SCALES
+    if weight != HALF:
+        activations += _unpacked(config)
+    if "8bit" in settings.optim:
+        moment = 1
+    elif "32bit" in settings.optim:
+        moment = SINGLE
+    return Memory(stored(config, weight), adapter, count * (size + 2 * moment), activations)
 
 
-def _bytes_a_weight(settings: TrainSettings) -> float:
-    if settings.load_in_4bit:
-        return PACKED + SCALES
-    return 1 if settings.load_in_8bit else HALF
+def _recomputed(config, tokens: int) -> int:
+    """Bytes of a block's activations."""
+    return tokens * HALF * (8 * config.hidden_size + 4 * config.intermediate_size)
 
 
-def _bytes_a_moment(optim: str, size: int) -> int:
-    if "8bit" in optim:
-        return 1
-    return SINGLE if "32bit" in optim else size
+def _logits(config, tokens: int) -> int:
+    return tokens * config.vocab_size * (HALF + SINGLE)
+
+
+def _unpacked(config) -> int:
+    """Bytes of quantised weights that are unpacked at once: the largest matrix."""
+    return config.hidden_size * config.intermediate_size * HALF
 
 
 def shape(base_model: str) -> SimpleNamespace | None:
-    """A base's shape, without its weights; None where the hub is asked for its config.json and does not answer."""
+    """A base's shape, without its weights; None where the hub is asked for it and does not answer."""
     if base_model in BASES:
         return SimpleNamespace(**BASES[base_model])
     if is_local(base_model):
-        file = Path(locate(base_model)) / "config.json"
-        return SimpleNamespace(**{"tie_word_embeddings": False} | json.loads(file.read_text(encoding="utf-8")))
+        text = (Path(locate(base_model)) / "config.json").read_text(encoding="utf-8")
+        return SimpleNamespace(**{"tie_word_embeddings": False} | json.loads(text))
     from transformers import AutoConfig
 
     try:
@@ -165,7 +182,7 @@ def shape(base_model: str) -> SimpleNamespace | None:
 
 
 def parts(settings: TrainSettings) -> dict[str, float]:
-    """Bytes that each device will need, by what they are for; empty where the base's shape is not known."""
+    """Bytes that each device will need, by what they are for; empty where the shape is not known."""
     config = shape(settings.base_model)
     if config is None:
         return {}
@@ -183,27 +200,29 @@ def needed(settings: TrainSettings) -> float | None:
 
 
 def check(settings: TrainSettings, available: int) -> None:
-    """TooLarge, with what would fit, where one device's `available` bytes do not hold what training needs."""
+    """TooLarge, with what would fit, where one device's `available` bytes are too few for training."""
     need = needed(settings)
     if need is None or need + RESERVE <= available:
         return
     rows = settings.per_device_train_batch_size * settings.gradient_accumulation_steps
-    small = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": rows, "gradient_checkpointing": True}
+    small = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": rows}
+    small["gradient_checkpointing"] = True
     packed = {"load_in_4bit": True, "load_in_8bit": False, "full_finetuning": False}
     fitting = []
     for changes in (small, packed, small | packed):
         size = needed(SimpleNamespace(**vars(settings) | changes))
         if size + RESERVE <= available:
-            new = [f"{name} = {value}" for name, value in changes.items() if getattr(settings, name) != value]
-            fitting.append(f"{', '.join(new)} ({gib(size)})")
+            new = [name for name in changes if getattr(settings, name) != changes[name]]
+            words = ", ".join(f"{name} = {changes[name]}" for name in new)
+            fitting.append(f"{words} ({gib(size)})")
             break
     for name, preset in presets.PRESETS.items():
         size = needed(preset.settings)
         if preset.settings.devices == 1 and size + RESERVE <= available:
             fitting.append(f"preset {name} ({gib(size)})")
     raise TooLarge(
-        f"{settings.base_model} needs about {gib(need)} and {gib(RESERVE)} for CUDA, and here are {gib(available)}: "
-        f"nothing was loaded. What would fit: {'; '.join(fitting) or 'nothing'}"
+        f"{settings.base_model} needs about {gib(need)} and {gib(RESERVE)} for CUDA, and here are "
+        f"{gib(available)}: nothing was loaded. What would fit: {'; '.join(fitting) or 'nothing'}"
     )
 
 
@@ -219,23 +238,24 @@ def available() -> int:
 
 
 def seconds(settings: TrainSettings, tokens: float) -> float | None:
-    """An estimate of the time that training on so many tokens takes; None where the base's shape is not known."""
+    """An estimate of the time for training on so many tokens; None where the shape is not known."""
     config = shape(settings.base_model)
     if config is None:
         return None
-    block, _, others = numbers(config)
-    parameters = config.num_hidden_layers * block + others
+    parameters = stored(config, HALF) / HALF
     return tokens * 6 * parameters / (settings.devices * PEAK * UTILISATION)
 
 
 def time_text(name: str, settings: TrainSettings) -> str:
-    """A preset's training time for the list: `about 9 min`; `at most` where rows may be shorter than max_length."""
+    """A preset's training time: `about 9 min`; `at most` where rows may be shorter than max_length."""
     if name in MEASURED:
         return MEASURED[name]
-    rows, length = settings.train_rows or ROWS.get(settings.source), ROW_TOKENS.get(settings.source)
+    rows = settings.train_rows or ROWS.get(settings.source)
     about, tokens, unit = "about", 1e6, " a million tokens of yours"
-    if rows:
-        about, tokens, unit = "about" if length else "at most", rows * (length or settings.max_length), ""
+    if rows and settings.source in ROW_TOKENS:
+        tokens, unit = rows * ROW_TOKENS[settings.source], ""
+    elif rows:
+        about, tokens, unit = "at most", rows * settings.max_length, ""
     estimate = seconds(settings, settings.num_train_epochs * tokens)
     if estimate is None:
         return "unknown"
@@ -257,54 +277,46 @@ def _tokens(settings: TrainSettings) -> int:
 
 
 def memory(config, ranks: int, four_bit: bool, r: int = 16, tokens: int = 2048) -> Memory:
-    """Memory on each of several GPUs, with all linear layers adapted and blocks recomputed in the backward pass.
+    """Memory on each of several GPUs, with all linear layers adapted and blocks recomputed.
 
-    `tokens` are those of one forward pass on one GPU. What CUDA, NCCL and the allocator take beside (1 to 2 GiB) is
-    not in it."""
+    `tokens` are those of one forward pass on one GPU. What CUDA, NCCL and the allocator take beside (1 to
+    2 GiB) is not in it."""
     block, lora, others = numbers(config)
-    blocks, width, inner = config.num_hidden_layers, config.hidden_size, config.intermediate_size
-    stored, scales, gathered = block * HALF, 0, 0
+    blocks, a_number, scales, gathered = config.num_hidden_layers, HALF, 0, 0
     if four_bit:
-        stored, scales = block * PACKED, blocks * block * SCALES
-        gathered = width * inner * HALF  # one matrix at a time, unpacked
+        a_number, scales, gathered = PACKED, blocks * block * SCALES, _unpacked(config)
     if ranks > 1:
-        gathered += 2 * stored + others * HALF  # a block, the next one on its way, and the root
+        gathered += 2 * block * a_number + others * HALF  # a block, the next on its way, the root
     adapter = blocks * lora * r * SINGLE / ranks
-    inputs = blocks * tokens * width * HALF
-    recomputed = tokens * HALF * (8 * width + 4 * inner)
-    logits = tokens * config.vocab_size * (HALF + SINGLE)
-    return Memory(
-        weights=(blocks * stored + others * HALF) / ranks, adapter=adapter, optimiser=3 * adapter,
-        activations=inputs + max(recomputed, logits), scales=scales, gathered=gathered,
-    )  # fmt: skip
+    inputs = blocks * tokens * config.hidden_size * HALF
+    activations = inputs + max(_recomputed(config, tokens), _logits(config, tokens))
+    weights = stored(config, a_number) / ranks
+    return Memory(weights, adapter, 3 * adapter, activations, scales, gathered)
 
 
 def loading(config, ranks: int, four_bit: bool) -> float:
     """The most bytes of weights on one GPU while they are read.
 
-    NF4 is whole on every rank before it is cut (Unsloth, by source); of 16 bit each reads its share of the blocks."""
-    block, _, others = numbers(config)
-    a_number = PACKED + SCALES if four_bit else HALF / ranks
-    return config.num_hidden_layers * block * a_number + others * HALF
+    NF4 is whole on every rank before it is cut (Unsloth, by source); of 16 bit each reads its share."""
+    return stored(config, PACKED + SCALES if four_bit else HALF / ranks)
 
 
 def received(config, ranks: int, four_bit: bool, r: int = 16, passes: int = 1) -> float:
-    """Bytes that a rank receives in one optimiser step: the others' weights, gathered forward and backward in each of
-    `passes` forward passes; and LoRA's gradients, once."""
-    block, lora, others = numbers(config)
-    blocks, a_number = config.num_hidden_layers, PACKED if four_bit else HALF
-    weights = blocks * block * a_number + others * HALF
-    return (ranks - 1) / ranks * (2 * weights * passes + blocks * lora * r * SINGLE)
+    """Bytes that a rank receives in one optimiser step: the others' weights, gathered forward and backward
+    in each of `passes` forward passes; and LoRA's gradients, once."""
+    weights = stored(config, PACKED if four_bit else HALF)
+    gradients = config.num_hidden_layers * numbers(config)[1] * r * SINGLE
+    return (ranks - 1) / ranks * (2 * weights * passes + gradients)
 
 
 def simulate(config, ranks: int, four_bit: bool, r: int = 16) -> dict[str, int]:
-    """Bytes of {"weights", "adapters"} on one GPU, counted parameter by parameter as FSDP2 cuts them: along the first
-    axis, each part of equal length. Counted on the real model on the meta device, which has shapes and no memory."""
+    """Bytes of {"weights", "adapters"} on one GPU, counted parameter by parameter as FSDP2 cuts them (along
+    the first axis, in equal parts) on the real model on the meta device, which has shapes and no memory."""
     import logging
 
     import torch
 
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it misses an optional kernel on every CPU machine
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it misses an optional kernel
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
@@ -319,8 +331,8 @@ def simulate(config, ranks: int, four_bit: bool, r: int = 16) -> dict[str, int]:
         rows, row_numbers = parameter.shape[0], parameter.numel() // parameter.shape[0]
         if parameter.requires_grad:
             adapters += -(-rows // ranks) * row_numbers * TRAINED
-        elif four_bit and parameter.ndim == 2 and id(parameter) in in_blocks:
-            weights += -(-parameter.numel() // 2 // ranks)  # bitsandbytes packs a matrix into one column of bytes
+        elif four_bit and parameter.ndim == 2 and id(parameter) in in_blocks:  # one column of bytes
+            weights += -(-(parameter.numel() // 2) // ranks)
         else:
             weights += -(-rows // ranks) * row_numbers * HALF
     return {"weights": weights, "adapters": adapters}
