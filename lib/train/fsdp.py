@@ -92,13 +92,8 @@ def launch(stage: Stage, data: Path, show: Callable[[dict], None], worker: str =
     outlives the call."""
     check(stage.settings)
     path = plan(stage, data, step_timeout_seconds, **arguments)
-    lines, log = Lines(stage.folder / "metrics.jsonl"), path.with_name("torchrun.log")
-    refusal = path.with_name("refusal.txt")
-
-    def tell(line):
-        progress.tell(line["step"], line.get("of"), loss=line.get("loss"))
-        show(line)
-
+    lines = Lines(stage.folder / "metrics.jsonl", show)
+    log, refusal = path.with_name("torchrun.log"), path.with_name("refusal.txt")
     with open(log, "wb") as output:
         torchrun = subprocess.Popen(
             command(stage.settings, path, worker), env=environment(), stdout=output, stderr=output,
@@ -106,9 +101,9 @@ def launch(stage: Stage, data: Path, show: Callable[[dict], None], worker: str =
         )  # fmt: skip
         try:
             while torchrun.poll() is None and not refusal.exists():
-                lines.show(tell)
+                lines.show_new()
                 time.sleep(0.2)
-            lines.show(tell)
+            lines.show_new()
         except KeyboardInterrupt:
             interrupt(torchrun, step_timeout_seconds)
             raise
@@ -157,13 +152,14 @@ def environment() -> dict[str, str]:
 class Lines:
     """Lines of a growing JSON-lines file, each shown once, also where a resumption cuts it back."""
 
-    def __init__(self, path: Path):
-        self.path, self.shown = path, 0
+    def __init__(self, path: Path, show: Callable[[dict], None]):
+        self.path, self.show, self.shown = path, show, 0
 
-    def show(self, show: Callable[[dict], None]) -> None:
+    def show_new(self) -> None:
         lines = whole_lines(self.path)
-        for line in lines[self.shown :]:
-            show(json.loads(line))
+        for line in map(json.loads, lines[self.shown :]):
+            progress.tell(line["step"], line.get("of"), loss=line.get("loss"))
+            self.show(line)
         self.shown = len(lines)
 
 

@@ -99,18 +99,11 @@ class Proof(TrainerCallback):
         self.bytes["held"] = max(self.bytes["held"], parameter_bytes(model)["held"])
 
 
-def on_every_rank(number: int) -> list[int]:
-    """One number of each rank, on all of them."""
-    numbers = [0] * dist.get_world_size()
-    dist.all_gather_object(numbers, number)
-    return numbers
-
-
-def of_the_first_rank(value: Any) -> Any:
-    """Its value, on all of them."""
-    values = [value]
-    dist.broadcast_object_list(values)
-    return values[0]
+def on_every_rank(value: Any) -> list:
+    """Every rank's value, on all of them."""
+    values = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
 
 
 def peak_memory() -> int:
@@ -125,9 +118,8 @@ def train(plan: dict) -> dict:
     settings = types.SimpleNamespace(**plan["settings"])
     folder, data = Path(plan["folder"]), Path(plan["data"])
     fsdp.join(settings)
-    rank, ranks = dist.get_rank(), dist.get_world_size()
-    restarts = int(os.environ["TORCHELASTIC_RESTART_COUNT"])
-    arguments = of_the_first_rank(plan["arguments"])  # the notebook runs on the first machine alone
+    ranks, restarts = dist.get_world_size(), int(os.environ["TORCHELASTIC_RESTART_COUNT"])
+    arguments = on_every_rank(plan["arguments"])[0]  # the notebook runs on the first machine alone
     if torch.cuda.is_available() and not settings.load_in_4bit:  # NF4 is whole until it is cut
         os.environ["UNSLOTH_FSDP2_SHARDED_LOAD"] = "1"  # each rank reads its share only
     dtype = torch.float32 if arguments.get("bf16") is False else None
@@ -150,7 +142,7 @@ def train(plan: dict) -> dict:
 
     def log(step, **metrics):
         held = on_every_rank(peak_memory())
-        if rank == 0:
+        if dist.get_rank() == 0:
             write(step, of=proof.steps, **metrics, memory_bytes=held)
 
     resumed, state = plan["resume"] or restarts > 0, state_files()

@@ -30,11 +30,9 @@ RESERVE = 2**30  # bytes that CUDA and its libraries take beside
 
 
 def _shape(width, inner, blocks, heads, tied=False, vocabulary=128256, **others) -> dict:
-    return {
-        "hidden_size": width, "intermediate_size": inner, "num_hidden_layers": blocks,
-        "num_attention_heads": heads, "num_key_value_heads": 8, "vocab_size": vocabulary,
-        "tie_word_embeddings": tied,
-    } | others  # fmt: skip
+    sizes = {"hidden_size": width, "intermediate_size": inner, "num_hidden_layers": blocks}
+    heads = {"num_attention_heads": heads, "num_key_value_heads": 8}
+    return sizes | heads | {"vocab_size": vocabulary, "tie_word_embeddings": tied} | others
 
 
 # As published; Qwen's are counted in the Llama form (its biases are nothing beside its matrices).
@@ -52,8 +50,8 @@ BASES = {  # the presets' bases, so that nothing is fetched to list them
     "unsloth/Llama-3.2-3B": SHAPES["3B"],
     "deepseek-ai/DeepSeek-R1-Distill-Qwen-14B": SHAPES["14B"],
     "mistralai/Mistral-7B-Instruct-v0.3": _shape(4096, 14336, 32, 32, vocabulary=32768),
-    "TinyLlama/TinyLlama-1.1B-Chat-v1.0": _shape(
-        2048, 5632, 22, 32, vocabulary=32000, num_key_value_heads=4),
+    "TinyLlama/TinyLlama-1.1B-Chat-v1.0":
+        _shape(2048, 5632, 22, 32, vocabulary=32000, num_key_value_heads=4),
     "unsloth/Qwen3-1.7B-Base": _shape(2048, 6144, 28, 16, tied=True, **_QWEN3),
     "unsloth/Qwen3-4B-Base": _shape(2560, 9728, 36, 32, tied=True, **_QWEN3),
     "unsloth/Qwen3-8B-Base": _shape(4096, 12288, 36, 32, **_QWEN3),
@@ -137,13 +135,10 @@ def one_device(config, settings: TrainSettings) -> Memory:
     activations = _recomputed(config, tokens)
     if not settings.gradient_checkpointing:
         activations *= config.num_hidden_layers
-    activations += min(LOGITS, _logits(config, tokens))
+    activations += min(LOGITS, tokens * config.vocab_size * (HALF + SINGLE))
     weight, moment = HALF, size
-    if settings.load_in_8bit:
-        weight = 1
-    elif settings.load_in_4bit:
-        weight = PACKED + SCALES
-    if weight != HALF:
+    if settings.load_in_4bit or settings.load_in_8bit:
+        weight = PACKED + SCALES if settings.load_in_4bit else 1
         activations += _unpacked(config)
     if "8bit" in settings.optim:
         moment = 1
@@ -155,10 +150,6 @@ def one_device(config, settings: TrainSettings) -> Memory:
 def _recomputed(config, tokens: int) -> int:
     """Bytes of a block's activations."""
     return tokens * HALF * (8 * config.hidden_size + 4 * config.intermediate_size)
-
-
-def _logits(config, tokens: int) -> int:
-    return tokens * config.vocab_size * (HALF + SINGLE)
 
 
 def _unpacked(config) -> int:
@@ -186,9 +177,8 @@ def parts(settings: TrainSettings) -> dict[str, float]:
     config = shape(settings.base_model)
     if config is None:
         return {}
-    if settings.devices == 1:
-        device = one_device(config, settings)
-    else:
+    device = one_device(config, settings)
+    if settings.devices > 1:
         tokens = _tokens(fsdp.share(settings))
         device = memory(config, settings.devices, settings.load_in_4bit, settings.r, tokens)
     return {name: size for name, size in vars(device).items() if size}
@@ -205,9 +195,8 @@ def check(settings: TrainSettings, available: int) -> None:
     if need is None or need + RESERVE <= available:
         return
     rows = settings.per_device_train_batch_size * settings.gradient_accumulation_steps
-    small = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": rows}
-    small["gradient_checkpointing"] = True
-    packed = {"load_in_4bit": True, "load_in_8bit": False, "full_finetuning": False}
+    small = dict(per_device_train_batch_size=1, gradient_accumulation_steps=rows, gradient_checkpointing=True)
+    packed = dict(load_in_4bit=True, load_in_8bit=False, full_finetuning=False)
     fitting = []
     for changes in (small, packed, small | packed):
         size = needed(SimpleNamespace(**vars(settings) | changes))
@@ -289,7 +278,8 @@ def memory(config, ranks: int, four_bit: bool, r: int = 16, tokens: int = 2048) 
         gathered += 2 * block * a_number + others * HALF  # a block, the next on its way, the root
     adapter = blocks * lora * r * SINGLE / ranks
     inputs = blocks * tokens * config.hidden_size * HALF
-    activations = inputs + max(_recomputed(config, tokens), _logits(config, tokens))
+    logits = tokens * config.vocab_size * (HALF + SINGLE)
+    activations = inputs + max(_recomputed(config, tokens), logits)
     weights = stored(config, a_number) / ranks
     return Memory(weights, adapter, 3 * adapter, activations, scales, gathered)
 

@@ -40,9 +40,7 @@ def _start_wandb(place: Path, run: str) -> None:
     mode, project = "offline", os.environ.get("WANDB_PROJECT", PROJECT)
     if "WANDB_API_KEY" in os.environ:
         mode = os.environ.get("WANDB_MODE", "online")
-    quiet = wandb.Settings(
-        console="off", silent=True, symlink=False, save_code=False, disable_git=True
-    )  # fmt: skip
+    quiet = wandb.Settings(console="off", silent=True, symlink=False, save_code=False, disable_git=True)
     try:
         wandb.init(dir=place, name=run, mode=mode, project=project, settings=quiet)
     except wandb.Error as error:  # after a minute and a half without an answer
