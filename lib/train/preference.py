@@ -50,8 +50,8 @@ def encode(rows: list[dict], tokenizer, max_length: int) -> tuple[Dataset, list[
 def answers(pair: dict) -> list[dict]:
     """The pair's two whole rows, the chosen first, as `chat.encode` gives them."""
     prompt, ignored = pair["prompt_ids"], [chat.IGNORED] * len(pair["prompt_ids"])
-    answers = pair["chosen_ids"], pair["rejected_ids"]
-    return [{"input_ids": prompt + answer, "labels": ignored + answer} for answer in answers]
+    sides = pair["chosen_ids"], pair["rejected_ids"]
+    return [{"input_ids": prompt + answer, "labels": ignored + answer} for answer in sides]
 
 
 class PairTrainer(DPOTrainer):
