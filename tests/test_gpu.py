@@ -10,6 +10,7 @@ from lib.gpt import plain
 from lib.gpt.fast import FastGPT
 from lib.run import presets
 from lib.run.paths import ROOT
+from tests.train import shown
 
 pytestmark = [
     pytest.mark.gpu, pytest.mark.slow,
@@ -39,7 +40,7 @@ def learn(qlora, problems, tmp_path):
         rows, _ = qlora.encode(problems, tokenizer, settings.max_length, settings.completion_only_loss)
         folder = tmp_path / "-".join(["adapter", *changes])
         folder.mkdir()
-        metrics = qlora.train(qlora.attach(model, settings), tokenizer, rows, None, settings, folder,
+        metrics = shown.train(qlora.attach(model, settings), tokenizer, rows, None, settings, folder,
                               lambda step, **values: lines.append(values))  # fmt: skip
         assert (folder / "adapter_model.safetensors").exists()  # train refuses an adapter that did not change
         return metrics, next(line["loss"] for line in lines if "loss" in line)

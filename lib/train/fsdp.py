@@ -1,4 +1,4 @@
-"""Many devices: torchrun starts a worker on each (`fsdp_worker`, `lib.gpt.pretrain_worker`), watched from here."""
+"""Many devices: torchrun starts a worker on each (`fsdp_worker`, or lib/gpt's), watched from here."""
 
 import contextlib
 import errno
@@ -20,114 +20,122 @@ from lib import SharpenError
 from lib.run import processes, progress
 from lib.run.disk import whole_lines, write_atomically
 from lib.run.paths import ROOT
+from lib.run.runs import Stage
+from lib.run.settings import PretrainSettings, TrainSettings
 
-RESTARTS = 2  # lost ranks that one launch makes good; a further start of the notebook goes on from the checkpoint too
-STEP_TIMEOUT_SECONDS = 45  # a rank that is silent for so long in the middle of training counts as lost
+RESTARTS = 2  # lost ranks that one launch makes good; starting the notebook again goes on too
+STEP_TIMEOUT_SECONDS = 45  # a rank that is silent for so long in the middle of training is lost
 LAST_LINES = 40
+WORKER = "lib.train.fsdp_worker"
+
+Settings = TrainSettings | PretrainSettings
 
 
 class LaunchError(SharpenError):
-    """The devices cannot train, or cannot go on; the message says which rank, why and what to change."""
+    """The devices cannot train, or go on; the message says which rank, why and what to change."""
 
 
-def share(settings) -> SimpleNamespace:
-    """The settings of one worker: its rows of a step, so that a step has as many rows with any number of devices."""
-    rows = settings.per_device_train_batch_size * settings.gradient_accumulation_steps // settings.devices
+def share(settings: TrainSettings) -> SimpleNamespace:
+    """One worker's settings: its rows of a step, which has as many with any number of devices."""
+    rows = settings.per_device_train_batch_size * settings.gradient_accumulation_steps
+    rows //= settings.devices
     batch = max(n for n in range(1, settings.per_device_train_batch_size + 1) if rows % n == 0)
     changed = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": rows // batch}
     return SimpleNamespace(**vars(settings) | changed)
 
 
-def check(settings) -> None:
-    """LaunchError where fewer devices are here than asked (without a GPU: as many processes), or the port is taken."""
+def check(settings: Settings) -> None:
+    """LaunchError where GPUs are too few (without any, processes do), or the port is taken."""
     import torch  # counting devices asks the driver, and leaves CUDA alone
 
     here, wanted = torch.cuda.device_count(), settings.devices // settings.nodes
-    if here and wanted > here:
-        raise LaunchError(f"devices = {settings.devices} on nodes = {settings.nodes}: this machine has {here} of the "
-                          f"{wanted} GPUs: set devices = {here * settings.nodes}, or look at CUDA_VISIBLE_DEVICES")
+    if 0 < here < wanted:
+        raise LaunchError(
+            f"devices = {settings.devices} on nodes = {settings.nodes}: this machine has {here} of the "
+            f"{wanted} GPUs: set devices = {here * settings.nodes}, or look at CUDA_VISIBLE_DEVICES"
+        )
+    if not settings.rdzv_endpoint:
+        return
+    host, port = settings.rdzv_endpoint.rsplit(":", 1)
+    try:
+        socket.create_server((host, int(port))).close()
+    except OSError as error:
+        given = f"rdzv_endpoint = {settings.rdzv_endpoint!r}"
+        if error.errno == errno.EADDRINUSE:
+            raise LaunchError(f"{given}: port {port} is in use on this machine: "
+                              f"choose another, or end what holds it") from None
+        raise LaunchError(f"{given} is no address of this machine ({error.strerror}): "
+                          f"the notebook runs on the first node") from None
+
+
+def command(settings: Settings, plan: Path, worker: str = WORKER) -> list[str]:
+    """torchrun's command line, which `launch` starts here, and each further node or a cloud job there."""
+    where = ["--standalone"]
     if settings.rdzv_endpoint:
-        host, port = settings.rdzv_endpoint.rsplit(":", 1)
-        try:
-            with socket.create_server((host, int(port))):
-                pass
-        except OSError as error:
-            if error.errno == errno.EADDRINUSE:
-                raise LaunchError(f"rdzv_endpoint = {settings.rdzv_endpoint!r}: port {port} is in use on this machine: "
-                                  f"choose another, or end what holds it") from None
-            raise LaunchError(f"rdzv_endpoint = {settings.rdzv_endpoint!r} is no address of this machine "
-                              f"({error.strerror}): the notebook runs on the first node") from None
-
-
-def command(settings, plan: Path, worker: str = "lib.train.fsdp_worker") -> list[str]:
-    """torchrun's command line: what `launch` starts here, and what each further node (or a cloud job) starts."""
-    nodes = ["--nnodes", str(settings.nodes), "--rdzv-backend=c10d", "--rdzv-endpoint", str(settings.rdzv_endpoint)]
+        where = ["--nnodes", str(settings.nodes), "--rdzv-backend=c10d",
+                 "--rdzv-endpoint", settings.rdzv_endpoint]
     return [
-        sys.executable, "-m", "torch.distributed.run", *(nodes if settings.rdzv_endpoint else ["--standalone"]),
+        sys.executable, "-m", "torch.distributed.run", *where,
         "--nproc-per-node", str(settings.devices // settings.nodes), f"--max-restarts={RESTARTS}",
-        "--shutdown-timeout=5", "--redirects=3", "--log-dir", str(plan.parent), "-m", worker, str(plan),
+        "--shutdown-timeout=5", "--redirects=3", "--log-dir", str(plan.parent),
+        "-m", worker, str(plan),
     ]  # fmt: skip
 
 
-def launch(stage, data: Path, show: Callable[[dict], None], step_timeout_seconds: float = STEP_TIMEOUT_SECONDS,
-           worker: str = "lib.train.fsdp_worker", **arguments) -> dict:  # fmt: skip
-    """Train on `settings.devices` devices, by default the stage's adapter; returns the workers' metrics.
+def launch(stage: Stage, data: Path, show: Callable[[dict], None], worker: str = WORKER,
+           step_timeout_seconds: float = STEP_TIMEOUT_SECONDS, **arguments) -> dict:  # fmt: skip
+    """Train on `settings.devices` devices, by default the stage's adapter; the workers' metrics.
 
-    `show(line)` gets each logged line as it comes. Further `arguments` are SFTConfig's, or `pretrain.train`'s. A lost
-    rank is made good from the newest whole checkpoint (times in the metrics are then those since); LaunchError where
-    that does not help. On Ctrl-C the ranks end after their step, with a checkpoint. No process outlives the call."""
+    `show(line)` gets each logged line; `arguments` are SFTConfig's, or `pretrain.train`'s. A lost rank is
+    made good from the newest whole checkpoint (times in the metrics are then those since); LaunchError
+    where that does not help. On Ctrl-C the ranks end after their step, with a checkpoint. No process
+    outlives the call."""
     check(stage.settings)
-    control = plan(stage, data, step_timeout_seconds, **arguments).parent
-    lines, log = Lines(stage.folder / "metrics.jsonl"), control / "torchrun.log"
-
-    def tell(line):
-        progress.tell(line["step"], line.get("of"), loss=line.get("loss"))
-        show(line)
-
+    path = plan(stage, data, step_timeout_seconds, **arguments)
+    lines = Lines(stage.folder / "metrics.jsonl", show)
+    log, refusal = path.with_name("torchrun.log"), path.with_name("refusal.txt")
     with open(log, "wb") as output:
         torchrun = subprocess.Popen(
-            command(stage.settings, control / "plan.json", worker), env=environment(), stdout=output,
-            stderr=subprocess.STDOUT, preexec_fn=end_with_parent,
-            start_new_session=True,  # Ctrl-C reaches the ranks from here only
-        )
+            command(stage.settings, path, worker), env=environment(), stdout=output, stderr=output,
+            preexec_fn=end_with_parent, start_new_session=True,  # Ctrl-C reaches them from here only
+        )  # fmt: skip
         try:
-            while torchrun.poll() is None and not (control / "refusal.txt").exists():
-                lines.show(tell)
+            while torchrun.poll() is None and not refusal.exists():
+                lines.show_new()
                 time.sleep(0.2)
-            lines.show(tell)
+            lines.show_new()
         except KeyboardInterrupt:
             interrupt(torchrun, step_timeout_seconds)
             raise
         finally:
             end(torchrun)
-    if (control / "refusal.txt").exists():
-        raise LaunchError((control / "refusal.txt").read_text())
+    if refusal.exists():
+        raise LaunchError(refusal.read_text())
     if torchrun.returncode:
-        raise LaunchError(what_failed(log.read_text(errors="replace"), control, stage))
-    result = json.loads((control / "result.json").read_text())
-    shutil.rmtree(control)
+        raise LaunchError(what_failed(log.read_text(errors="replace"), path.parent, stage))
+    result = json.loads(path.with_name("result.json").read_text())
+    shutil.rmtree(path.parent)
     return result
 
 
-def plan(stage, data: Path, step_timeout_seconds: float = STEP_TIMEOUT_SECONDS, **arguments) -> Path:
+def plan(stage: Stage, data: Path, seconds: float = STEP_TIMEOUT_SECONDS, **arguments) -> Path:
     """Write what this machine's workers are to do; the file that they read."""
-    control = stage.folder / ".torchrun"  # hidden: no output
-    shutil.rmtree(control, ignore_errors=True)
+    shutil.rmtree(stage.folder / ".torchrun", ignore_errors=True)  # hidden: no output
     return stage.save_json(".torchrun/plan.json", {
         "settings": stage.settings, "data": data, "folder": stage.folder, "resume": stage.resumed,
-        "step_timeout_seconds": step_timeout_seconds, "arguments": arguments,
+        "step_timeout_seconds": seconds, "arguments": arguments,
     })  # fmt: skip
 
 
-def follow(stage, data: Path) -> None:
-    """A further machine's part of a training that 22_train_fsdp launches on the first one, where they share no disk.
+def follow(stage: Stage, data: Path) -> None:
+    """A further machine's part of what 22_train_fsdp launches on the first, without a shared disk.
 
     LaunchError where a rank, here or there, failed."""
     path = plan(stage, data)
     log = path.with_name("torchrun.log")
     with open(log, "wb") as output:
         ended = subprocess.run(command(stage.settings, path), env=environment(), stdout=output,
-                               stderr=subprocess.STDOUT, preexec_fn=end_with_parent)  # fmt: skip
+                               stderr=output, preexec_fn=end_with_parent)  # fmt: skip
     if ended.returncode:
         raise LaunchError(what_failed(log.read_text(errors="replace"), path.parent, stage))
 
@@ -135,27 +143,28 @@ def follow(stage, data: Path) -> None:
 def environment() -> dict[str, str]:
     """What torchrun itself needs; what the workers need they set themselves."""
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    # Without the second, most restarts hung or wasted a try (measured, torch 2.13); the last: no bars in log files
-    more = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1", "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
-    return os.environ | {"PYTHONPATH": path} | more
+    return os.environ | {
+        "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1",  # no bars in log files
+        "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",  # else most restarts hung (measured, torch 2.13)
+    }
 
 
 class Lines:
-    """The lines of a growing JSON-lines file, each shown once, also where a resumption cuts the file back."""
+    """Lines of a growing JSON-lines file, each shown once, also where a resumption cuts it back."""
 
-    def __init__(self, path: Path):
-        self.path, self.shown = path, 0
+    def __init__(self, path: Path, show: Callable[[dict], None]):
+        self.path, self.show, self.shown = path, show, 0
 
-    def show(self, show: Callable[[dict], None]) -> None:
-        lines = list(map(json.loads, whole_lines(self.path)))
-        self.shown = min(self.shown, len(lines))
-        for line in lines[self.shown :]:
-            show(line)
+    def show_new(self) -> None:
+        lines = whole_lines(self.path)
+        for line in map(json.loads, lines[self.shown :]):
+            progress.tell(line["step"], line.get("of"), loss=line.get("loss"))
+            self.show(line)
         self.shown = len(lines)
 
 
 def end_with_parent() -> None:
-    """Linux ends this process when its parent ends, however that ends: no launcher leaves a rank behind."""
+    """Linux ends this process when its parent ends, in any way: no launcher leaves a rank behind."""
     if sys.platform == "linux":
         import ctypes
 
@@ -179,43 +188,52 @@ def end(torchrun: subprocess.Popen) -> None:
         torchrun.wait()
 
 
-def what_failed(told: str, control: Path, stage) -> str:
-    """The rank that torchrun says failed first, how, and the last lines that it wrote."""
-    found = re.search(r"Root Cause.*?rank\s*:\s*(\d+) \(local_rank: (\d+)\).*?exitcode\s*:\s*(-?\d+)", told, re.DOTALL)
-    if not found:
-        return f"torchrun failed:\n{last_lines(told)}"
-    rank, local_rank, code = map(int, found.groups())
-    how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"failed with exit code {code}"
+def what_failed(text: str, control: Path, stage: Stage) -> str:
+    """The rank that torchrun's text says failed first, how, and the last lines that it wrote."""
+    cause = r"Root Cause.*?rank\s*:\s*(\d+) \(local_rank: (\d+)\).*?exitcode\s*:\s*(-?\d+)"
+    first = re.search(cause, text, re.DOTALL)
+    if not first:
+        return f"torchrun failed:\n{last_lines(text)}"
+    rank, local_rank, code = map(int, first.groups())
+    how = f"failed with exit code {code}"
+    if code < 0:
+        how = f"was ended by {signal.Signals(-code).name}"
     if code == -signal.SIGKILL:
-        how += f" (most often as memory runs out: {progress.less_memory(stage.request.stage, stage.settings)})"
-    logs = sorted(control.glob(f"*/attempt_*/{local_rank}/std*.log"), key=lambda path: path.stat().st_mtime)
-    text = "".join(path.read_text(errors="replace") for path in logs if path.parts[-3] == logs[-1].parts[-3])
-    return f"rank {rank} {how}, {RESTARTS} restarts did not help; its last lines:\n{last_lines(text)}"
+        advice = progress.less_memory(stage.request.stage, stage.settings)
+        how += f" (most often as memory runs out: {advice})"
+    logs = sorted(control.glob(f"*/attempt_*/{local_rank}/std*.log"), key=os.path.getmtime)
+    last = [path for path in logs if path.parts[-3] == logs[-1].parts[-3]]  # of the last attempt
+    its_lines = last_lines("".join(path.read_text(errors="replace") for path in last))
+    return f"rank {rank} {how}, {RESTARTS} restarts did not help; its last lines:\n{its_lines}"
 
 
 def last_lines(text: str) -> str:
     return "\n".join(text.splitlines()[-LAST_LINES:])
 
 
-# --- in a worker ------------------------------------------------------------------------------------------------------
-def join(settings) -> None:
-    """Meet the other ranks, by NCCL on GPUs and gloo without; LaunchError where they are not as many as asked for."""
+# --- in a worker -----------------------------------------------------------------------------------
+def join(settings: Settings) -> None:
+    """Meet the other ranks, by NCCL on GPUs, else by gloo; LaunchError where their number is wrong."""
     import torch
     import torch.distributed as dist
 
     ranks, here = (int(os.environ.get(name, -1)) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
     if ranks != settings.devices:
-        raise LaunchError(f"devices = {settings.devices}, but {max(ranks, 1)} process(es) were started: start them by "
-                          f"torchrun, as the notebook shows, or change devices")
+        raise LaunchError(
+            f"devices = {settings.devices}, but {max(ranks, 1)} process(es) were started: start them "
+            f"by torchrun, as the notebook shows, or change devices"
+        )
+    backend, gpus = "gloo", torch.cuda.device_count()
     if torch.cuda.is_available():
-        if here > torch.cuda.device_count():
-            raise LaunchError(f"{here} processes on a machine with {torch.cuda.device_count()} GPU(s)")
+        backend = "nccl"
+        if here > gpus:
+            raise LaunchError(f"{here} processes on a machine with {gpus} GPU(s)")
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=timedelta(minutes=30))
+    dist.init_process_group(backend, timeout=timedelta(minutes=30))
 
 
-def work(path: Path, train: Callable[[dict], dict], refused: tuple[type[Exception], ...] = ()) -> None:
-    """Train by the plan at `path`, and leave the result beside it, or why another try would end the same way."""
+def work(path: Path, train: Callable[[dict], dict], refused: tuple = ()) -> None:
+    """Train by the plan at `path`; leave the result beside it, or which of `refused` errors ended it."""
     import torch.distributed as dist
 
     try:

@@ -1,18 +1,18 @@
-"""What torchrun starts on each device: Unsloth's FSDP2 shards the model, each rank proves it, `qlora.train` trains."""
+"""What torchrun starts on each device: Unsloth shards the model, each rank proves it, `qlora.fit` trains."""
 
-# ruff: noqa: E402  (Unsloth must be imported before what it patches, and its settings be there before it)
+# ruff: noqa: E402  (Unsloth comes before what it patches, and its settings before it)
 
-import json
 import os
 import sys
 import types
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import torch
 
-# Shard even a model that would fit on each device (else Unsloth replicates it), and step with torch's AdamW, whose
-# state is sharded with the weights.
+# Shard even a model that would fit on each device (else Unsloth replicates it), and step with torch's
+# AdamW, whose state is sharded with the weights.
 os.environ.setdefault("UNSLOTH_FSDP2_LAYOUT", "sharded")
 os.environ["UNSLOTH_FSDP2_BNB_LOCAL"] = "0"
 if torch.cuda.is_available():
@@ -34,57 +34,28 @@ from unsloth.models import fsdp2_native, fsdp2_save
 
 # isort: on
 import torch.distributed as dist
-from safetensors import safe_open
-from safetensors.torch import save_file
-from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
-from trl import SFTTrainer
+from trl import SFTConfig, SFTTrainer
 
 from lib.data import chat
-from lib.run import memory, runs
+from lib.run import runs
 from lib.run.settings import SettingsError
-from lib.train import fsdp
+from lib.train import fsdp, resume
 
 TOLERANCE = 0.1  # of 1/N, for the parameter bytes that a rank holds
 
 
-class ShardedTrainer(SFTTrainer):
-    """TRL's trainer, with checkpoints to which each rank adds its own shard, as safetensors."""
-
-    def save_model(self, output_dir=None, _internal_call=False):
-        self.model.save_pretrained(output_dir)  # the adapter only
-
-    def _save_optimizer_and_scheduler(self, output_dir):
-        state = self.optimizer.optimizer.state_dict()["state"]
-        tensors = {f"{i}.{name}": local(t).contiguous() for i, values in state.items() for name, t in values.items()}
-        scheduler = self.lr_scheduler.state_dict()
-        numbers = {name: scheduler[name] for name in ("last_epoch", "_step_count", "_last_lr")}
-        numbers = {"scheduler": json.dumps(numbers), "loss": json.dumps(float(self._tr_loss))}  # not logged yet
-        Path(output_dir).mkdir(parents=True, exist_ok=True)  # the first rank's machine has it, another may not
-        save_file(tensors, Path(output_dir) / state_name(), numbers)
-
-    def _load_optimizer_and_scheduler(self, checkpoint):
-        if not checkpoint:
-            return
-        optimizer, state = self.optimizer.optimizer, {}
-        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        with safe_open(Path(checkpoint) / state_name(), "pt") as file:
-            for key in file.keys():
-                index, name = key.split(".")
-                state.setdefault(int(index), {})[name] = like(file.get_tensor(key), parameters[int(index)])
-            scheduler, self.own_loss = (json.loads(file.metadata()[name]) for name in ("scheduler", "loss"))
-        self.lr_scheduler.load_state_dict(self.lr_scheduler.state_dict() | scheduler)
-        for group, rate in zip(optimizer.param_groups, scheduler["_last_lr"], strict=True):
-            group["lr"] = rate
-        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+class ShardedTrainer(resume.ShardedCheckpoints, SFTTrainer):
+    """TRL's trainer, with checkpoints to which each rank adds its own shard."""
 
 
 def shard(model):
-    """The model, of which each rank keeps its share; all ranks call its `save_pretrained`, and the first writes."""
+    """The model, of which each rank keeps its share; all call its `save_pretrained`, the first writes."""
     if not torch.cuda.is_available():
-        if getattr(model, "is_loaded_in_4bit", False):  # as TRL would do later, when the weights are sharded already
-            for parameter in filter(lambda p: p.requires_grad, model.parameters()):
-                parameter.data = parameter.data.to(torch.bfloat16)
+        if getattr(model, "is_loaded_in_4bit", False):  # as TRL would, when it is sharded already
+            for parameter in model.parameters():
+                if parameter.requires_grad:
+                    parameter.data = parameter.data.to(torch.bfloat16)
         model = fsdp2_native.shard_model(model, fsdp2_native.FSDP2Config.from_env())
     save = model.save_pretrained
 
@@ -97,46 +68,28 @@ def shard(model):
     return model
 
 
-def state_name(rank: int | None = None) -> str:
-    return f"optimizer-{dist.get_rank() if rank is None else rank}-of-{dist.get_world_size()}.safetensors"
-
-
-def local(tensor: torch.Tensor) -> torch.Tensor:
-    """This rank's part of a tensor."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
-
-
-def like(part: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
-    """A rank's part of an optimiser's state, sharded as its parameter is; a count of steps stays as it is."""
-    if not isinstance(parameter, DTensor) or part.ndim == 0:
-        return part
-    return DTensor.from_local(part.to(parameter.to_local().device), parameter.device_mesh, parameter.placements,
-                              shape=parameter.shape, stride=parameter.stride())  # fmt: skip
-
-
 def parameter_bytes(model) -> dict[str, int]:
-    """Bytes of parameters: `whole` of the model, `held` by this rank (its storages), `replicated` on every rank."""
+    """Bytes of parameters: `whole` of the model, and `held` by this rank (its storages)."""
     held = {}
     for parameter in model.parameters():
-        storage = local(parameter).untyped_storage()
+        storage = resume.local(parameter).untyped_storage()
         held[storage.data_ptr()] = storage.nbytes()
     whole = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
-    replicated = sum(p.numel() * p.element_size() for p in model.parameters() if not isinstance(p, DTensor))
-    return {"whole": whole, "held": sum(held.values()), "replicated": replicated}
+    return {"whole": whole, "held": sum(held.values())}
 
 
 class Proof(TrainerCallback):
-    """Refuses to train unless each rank holds its share of the parameters; keeps the most that it held."""
+    """Refuses to train unless each rank holds its share of the parameters; keeps the most it held."""
 
     def __init__(self, step_timeout_seconds: float):
         self.step_timeout_seconds, self.bytes, self.steps = step_timeout_seconds, {}, 0
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
         self.bytes, self.steps = parameter_bytes(model), state.max_steps
-        ranks, whole = dist.get_world_size(), self.bytes["whole"]
-        if abs(self.bytes["held"] * ranks / whole - 1) > TOLERANCE:
+        ranks, whole, held = dist.get_world_size(), self.bytes["whole"], self.bytes["held"]
+        if abs(held * ranks / whole - 1) > TOLERANCE:
             raise qlora.TrainingError(
-                f"training would run unsharded: rank {dist.get_rank()} of {ranks} holds {self.bytes['held']:,} of "
+                f"training would run unsharded: rank {dist.get_rank()} of {ranks} holds {held:,} of "
                 f"{whole:,} parameter bytes, not 1/{ranks} of them; start it by 22_train_fsdp's launcher"
             )
         # loading may take minutes, a step may not: from here a silent rank is a lost one
@@ -146,12 +99,11 @@ class Proof(TrainerCallback):
         self.bytes["held"] = max(self.bytes["held"], parameter_bytes(model)["held"])
 
 
-def on_every_rank(number: float) -> list[int]:
-    """One whole number of each rank, on all of them."""
-    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
-    numbers = torch.zeros(dist.get_world_size(), dtype=torch.float64, device=device)
-    dist.all_gather_into_tensor(numbers, torch.tensor([number], dtype=torch.float64, device=device))
-    return [int(n) for n in numbers.tolist()]
+def on_every_rank(value: Any) -> list:
+    """Every rank's value, on all of them."""
+    values = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
 
 
 def peak_memory() -> int:
@@ -162,51 +114,67 @@ def peak_memory() -> int:
 
 
 def train(plan: dict) -> dict:
-    """Train as the plan says, with the other ranks; the metrics, and what the manifest says of these processes."""
-    settings, folder = types.SimpleNamespace(**plan["settings"]), Path(plan["folder"])
+    """Train as the plan says, with the other ranks; the metrics, and the processes' part of the manifest."""
+    settings = types.SimpleNamespace(**plan["settings"])
+    folder, data = Path(plan["folder"]), Path(plan["data"])
     fsdp.join(settings)
-    rank, ranks = dist.get_rank(), dist.get_world_size()
-    if torch.cuda.is_available() and not settings.load_in_4bit:  # NF4 is whole on every rank until it is cut
+    ranks, restarts = dist.get_world_size(), int(os.environ["TORCHELASTIC_RESTART_COUNT"])
+    arguments = on_every_rank(plan["arguments"])[0]  # the notebook runs on the first machine alone
+    if torch.cuda.is_available() and not settings.load_in_4bit:  # NF4 is whole until it is cut
         os.environ["UNSLOTH_FSDP2_SHARDED_LOAD"] = "1"  # each rank reads its share only
-    single = torch.float32 if plan["arguments"].get("bf16") is False else None
-    model, tokenizer = qlora.load(settings, dtype=single)
+    dtype = torch.float32 if arguments.get("bf16") is False else None
+    model, tokenizer = qlora.load(settings, dtype=dtype)
     model = qlora.attach(model, settings)
     trainable, _ = model.get_nb_trainable_parameters()
-    model = shard(model) if ranks > 1 else model
-    data = Path(plan["data"])
+    if ranks > 1:
+        model = shard(model)
     learnt = (tokenizer, settings.max_length, settings.completion_only_loss)
     rows, left_out = qlora.encode(runs.read_rows(data / "train.jsonl"), *learnt)
     validation_rows, _ = qlora.encode(runs.read_rows(data / "validation.jsonl"), *learnt)
 
+    here = qlora.precision(model.device.type) | qlora.bookkeeping(settings, folder, validation_rows)
+    proof = Proof(plan["step_timeout_seconds"])
+    trainer = ShardedTrainer(
+        model=model, processing_class=tokenizer, args=SFTConfig(**here | arguments),
+        train_dataset=qlora.columns(rows), eval_dataset=qlora.columns(validation_rows), callbacks=[proof],
+    )  # fmt: skip
     write = disk.Log(folder / "metrics.jsonl")
 
     def log(step, **metrics):
         held = on_every_rank(peak_memory())
-        if rank == 0:
+        if dist.get_rank() == 0:
             write(step, of=proof.steps, **metrics, memory_bytes=held)
 
-    proof = Proof(plan["step_timeout_seconds"])
-    states = [state_name(rank) for rank in range(ranks)]
-    states += [f"rng_state_{rank}.pth" for rank in range(ranks)] if ranks > 1 else ["rng_state.pth"]
-    resume = plan["resume"] or os.environ["TORCHELASTIC_RESTART_COUNT"] != "0"
-    if resume and settings.nodes > 1:  # without a shared disk they may hold different checkpoints: then none is used
-        newest = qlora.newest_checkpoint(folder / "checkpoints", states)
-        resume = len(set(on_every_rank(int(newest.name.split("-")[1]) if newest else 0))) == 1
-    with memory.memory_told("train", settings):  # by what the user set: a rank knows only its share
-        metrics = qlora.train(
-            model, tokenizer, rows, validation_rows, fsdp.share(settings), folder, log, [proof], resume, ShardedTrainer,
-            states, **plan["arguments"],
-        )  # fmt: skip
-    held = on_every_rank(peak_memory())
-    kind = "cuda" if torch.cuda.is_available() else "cpu"
-    peaks = {f"cuda:{i}": size for i, size in enumerate(held)} if kind == "cuda" else {"resident": sum(held)}
+    resumed, state = plan["resume"] or restarts > 0, state_files()
+    if resumed and settings.nodes > 1:  # without a shared disk they may differ: then none is used
+        newest = resume.newest_checkpoint(folder / "checkpoints", state)
+        resumed = len(set(on_every_rank(resume.step_of(newest)))) == 1
+    metrics = qlora.fit(trainer, rows, settings, log, resumed, state)
     return metrics | {
-        "left_out": left_out, "trainable_parameters": trainable,
-        "ranks": ranks, "backend": dist.get_backend(), "layout": os.environ["UNSLOTH_FSDP2_LAYOUT"],
-        "restarts": int(os.environ["TORCHELASTIC_RESTART_COUNT"]),
-        "parameter_bytes": proof.bytes["whole"], "parameter_bytes_replicated": proof.bytes["replicated"],
-        "parameter_bytes_by_rank": on_every_rank(proof.bytes["held"]), "memory_bytes_by_rank": held,
-        "workers": {"device": provenance.device() | {"count": ranks}, "peak_memory_bytes": peaks},
+        "left_out": left_out, "trainable_parameters": trainable, "ranks": ranks, "restarts": restarts,
+        "backend": dist.get_backend(), "layout": os.environ["UNSLOTH_FSDP2_LAYOUT"], **sizes(proof),
+    }  # fmt: skip
+
+
+def state_files() -> list[str]:
+    """A checkpoint's files beside its weights: every rank's shard and random state."""
+    ranks = range(dist.get_world_size())
+    shards = [resume.shard_name(rank) for rank in ranks]
+    if len(ranks) == 1:
+        return [*shards, "rng_state.pth"]
+    return shards + [f"rng_state_{rank}.pth" for rank in ranks]
+
+
+def sizes(proof: Proof) -> dict:
+    """The bytes that each rank held, of parameters and in all; and the devices, for the manifest."""
+    held = on_every_rank(peak_memory())
+    peaks = {"resident": sum(held)}
+    if torch.cuda.is_available():
+        peaks = {f"cuda:{i}": size for i, size in enumerate(held)}
+    return {
+        "parameter_bytes": proof.bytes["whole"], "memory_bytes_by_rank": held,
+        "parameter_bytes_by_rank": on_every_rank(proof.bytes["held"]),
+        "workers": {"device": provenance.device() | {"count": len(held)}, "peak_memory_bytes": peaks},
     }  # fmt: skip
 
 

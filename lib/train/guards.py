@@ -1,6 +1,5 @@
-"""What a training is watched for: a finding stops it, or warns, and its batch is kept; and how to end it at a step."""
+"""What a training is watched for: a finding stops it, or warns; and how to end it after a step."""
 
-import json
 import math
 import signal
 import threading
@@ -11,29 +10,29 @@ from statistics import median
 import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
-from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
 from lib.data import chat
 from lib.run import disk, progress
 from lib.run.memory import TrainingError
+from lib.train import resume
 
-SUMS = ("_total_loss_scalar", "_globalstep_last_logged", "_total_train_tokens")  # of transformers and TRL
 EXPLODED = 100  # times the median of the gradient norms before
 NORMS = 10  # gradient norms that such a median needs
 RISES = 3  # held-out losses in a row, each above the one before
 
 
 class Stop:
-    """Within it the first Ctrl-C or SIGTERM only sets `asked`, for a loop to end after its step; a second ends it."""
+    """Within it a first Ctrl-C or SIGTERM only sets `asked`, for a loop to end after its step."""
 
     def __init__(self):
         self.asked, self.before = False, {}
 
     def __enter__(self):
-        # torchrun ends its ranks by SIGTERM, and means it
-        numbers = (signal.SIGINT,) if dist.is_initialized() else (signal.SIGINT, signal.SIGTERM)
+        numbers = [signal.SIGINT]
+        if not dist.is_initialized():  # torchrun ends its ranks by SIGTERM, and means it
+            numbers.append(signal.SIGTERM)
         if threading.current_thread() is threading.main_thread():  # signals reach no other
             self.before = {number: signal.signal(number, self.ask) for number in numbers}
         return self
@@ -50,32 +49,34 @@ class Stop:
 
 def stopped(step: int) -> KeyboardInterrupt:
     """What a training raises that was asked to stop, when its checkpoint is written."""
-    return KeyboardInterrupt(f"stopped after step {step}: run all cells again to go on from the newest checkpoint")
+    remedy = "run all cells again to go on from the newest checkpoint"
+    return KeyboardInterrupt(f"stopped after step {step}: {remedy}")
 
 
 class Guard(TrainerCallback, ExportableState):
     """Watches TRL's trainer, says how far it is, and ends it at a step if `stop` was asked.
 
-    `log(step, **metrics)` gets each logged line; `rows` are the tokenised training rows with their ids. A finding
-    raises TrainingError, or is printed and kept in `warnings` where `warn` has its name (settings.GUARDS). The batch
-    that it was found in is written to failed_batch.json in the stage's folder.
+    `log(step, **metrics)` gets each logged line; `rows` are the tokenised training rows with their ids.
+    A finding raises TrainingError or, where `warn` has its name (settings.GUARDS), is printed and kept in
+    `warnings`. The batch that it was found in is written to failed_batch.json in the stage's folder.
 
-    The last of the callbacks: what others do at a step, they have done when it stops. What a checkpoint leaves out goes
-    into it as this callback's state, so that what follows a resumption is logged and found as without it."""
+    What a checkpoint leaves out goes into it as this callback's state, so that what follows a resumption
+    is logged and found as without it."""
 
     def __init__(self, log: Callable, rows, warn=()):
         self.log, self.rows, self.warn, self.stop, self.leaving = log, rows, warn, Stop(), False
-        self.trainer = None
-        self.batches = []  # (input_ids, labels, loss) of each forward pass since the last logged line
+        self.batches = []  # (input_ids, labels, loss) of each pass since the last logged line
         self.norms, self.held_out, self.warnings = [], [], {}
         self.before = []  # totals of the weights that training began with
 
     def watch(self, trainer) -> None:
-        """Keep each batch and its loss, which callbacks are not shown; a GPU need not wait to be asked for them."""
+        """Become its last callback (the others are done when this one stops it), and keep each batch and
+        its loss, which callbacks are not shown; a GPU need not wait to be asked for them."""
+        trainer.add_callback(self)
         step = trainer.training_step
 
         def training_step(model, inputs, *args, **kwargs):
-            batch = seen(inputs)
+            batch = ids_and_labels(inputs)
             loss = step(model, inputs, *args, **kwargs)
             self.batches.append((*batch, loss))
             return loss
@@ -84,32 +85,23 @@ class Guard(TrainerCallback, ExportableState):
         self.trainer = trainer
 
     def state(self):
-        """For a checkpoint: what was found so far, and sums of what is not logged yet (none before training begins)."""
-        found = ("norms", "held_out", "warnings", "before")
-        of, kept = vars(self.trainer or self), {name: getattr(self, name) for name in found}
-        kept |= {"sums": {name: of[name] for name in SUMS if name in of}, "loss": float(of.get("_tr_loss", 0))}
-        return {"args": {}, "attributes": kept | {"metrics": dict(of.get("_metrics", {}).get("train", {}))}}
+        """For a checkpoint: what was found so far, and what is not logged yet."""
+        kept = {name: getattr(self, name) for name in ("norms", "held_out", "warnings", "before")}
+        return {"args": {}, "attributes": kept | {"not_logged": resume.not_logged(self.trainer)}}
 
     def on_train_begin(self, args, state, control, **kwargs):
-        """After a resumption each callback goes on with its state (transformers would make them anew instead)."""
         if state.global_step == 0:
             self.before = totals(self.trainer.model)
-            return
-        for callback in self.trainer.callback_handler.callbacks:
-            if isinstance(callback, ExportableState):
-                vars(callback).update(state.stateful_callbacks[type(callback).__name__]["attributes"])
-        trainer = self.trainer
-        vars(trainer).update(self.sums)
-        trainer._tr_loss += getattr(trainer, "own_loss", self.loss)  # of several processes each has its own
-        if self.metrics:
-            trainer._metrics["train"].update(self.metrics)
+        else:
+            own = state.stateful_callbacks[type(self).__name__]["attributes"]
+            resume.go_on(self.trainer, state, **own["not_logged"])
 
     def on_step_end(self, args, state, control, **kwargs):
         progress.tell(state.global_step, state.max_steps)
         self.leaving = on_any_rank(self.stop.asked) and state.global_step < state.max_steps
         if self.leaving:
             control.should_save = True
-        if state.global_step == state.max_steps:  # transformers leaves out what follows the last full interval
+        if state.global_step == state.max_steps:  # also where the last interval is not full
             control.should_log = True
 
     def on_save(self, args, state, control, **kwargs):
@@ -117,13 +109,15 @@ class Guard(TrainerCallback, ExportableState):
             raise stopped(state.global_step)
 
     def on_log(self, args, state, control, logs=None, processing_class=None, **kwargs):
-        values = {k: float(v) for k, v in (logs or {}).items() if isinstance(v, int | float)}
+        values = {name: float(x) for name, x in logs.items() if isinstance(x, int | float)}
         if "train_runtime" in values:
             return
-        for name, what, remedy, batches in self.findings(state.global_step, values, args):
-            if name not in self.warnings:
-                place = self.keep(name, batches, args, processing_class) if batches else ""
-                self.act(name, f"{what}{place}: {remedy}")
+        for name, message, remedy, batches in self.findings(state.global_step, values, args):
+            if name in self.warnings:
+                continue
+            if batches:
+                message += f" (its batch is in {self.keep(name, batches, args, processing_class)})"
+            self.act(name, f"{message}: {remedy}")
         if "loss" in values:
             self.batches.clear()
             progress.tell(state.global_step, state.max_steps, loss=values["loss"])
@@ -131,32 +125,37 @@ class Guard(TrainerCallback, ExportableState):
 
     def findings(self, step: int, values: dict[str, float], args) -> Iterator[tuple[str, str, str, list]]:
         """(guard, what was found, what to do, the batches it was found in) for one logged line."""
-        slower = f"lower learning_rate (now {args.learning_rate}) or max_grad_norm (now {args.max_grad_norm})"
+        rate, clip = args.learning_rate, args.max_grad_norm
+        slower = f"lower learning_rate (now {rate}) or max_grad_norm (now {clip})"
         last_step = self.batches[-args.gradient_accumulation_steps :]
-        finite = ("loss", "eval_loss") if args.fp16 else ("loss", "eval_loss", "grad_norm")  # fp16 skips such a step
-        for name in finite:
-            if not math.isfinite(values.get(name, 0.0)):
-                first = [batch for batch in self.batches if not batch[2].isfinite()][:1]
-                suspects = [] if name == "eval_loss" else last_step  # no batch here has held-out rows
-                yield "loss", f"{name} is {values[name]} at step {step}", slower, first or suspects
-        bare = [batch for batch in self.batches if not (batch[1] != chat.IGNORED).any(dim=1).all()][:1]
-        if bare:
-            found = f"a row without a supervised token was trained on at step {step}, or shortly before"
-            yield "supervised_tokens", found, "leave the row out, or raise max_length", bare
+        for name in ("loss", "eval_loss", "grad_norm"):
+            skipped = name == "grad_norm" and args.fp16  # which takes no such step
+            if skipped or math.isfinite(values.get(name, 0.0)):
+                continue
+            suspects = [batch for batch in self.batches if not batch[2].isfinite()][:1]
+            if not suspects and name != "eval_loss":  # no batch here has held-out rows
+                suspects = last_step
+            yield "loss", f"{name} is {values[name]} at step {step}", slower, suspects
+        for batch in self.batches:
+            if not (batch[1] != chat.IGNORED).any(dim=1).all():
+                what = f"a row without a supervised token was trained on at step {step}, or shortly before"
+                yield "supervised_tokens", what, "leave the row out, or raise max_length", [batch]
         norm = values.get("grad_norm", math.nan)
         if math.isfinite(norm):
-            usual = median(self.norms) if len(self.norms) >= NORMS else math.inf
-            if norm > EXPLODED * usual:
-                found = f"the gradient norm is {norm:.3g} at step {step}, usually it is {usual:.3g}"
-                yield "grad_norm", found, slower, last_step
+            usual = median(self.norms or [norm])
+            if len(self.norms) >= NORMS and norm > EXPLODED * usual:
+                what = f"the gradient norm is {norm:.3g} at step {step}, usually it is {usual:.3g}"
+                yield "grad_norm", what, slower, last_step
             self.norms.append(norm)
         if "eval_loss" in values:
             self.held_out.append(values["eval_loss"])
             last = self.held_out[-RISES - 1 :]
             if len(last) > RISES and all(before < after for before, after in zip(last, last[1:])):
-                found = f"the held-out loss rose {RISES} times in a row by step {step}, {last[0]:.4f} to {last[-1]:.4f}"
-                fewer = f"lower num_train_epochs (now {args.num_train_epochs:g}) or max_steps (now {args.max_steps})"
-                yield "eval_loss", found, f"{fewer}; it learns the rows by heart", []
+                rise = f"{last[0]:.4f} to {last[-1]:.4f}"
+                what = f"the held-out loss rose {RISES} times in a row by step {step}, {rise}"
+                epochs, steps = args.num_train_epochs, args.max_steps
+                fewer = f"lower num_train_epochs (now {epochs:g}) or max_steps (now {steps})"
+                yield "eval_loss", what, f"{fewer}; it overfits", []
 
     def act(self, name: str, message: str) -> None:
         """Stop, or warn: once, and for the record."""
@@ -166,42 +165,47 @@ class Guard(TrainerCallback, ExportableState):
         print(f"warning: {message}", flush=True)
 
     def keep(self, name: str, batches: list, args, tokenizer) -> str:
-        """Write the batches' rows as {"id", "text", "supervised_tokens"} into the stage's folder; says where."""
-        known, rows = {tuple(row["input_ids"]): row["id"] for row in self.rows}, []
-        for ids, labels, _ in batches:
-            for row, learnt in zip(ids.tolist(), (labels != chat.IGNORED).tolist()):
-                row, learnt = zip(*(pair for pair in zip(row, learnt) if pair[0] != tokenizer.pad_token_id))
-                for part in parts(row, known):
-                    found = {"id": known.get(row[part]), "text": tokenizer.decode(row[part])}
-                    rows.append(found | {"supervised_tokens": sum(learnt[part])})
-        rank = f"-rank{args.process_index}" if args.world_size > 1 else ""
-        file = Path(args.output_dir).parent / f"failed_batch{rank}.json"
-        disk.write_atomically(file, [json.dumps({"guard": name, "rows": rows}, indent=2, ensure_ascii=False)])
-        return f" (its batch is in {file.parent.name}/{file.name})"
+        """Write the batches' rows as {"id", "text", "supervised_tokens"} into a file; its name."""
+        known = {tuple(row["input_ids"]): row["id"] for row in self.rows}
+        kept = []
+        for batch_ids, batch_labels, _ in batches:
+            for ids, labels in zip(batch_ids, batch_labels):
+                real = ids != tokenizer.pad_token_id
+                tokens, learnt = tuple(ids[real].tolist()), labels[real] != chat.IGNORED
+                for part in parts(tokens, known):
+                    row = {"id": known.get(tokens[part]), "text": tokenizer.decode(tokens[part])}
+                    kept.append(row | {"supervised_tokens": int(learnt[part].sum())})
+        file = Path(args.output_dir).with_name("failed_batch.json")
+        if args.world_size > 1:
+            file = file.with_stem(f"failed_batch-rank{args.process_index}")
+        disk.write_atomically(file, [disk.to_json({"guard": name, "rows": kept}, indent=2)])
+        return f"{file.parent.name}/{file.name}"
 
     def check_adapter(self, folder: Path) -> None:
-        """The weights saved in `folder` are finite, and training moved those that it was to train."""
-        weights = [tensor for file in folder.glob("*.safetensors") for tensor in load_file(file).values()]
-        if not weights or not all(tensor.isfinite().all() for tensor in weights):
-            self.act("adapter", "the adapter holds numbers that are not finite: lower learning_rate")
+        """The weights in `folder` are finite, and training moved those that it was to train."""
+        files = [load_file(file) for file in folder.glob("*.safetensors")]
+        finite = [tensor.isfinite().all() for weights in files for tensor in weights.values()]
+        if not finite or not all(finite):
+            what = "the adapter holds numbers that are not finite"
+            self.act("adapter", f"{what}: lower learning_rate")
         elif totals(self.trainer.model) == self.before or (self.norms and not any(self.norms)):
-            found = "training did not change the adapter (every trained weight is as before, or only decayed)"
-            self.act("adapter", f"{found}: raise learning_rate")
+            what = "training did not change the adapter (every trained weight is as before, or only decayed)"
+            self.act("adapter", f"{what}: raise learning_rate")
 
 
 def parts(row: tuple[int, ...], known) -> list[slice]:
-    """Where the `known` rows lie that were packed into one; what begins none of them is one part."""
-    found, begin, lengths = [], 0, sorted({len(ids) for ids in known}, reverse=True)
+    """Where the `known` rows lie that were packed into one; the rest is one part."""
+    slices, begin, lengths = [], 0, sorted({len(ids) for ids in known}, reverse=True)
     while begin < len(row):
         ends = (begin + length for length in lengths if row[begin : begin + length] in known)
-        found.append(slice(begin, next(ends, len(row))))
-        begin = found[-1].stop
-    return found
+        slices.append(slice(begin, next(ends, len(row))))
+        begin = slices[-1].stop
+    return slices
 
 
-def seen(inputs: dict) -> tuple[torch.Tensor, torch.Tensor]:
-    """(input_ids, labels) of a batch; of preference pairs, which come as all chosen rows and then all rejected ones, a
-    row is both, one after the other."""
+def ids_and_labels(inputs: dict) -> tuple[torch.Tensor, torch.Tensor]:
+    """(input_ids, labels) of a batch. Of preference pairs, which come as all chosen rows and then all
+    rejected ones, a row is both, one after the other."""
     ids = inputs["input_ids"]
     if "labels" in inputs:
         return ids, inputs["labels"]  # (B, T)
@@ -210,17 +214,16 @@ def seen(inputs: dict) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def totals(model) -> list[float]:
-    """The sum of each trained parameter, exact enough to show any change; of a sharded one, of this rank's part."""
-    trained = (parameter.detach() for parameter in model.parameters() if parameter.requires_grad)
-    return [float((p.to_local() if isinstance(p, DTensor) else p).sum(dtype=torch.float64)) for p in trained]
+    """Each trained parameter's sum, exact enough to show any change; if sharded, of this rank's part."""
+    trained = [parameter.detach() for parameter in model.parameters() if parameter.requires_grad]
+    return [float(resume.local(weight).sum(dtype=torch.float64)) for weight in trained]
 
 
 def on_any_rank(asked: bool) -> bool:
-    """Whether any of the processes that train together was asked: they must all end after the same step."""
+    """Whether any of the processes that train together was asked: they all end after the same step."""
     if not dist.is_initialized():
         return asked
-    flag = torch.tensor(float(asked), device="cuda" if dist.get_backend() == "nccl" else "cpu")
+    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+    flag = torch.tensor(float(asked), device=device)
     dist.all_reduce(flag, dist.ReduceOp.MAX)
     return bool(flag)
-
-

@@ -24,6 +24,7 @@ from lib.run import parameters, presets, progress, provenance, runs
 from lib.run.paths import ROOT, locate
 from lib.run.settings import SettingsError
 from lib.train import fsdp, scale
+from tests.train import shown
 
 pytestmark = pytest.mark.slow
 WITHIN_SECONDS = 90
@@ -47,6 +48,12 @@ def data(tmp_path_factory) -> Path:
 def start(outputs: Path, run: str, devices: int, **overrides) -> runs.Stage:
     resolved = presets.resolve("quant_7b_fsdp", SMALL | {"devices": devices} | overrides, rehearse=True)
     return runs.begin(parameters.Request("train", run, outputs, resolved))
+
+
+def launch(stage, data: Path, show=lambda line: None, **changes) -> dict:
+    """As notebook 22 does it; in float32, so that what is compared is arithmetic and not rounding to bfloat16."""
+    arguments = shown.arguments(stage.settings) | {"bf16": False}
+    return fsdp.launch(stage, data, show, **arguments | changes)
 
 
 def losses(stage, name: str = "loss") -> list[float]:
@@ -79,8 +86,7 @@ def trained(data, tmp_path_factory):
 
     def train(devices: int, four_bit: bool = False):
         stage = start(outputs, f"ranks{devices}{'q' * four_bit}", devices, load_in_4bit=four_bit)
-        # float32, so that what is compared is arithmetic and not rounding to bfloat16
-        return stage, fsdp.launch(stage, data, lambda line: None, bf16=False)
+        return stage, launch(stage, data)
 
     def once(devices: int, four_bit: bool = False):
         if not done:  # the single processes beside each other
@@ -211,7 +217,7 @@ def test_a_killed_and_a_stopped_rank_are_made_good_bit_for_bit(trained, data, tm
         if step - 3 in began:  # so far the other rank cannot have come alone
             recovered[step - 3] = time.monotonic()
 
-    metrics = fsdp.launch(stage, data, show, step_timeout_seconds=10, bf16=False)
+    metrics = launch(stage, data, show, step_timeout_seconds=10)
     assert metrics["restarts"] == len(recovered) == 2
     assert max(recovered[step] - began[step] for step in began) < WITHIN_SECONDS
     assert losses(stage) == losses(uninterrupted)
@@ -223,11 +229,10 @@ def test_a_killed_and_a_stopped_rank_are_made_good_bit_for_bit(trained, data, tm
 LAUNCH = """
 import signal, sys
 from pathlib import Path
-from lib.train import fsdp
-from tests.train.test_fsdp import start
+from tests.train.test_fsdp import launch, start
 signal.signal(signal.SIGINT, signal.default_int_handler)  # also where the tests run in the background
 stage = start(Path(sys.argv[1]), "killed", 2)
-fsdp.launch(stage, Path(sys.argv[2]), lambda line: None, bf16=False)
+launch(stage, Path(sys.argv[2]))
 """
 
 
@@ -251,7 +256,7 @@ def test_a_killed_launcher_leaves_no_rank_and_is_gone_on_from_the_newest_whole_c
     (newer / "rng_state_1.pth").unlink()  # rank 0 does not wait for it
     (newest / shard).write_bytes((newest / shard).read_bytes()[:1000])  # torn: rank 1 was still writing
 
-    metrics = fsdp.launch(stage, data, lambda line: None, bf16=False)
+    metrics = launch(stage, data)
     assert metrics["resumed_from"] == "checkpoint-5"
     assert losses(stage) == losses(uninterrupted)
 
@@ -271,15 +276,15 @@ def test_ranks_stopped_by_ctrl_c_keep_their_step_and_go_on_bit_for_bit(trained, 
     step = max(int(path.name.split("-")[1]) for path in (stage.folder / "checkpoints").glob("checkpoint-*"))
     assert 6 <= step < 20 and not (stage.folder / "adapter_model.safetensors").exists()
 
-    assert fsdp.launch(stage, data, lambda line: None, bf16=False)["resumed_from"] == f"checkpoint-{step}"
+    assert launch(stage, data)["resumed_from"] == f"checkpoint-{step}"
     assert losses(stage) == losses(uninterrupted)
     wanted, got = adapter(uninterrupted), adapter(stage)
     assert all(torch.equal(wanted[name], got[name]) for name in wanted)
 
 
-def refusal(stage, data, **arguments) -> str:
+def refusal(stage, data) -> str:
     with pytest.raises(fsdp.LaunchError) as caught:
-        fsdp.launch(stage, data, lambda line: None, **arguments)
+        launch(stage, data)
     assert workers(stage) == []
     assert not (stage.folder / "adapter_model.safetensors").exists()
     return str(caught.value)
@@ -398,7 +403,7 @@ def test_the_formula_is_the_count_on_the_meta_device(size, four_bit):
     config = LlamaConfig(**scale.SHAPES[size])
     formula, counted = scale.memory(config, 8, four_bit), scale.simulate(config, 8, four_bit)
     assert formula.weights == pytest.approx(counted["weights"], rel=1e-3)
-    assert formula.adapters == pytest.approx(counted["adapters"], rel=1e-3)
+    assert formula.adapter + formula.optimiser == pytest.approx(counted["adapters"], rel=1e-3)
 
 
 def test_shapes_are_those_of_the_published_models():

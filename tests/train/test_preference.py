@@ -10,6 +10,7 @@ from lib.data import formats, gate, sources
 from lib.run import parameters, presets
 from lib.run.paths import ROOT
 from lib.run.settings import SettingsError
+from tests.train import shown
 
 pytestmark = pytest.mark.slow
 FEW = {
@@ -22,7 +23,9 @@ PLACES = "bank board bond city firm fund loan mine note plan port rate sale seat
 
 @pytest.fixture(scope="module")
 def learning(qlora):
-    return SimpleNamespace(qlora=qlora, preference=qlora.preference)
+    from lib.train import preference
+
+    return SimpleNamespace(qlora=qlora, preference=preference)
 
 
 def pair(number: int, chosen="The answer is no.", rejected="The answer is 7.") -> dict:
@@ -41,7 +44,7 @@ def prefer(learning, tmp_path):
         model, tokenizer = learning.qlora.load(settings, earlier, dtype=torch.float32 if exact else None)
         model = learning.qlora.attach(model, settings)
         encoded = [learning.preference.encode(rows, tokenizer, settings.max_length)[0] for rows in (pairs, held or [])]
-        metrics = learning.qlora.train(
+        metrics = shown.train(
             model, tokenizer, *encoded, settings, folder, lambda step, **m: lines.append({"step": step} | m),
             callbacks, resume, **({"bf16": False} if exact else {}),
         )  # fmt: skip

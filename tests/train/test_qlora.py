@@ -12,6 +12,7 @@ import pytest
 from lib.run import parameters, presets, runs
 from lib.run.paths import ROOT
 from lib.run.settings import SettingsError
+from tests.train import shown
 
 pytestmark = pytest.mark.slow
 
@@ -78,7 +79,7 @@ def test_a_model_that_memory_does_not_hold_is_named_with_what_would_be_smaller(q
 def test_the_newest_checkpoint_is_the_one_of_the_highest_step(qlora, tmp_path):
     for step in (20, 100, 80):
         save_checkpoint(tmp_path, step)
-    assert qlora.newest_checkpoint(tmp_path) == tmp_path / "checkpoint-100"
+    assert qlora.resume.newest_checkpoint(tmp_path) == tmp_path / "checkpoint-100"
 
 
 @pytest.mark.parametrize("file", [
@@ -89,7 +90,7 @@ def test_a_torn_newest_checkpoint_is_skipped_and_named(qlora, tmp_path, capsys, 
     for step in (20, 100):
         save_checkpoint(tmp_path, step)
     damage(tmp_path / "checkpoint-100" / file)
-    assert qlora.newest_checkpoint(tmp_path) == tmp_path / "checkpoint-20"
+    assert qlora.resume.newest_checkpoint(tmp_path) == tmp_path / "checkpoint-20"
     assert "checkpoint-100 does not load" in capsys.readouterr().out
 
 
@@ -97,26 +98,26 @@ def test_a_torn_scaler_of_fp16_is_torn_too_and_where_there_is_none_none_is_misse
     save_checkpoint(tmp_path, 20)
     torn = save_checkpoint(tmp_path, 100) / "scaler.pt"
     torn.write_bytes(b"PK")
-    assert qlora.newest_checkpoint(tmp_path) == tmp_path / "checkpoint-20"
+    assert qlora.resume.newest_checkpoint(tmp_path) == tmp_path / "checkpoint-20"
 
 
 def test_folders_that_are_no_steps_checkpoint_are_passed_over(qlora, tmp_path):
     save_checkpoint(tmp_path, 20)
     for name in ("checkpoint-20 (1)", "checkpoint-best", "checkpoint-"):
         save_checkpoint(tmp_path, 100).rename(tmp_path / name)
-    assert qlora.newest_checkpoint(tmp_path) == tmp_path / "checkpoint-20"
+    assert qlora.resume.newest_checkpoint(tmp_path) == tmp_path / "checkpoint-20"
 
 
 def test_the_checkpoint_of_an_ended_training_is_not_gone_beyond(qlora, tmp_path):
     save_checkpoint(tmp_path, 20), save_checkpoint(tmp_path, 100, ended=True)
-    assert qlora.newest_checkpoint(tmp_path) == tmp_path / "checkpoint-20"
+    assert qlora.resume.newest_checkpoint(tmp_path) == tmp_path / "checkpoint-20"
 
 
 def test_without_a_whole_checkpoint_there_is_none(qlora, tmp_path):
-    assert qlora.newest_checkpoint(tmp_path) is None
-    assert qlora.newest_checkpoint(tmp_path / "missing") is None
+    assert qlora.resume.newest_checkpoint(tmp_path) is None
+    assert qlora.resume.newest_checkpoint(tmp_path / "missing") is None
     cut(save_checkpoint(tmp_path, 5) / "adapter_model.safetensors")
-    assert qlora.newest_checkpoint(tmp_path) is None
+    assert qlora.resume.newest_checkpoint(tmp_path) is None
 
 
 # --- rows -------------------------------------------------------------------------------------------------------------
@@ -214,7 +215,7 @@ def learn(qlora, problems, tmp_path):
             for found in (given or problems, held_out)
         )
         made = [make(tokenizer, settings, lines) for make in callbacks]
-        metrics = qlora.train(
+        metrics = shown.train(
             model, tokenizer, kept, held, settings, folder, lambda step, **m: lines.append({"step": step} | m), made,
             resume,
         )

@@ -20,7 +20,7 @@ def settings(name="best_8b", **overrides):
     return presets.resolve(name, overrides).settings
 
 
-def parts(name="best_8b", **overrides) -> scale.OneDevice:
+def parts(name="best_8b", **overrides) -> scale.Memory:
     found = settings(name, **overrides)
     return scale.one_device(scale.shape(found.base_model), found)
 

@@ -105,13 +105,14 @@ from pathlib import Path
 from lib.train import qlora
 from lib.data import tasks
 from lib.run import parameters, presets, runs
+from tests.train import shown
 few = {"report_to": "tensorboard", "max_steps": 4, "per_device_train_batch_size": 2, "logging_steps": 1, "r": 4,
        "eval_steps": 2, "save_steps": 4}
 stage = runs.begin(parameters.Request("train", "trial", Path(sys.argv[1]), presets.resolve("demo", few)))
 model, tokenizer = qlora.load(stage.settings)
 rows = [problem.row() for problem in tasks.generate("train", 6, 0, ("compounding",))]
 kept, held = (qlora.encode(part, tokenizer, 640)[0] for part in (rows, rows[:2]))
-qlora.train(qlora.attach(model, stage.settings), tokenizer, kept, held, stage.settings, stage.folder, stage.log)
+shown.train(qlora.attach(model, stage.settings), tokenizer, kept, held, stage.settings, stage.folder, stage.log)
 """
     secret = "planted-key-9f8e7d6c"
     told = {"PYTHONPATH": str(ROOT), "ANNS_API_KEY": secret, "HF_TOKEN": f"hf_{secret}"}

@@ -112,14 +112,25 @@ def train(folder: Path, model: str, length: int, method: str, tokens_a_pass: int
 
 
 def train_by_sharpen(settings, rows: Dataset, compile: bool, folder: Path, clock: Clock) -> dict:
-    """lib.train.qlora's path; returns what it says that it ran. (`compile`: bench_gpu.py has told Unsloth already.)"""
-    from lib.train import qlora
+    """Notebook 21's path; returns what it says that it ran. (`compile`: bench_gpu.py has told Unsloth already.)"""
+    from lib.train import qlora  # isort: skip  (first: Unsloth patches the others)
+    from trl import SFTConfig, SFTTrainer
 
     model, tokenizer = qlora.load(settings)
-    out = folder / "adapter"
+    model, out = qlora.attach(model, settings), folder / "adapter"
     out.mkdir(exist_ok=True)
-    metrics = qlora.train(qlora.attach(model, settings), tokenizer, rows, None, settings, out, lambda *_, **__: None,
-                          [clock], include_num_input_tokens_seen="non_padding")  # fmt: skip
+    arguments = SFTConfig(
+        max_length=settings.max_length, packing=settings.packing, max_steps=settings.max_steps, seed=settings.seed,
+        per_device_train_batch_size=settings.per_device_train_batch_size, learning_rate=settings.learning_rate,
+        lr_scheduler_type=settings.lr_scheduler_type, warmup_steps=settings.warmup_steps, optim=settings.optim,
+        weight_decay=settings.weight_decay, gradient_checkpointing=settings.gradient_checkpointing,
+        save_steps=settings.save_steps, logging_steps=settings.logging_steps,
+        include_num_input_tokens_seen="non_padding",
+        **qlora.precision(model.device.type), **qlora.bookkeeping(settings, out, None),
+    )  # fmt: skip
+    trainer = SFTTrainer(model=model, processing_class=tokenizer, args=arguments, callbacks=[clock],
+                         train_dataset=qlora.columns(rows))  # fmt: skip
+    metrics = qlora.fit(trainer, rows, settings, lambda *_, **__: None)
     return {name: metrics[name] for name in ("bits_ran", "packing_ran", "optim_ran", "bf16")}
 
 
