@@ -35,7 +35,7 @@ _CONTROL = ("manifest.json", "started.json")
 
 
 Hashes = dict[str, str]
-Modules = dict[Annotated[str, Field(pattern=r"^lib/(\w+/)?\w+\.py$")], str]
+Modules = dict[Annotated[str, Field(pattern=r"^lib/(\w+/)?\w+\.(py|json)$")], str]
 Inputs = dict[Annotated[str, Field(pattern=r"^(\.\./[A-Za-z0-9_][A-Za-z0-9._-]*/)?[a-z]+$")], Hashes]
 
 
@@ -345,7 +345,10 @@ def loaded_with(module: str) -> set[Path]:
 
 
 def _code_hashes(paths: Iterable[Path]) -> Hashes:
-    return {_relative(path): sha256(path) for path in paths if _relative(path) not in SETTLED}
+    """SHA-256 of modules, but for `SETTLED`, and of the data file `x.json` that stands beside a module `x.py`."""
+    modules = [path for path in paths if _relative(path) not in SETTLED]
+    data = [path.with_suffix(".json") for path in modules]
+    return {_relative(path): sha256(path) for path in [*modules, *data] if path.exists()}
 
 
 def git() -> dict[str, Any]:

@@ -15,6 +15,7 @@ from scipy import optimize, stats
 from lib.data import gate, tasks
 from lib.grade.calculator import MARK, calculate, wrong_marks, wrong_sums
 from lib.grade.scoring import grade
+from lib.run.paths import ROOT
 
 SEEDS = (0, 1, 20_261)
 UNITS = {
@@ -525,6 +526,12 @@ def test_either_fund_can_be_the_better_one_and_every_order_occurs(drawn):
 def test_the_demo_asks_the_six_first_kinds_150_of_each():
     assert tasks.DEMO_KINDS == DEMO and tuple(tasks.KINDS) == KINDS
     assert Counter(p.kind for p in tasks.generate("train", 900, 0)) == dict.fromkeys(DEMO, 150)
+
+
+def test_every_kind_has_its_phrasings_in_the_file_and_the_file_no_other():
+    texts = json.loads((ROOT / "lib/data/kinds.json").read_text(encoding="utf-8"))
+    assert tuple(texts) == tuple(tasks.KINDS) and all(set(text) == {"level", "phrasings"} for text in texts.values())
+    assert [kind.name for kind in tasks.KINDS.values()] == list(tasks.KINDS)
 
 
 @pytest.mark.parametrize("kind", KINDS)
