@@ -23,7 +23,7 @@ settings, before, began = presets.resolve("llama32_3b_gsm8k", local).settings, p
 if way == "stream":
     count = sum(1 for _ in sources.stream(settings, path, []))
 else:
-    count = len(sources.load(settings, "train")[0])
+    count = len(sources.load(settings, ["train"])["train"].rows)
 print(f"{way}: {count:,} rows, {(peak() - before) / 1e9:.3f} GB, {time.process_time() - began:.0f} s of one core")
 """
 

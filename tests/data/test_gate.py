@@ -357,7 +357,7 @@ def test_the_demo_passes_by_default_and_its_test_is_untouched(tokenizer):
     from lib.run.presets import resolve
 
     settings = resolve("demo").settings
-    rows = {split: sources.load(settings, split)[0] for split in ("train", "validation", "test", "test_seen")}
+    rows = {split: part.rows for split, part in sources.load(settings).items()}
     findings = gate.audit(rows, tokenizer, settings.max_length).findings
     kept, rejected = gate.enforce(rows, findings, settings.gate)
     assert kept["test"] == rows["test"] and kept["test_seen"] == rows["test_seen"]
