@@ -1,11 +1,13 @@
 """The data gate: which rows may not be trained on or trusted, and why.
 
-What a duplicate is. Rows made from one template differ in their numbers alone and are different questions, while one
-question in other words has the same numbers. So numbers and words are two signals. The numbers of a question form a
-multiset (`1,200`, `$1200` and `twelve hundred` are the same; 1 is left out, as `one` is mostly no number). Its words
-form a set without case, order, endings and function words, so that order and punctuation say nothing. MinHash (Broder
-1997, by datasketch) over the numbers, or over the words where there is no number, finds candidates in linear time; the
-Jaccard similarities of both then decide; how alike the words must be depends on the golds: `_alike` has the numbers.
+What a duplicate is. Rows made from one template differ in their numbers alone and are different
+questions, while one question in other words has the same numbers. So numbers and words are two
+signals. The numbers of a question form a multiset (`1,200`, `$1200` and `twelve hundred` are the
+same; 1 is left out, as `one` is mostly no number). Its words form a set without case, order,
+endings and function words, so that order and punctuation say nothing. MinHash (Broder 1997, by
+datasketch) over the numbers, or over the words where there is no number, finds candidates in linear
+time; the Jaccard similarities of both then decide; how alike the words must be depends on the
+golds: `_alike` has the numbers.
 
 Who goes. The training row, never the test row; of two copies in one split the later one.
 """
@@ -65,7 +67,8 @@ class Finding:
 
 @dataclass(frozen=True)
 class Audit:
-    """What was found. `lengths` and `learnt` are tokens by row id: of the whole row, and of its supervised part."""
+    """What was found. `lengths` and `learnt` are tokens by row id: of the whole row, and of its
+    supervised part."""
 
     findings: tuple[Finding, ...]
     checked: dict[str, int]  # rows by check
@@ -77,7 +80,8 @@ class Audit:
         return sorted((f for f in self.findings if f.check == check), key=lambda f: not f.matters)
 
     def table(self) -> list[dict]:
-        """A line a check: rows checked, findings, how many of them matter, and the first rows found."""
+        """A line a check: rows checked, findings, how many of them matter, and the first rows
+        found."""
         lines = []
         for check, meaning in CHECKS.items():
             findings = self.of(check)
@@ -89,14 +93,16 @@ class Audit:
         return lines
 
     def doubtful_pairs(self, splits: Splits, benchmarks: Splits) -> list[dict]:
-        """The near duplicates with both questions, those that matter first: for a reader to judge."""
+        """The near duplicates with both questions, those that matter first: for a reader to
+        judge."""
         rows = [row for part in (*splits.values(), *benchmarks.values()) for row in part]
         asked = {row["id"]: _asked(row) for row in rows}
         return [{"matters": f.matters, "row": asked[f.row], "other": asked[f.other], "why": f.reason}
                 for f in self.of("near duplicate")]  # fmt: skip
 
     def left_in(self, rows: list[dict]) -> list[Finding]:
-        """The findings that matter whose row is among these training rows; the pad token is no row's fault."""
+        """The findings that matter whose row is among these training rows; the pad token is no
+        row's fault."""
         ids = {row["id"] for row in rows}
         return [f for f in self.findings
                 if f.matters and f.split == "train" and f.row in ids and f.check != "pad token"]  # fmt: skip
@@ -105,9 +111,11 @@ class Audit:
 def audit(
     splits: Splits, tokenizer, max_length: int, benchmarks: Splits | None = None, pairs: bool = False
 ) -> Audit:  # fmt: skip
-    """Every check on every row. Training rows are compared with the benchmarks' rows too (see `read_benchmark`).
+    """Every check on every row. Training rows are compared with the benchmarks' rows too (see
+    `read_benchmark`).
 
-    With `pairs` the rejected answers are trained on too: a row is as long as the longer of its two answers makes it."""
+    With `pairs` the rejected answers are trained on too: a row is as long as the longer of its two
+    answers makes it."""
     lengths, learnt, findings = {}, {}, [*duplicates(splits, benchmarks), *shared_groups(splits)]
     places = [(split, row) for split, rows in splits.items() for row in rows]
     for split, row in places:
@@ -145,11 +153,13 @@ def audit(
 
 
 def enforce(splits: Splits, findings: Iterable[Finding], gate: str) -> tuple[Splits, list[dict]]:
-    """(the rows that stay, a line of rejected.jsonl for each that goes): none goes unless `gate` is "drop".
+    """(the rows that stay, a line of rejected.jsonl for each that goes): none goes unless `gate` is
+    "drop".
 
-    GateError, before anything is dropped, where gate "stop" meets a finding that matters; where "stop" or "drop" meets
-    a row without a supervised token (the template is wrong, not the row); and where "drop" would leave less than half
-    of a split. "drop" lets stand what no training row is to blame for: findings in test rows, and the pad token."""
+    GateError, before anything is dropped, where gate "stop" meets a finding that matters; where
+    "stop" or "drop" meets a row without a supervised token (the template is wrong, not the row);
+    and where "drop" would leave less than half of a split. "drop" lets stand what no training row
+    is to blame for: findings in test rows, and the pad token."""
     if gate == "report":
         return splits, []
     findings = [finding for finding in findings if finding.matters]
@@ -194,7 +204,7 @@ def _summary(findings: list[Finding]) -> str:
     return "\n".join(lines)
 
 
-# --- what rows are like -----------------------------------------------------------------------------------------------
+# --- what rows are like ---------------------------------------------------------------------------
 def spread(counts: dict[str, int]) -> dict[str, float]:
     """Smallest, median and largest of counts by row, such as the supervised tokens."""
     values = list(counts.values()) or [0]
@@ -202,7 +212,8 @@ def spread(counts: dict[str, int]) -> dict[str, float]:
 
 
 def by_kind(rows: list[dict], values: dict[str, float]) -> dict[str, list[float]]:
-    """The values, which stand by row id, of each kind of rows; a row without a value is left out."""
+    """The values, which stand by row id, of each kind of rows; a row without a value is left
+    out."""
     grouped = defaultdict(list)
     for row in rows:
         if row["id"] in values:
@@ -222,7 +233,7 @@ def repeated_ids(splits: Splits) -> list[str]:
     return [id for id, count in counts.items() if count > 1]
 
 
-# --- duplicates -------------------------------------------------------------------------------------------------------
+# --- duplicates -----------------------------------------------------------------------------------
 PUT_AFTER = {"test_seen": 1, "validation": 2, "train": 3}  # the test; of two rows the later one goes
 PERMUTATIONS, BANDS = 64, (16, 4)  # finds a pair of similarity 0.8 with probability 0.9998, of 0.6 with 0.89
 STOP = frozenset(
@@ -255,12 +266,14 @@ class _Question:
 
 
 def normal(text: str) -> str:
-    """The text without case, spacing and punctuation; numbers keep their points, signs and units (8-4 is not 8+4)."""
+    """The text without case, spacing and punctuation; numbers keep their points, signs and units
+    (8-4 is not 8+4)."""
     return " ".join(re.findall(r"\.?\d(?:[\d.,]*\d)?|\w+|[-+*/^%$€£¥<>=]", text.lower()))
 
 
 def read(text: str, ones: bool = False) -> tuple[list[float], frozenset[str]]:
-    """(the numbers in order, in digits or words, 1 only if asked; the content words by their first five letters)."""
+    """(the numbers in order, in digits or words, 1 only if asked; the content words by their first
+    five letters)."""
     numbers, words, value, spelt, sign = [], set(), None, False, 1.0  # value: the number so far
     for token in [*TOKEN.findall(text.lower()), ""]:
         if token in SCALES:
@@ -286,27 +299,35 @@ def read(text: str, ones: bool = False) -> tuple[list[float], frozenset[str]]:
 
 
 def _continues(value: float, word: float) -> bool:
-    """Does a number word go on with the one before it: `twenty` with `five`, `two hundred` with `fifty`?"""
+    """Does a number word go on with the one before it: `twenty` with `five`, `two hundred` with
+    `fifty`?"""
     tens, hundreds = value % 100 >= 20 and value % 10 == 0, value >= 100 and value % 100 == 0
     return tens and 0 < word < 10 or hundreds and 2 <= word < 100
 
 
 def duplicates(splits: Splits, benchmarks: Splits | None = None) -> list[Finding]:
-    """Rows that ask what another row asks: for each, the most alike row of each split that was put before its own.
+    """Rows that ask what another row asks: for each, the most alike row of each split that was put
+    before its own.
 
-    The order is benchmarks, test, test_seen, validation, train, so that `other` is the row to keep."""
+    The order is benchmarks, test, test_seen, validation, train, so that `other` is the row to
+    keep."""
     benchmarks = benchmarks or {}
     order = sorted(splits, key=lambda name: PUT_AFTER.get(name, 0))
     known = [question for name, rows in benchmarks.items() for question in _questions(name, rows)]
     asked = known + [question for name in order for question in _questions(name, splits[name])]
     index, findings = MinHashLSH(num_perm=PERMUTATIONS, params=BANDS), []
-    members = ([word.encode() for word in question.numbers or question.words] for question in asked)
-    for number, sketch in enumerate(MinHash.generator(members, num_perm=PERMUTATIONS)):
+    sketches = MinHash.generator(map(_signal, asked), num_perm=PERMUTATIONS)
+    for number, sketch in enumerate(sketches):
         if number >= len(known):
             others = [asked[other] for other in index.query(sketch)]
             findings += _most_alike(asked[number], others, benchmarks)
         index.insert(number, sketch)
     return findings
+
+
+def _signal(question: _Question) -> list[bytes]:
+    """What MinHash compares."""
+    return [member.encode() for member in question.numbers or question.words]
 
 
 def _asked(row: dict) -> str:
@@ -342,9 +363,11 @@ def _most_alike(row: _Question, others: list[_Question], benchmarks: Splits) -> 
 
 
 def _alike(a: _Question, b: _Question) -> tuple[float, str] | None:
-    """(how alike two questions are, in what), 2 where they are equal; None where they are different questions.
+    """(how alike two questions are, in what), 2 where they are equal; None where they are different
+    questions.
 
-    The limits lie between what `tests/benchmarks/bench_gate.py` plants and what GSM8K and the generated tasks hold."""
+    The limits lie between what `tests/benchmarks/bench_gate.py` plants and what GSM8K and the
+    generated tasks hold."""
     numbers = _jaccard(a.numbers, b.numbers)
     if numbers < 0.6 and (a.numbers or b.numbers):
         return None
@@ -378,10 +401,11 @@ def _jaccard(a: frozenset, b: frozenset) -> float:
 
 
 def read_benchmark(path: Path) -> list[dict]:
-    """Rows of a benchmark's JSON lines, as far as duplicates need them: questions, and golds where they are numbers.
+    """Rows of a benchmark's JSON lines, as far as duplicates need them: questions, and golds where
+    they are numbers.
 
-    A line holds `messages`, or a `question`, `problem` or `prompt` (with the `body` that comes before it, if any) and
-    perhaps an `answer`. GateError names the line that does not."""
+    A line holds `messages`, or a `question`, `problem` or `prompt` (with the `body` that comes
+    before it, if any) and perhaps an `answer`. GateError names the line that does not."""
     rows = []
     with open(path, encoding="utf-8") as file:
         for number, line in enumerate(file, 1):
@@ -413,10 +437,11 @@ def _benchmark_row(line: str, place: str) -> dict:
     return {"id": place, "messages": [{"role": "user", "content": question}], "gold": gold}
 
 
-# --- groups, golds ----------------------------------------------------------------------------------------------------
+# --- groups, golds --------------------------------------------------------------------------------
 def shared_groups(splits: Splits) -> list[Finding]:
-    """Training rows whose group (template, page, conversation) the test has too: a leak. What the other held-out splits
-    share with the training rows is wanted (`test_seen`: trained phrasings, other numbers), and is told once a group."""
+    """Training rows whose group (template, page, conversation) the test has too: a leak. What the
+    other held-out splits share with the training rows is wanted (`test_seen`: trained phrasings,
+    other numbers), and is told once a group."""
     train, findings = defaultdict(list), []
     for row in splits.get("train", []):
         train[row["group"]].append(row["id"])
@@ -434,8 +459,8 @@ def shared_groups(splits: Splits) -> list[Finding]:
 def _answer_faults(row: dict) -> list[tuple[str, str]]:
     """(check, reason) where the worked answer contradicts the row's gold, or its own arithmetic.
 
-    A gold may have been read from the very marker that it is graded by (GSM8K), so what the marker says must also stand
-    in the working before it, if only in cents for dollars or in thousands."""
+    A gold may have been read from the very marker that it is graded by (GSM8K), so what the marker
+    says must also stand in the working before it, if only in cents for dollars or in thousands."""
     answer, gold, faults = row["messages"][-1]["content"], row.get("gold"), []
     if gold:
         verdict = scoring.grade(answer, gold)

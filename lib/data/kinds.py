@@ -1,12 +1,14 @@
-"""What is asked: each kind of problem with its slots, phrasings, draw of parameters and worked answer.
+"""What is asked: each kind of problem with its slots, phrasings, draw of parameters and worked
+answer.
 
-A phrasing's slots are typed: how a value is written, which text it may be, and how that text is read back as plain
-numbers. `draw` gives the slots, or None where they would be degenerate. `answer` sees only what was read from the text.
-The gold comes from the whole expression; a step that continues from rounded values is never the last, unless they are
-exact, so that the worked answer ends within its gold's tolerance.
+A phrasing's slots are typed: how a value is written, which text it may be, and how that text is
+read back as plain numbers. `draw` gives the slots, or None where they would be degenerate. `answer`
+sees only what was read from the text. The gold comes from the whole expression; a step that
+continues from rounded values is never the last, unless they are exact, so that the worked answer
+ends within its gold's tolerance.
 
-A new kind is a draw function, an answer function, a line at the end of the table below, and its phrasings in
-kinds.json.
+A new kind is a draw function, an answer function, a line at the end of the table below, and its
+phrasings in kinds.json.
 """
 
 import json
@@ -35,7 +37,8 @@ UNSEEN_QUANTILES = {"97.5%": 1.96, "99.5%": 2.576}
 
 @dataclass(frozen=True)
 class Slot:
-    """How a value is written into a question, the pattern of such text, and how it is read back for `answer`."""
+    """How a value is written into a question, the pattern of such text, and how it is read back for
+    `answer`."""
 
     write: Callable
     pattern: str
@@ -43,11 +46,47 @@ class Slot:
 
 
 @dataclass(frozen=True)
+class Draw:
+    """One problem's random numbers: from the trained ranges, or where `unseen` from the held-out
+    ones."""
+
+    rng: np.random.Generator
+    unseen: bool
+
+    def pick(self, trained, held_out):
+        """A short decimal of the range (low, high, step)."""
+        low, high, step = trained
+        if self.unseen:
+            low, high, step = held_out
+        return round(float(low + step * self.rng.integers(0, round((high - low) / step) + 1)), 2)
+
+    def count(self, trained, held_out):
+        """A whole number of the range (low, high), its end left out."""
+        if self.unseen:
+            trained = held_out
+        return int(self.rng.integers(*trained))
+
+    def one_of(self, options):
+        return list(options)[self.rng.integers(len(options))]
+
+    def returns(self, count, trained, held_out):
+        """`count` returns in percent: rises and falls, their sizes of the range (low, high,
+        step)."""
+        returns = []
+        for _ in range(count):
+            size = self.pick(trained, held_out)
+            if self.rng.random() >= 0.65:
+                size = -size
+            returns.append(size)
+        return returns
+
+
+@dataclass(frozen=True)
 class Kind:
     name: str
     level: int  # calculator marks in the worked answer: 1 (one), 2 (two or three), 3 (more)
     phrasings: tuple[str, ...]
-    draw: Callable  # (rng, unseen) -> slots, or None for a degenerate draw
+    draw: Callable  # Draw -> slots, or None where they are degenerate
     answer: Callable  # slots as read from the question -> (worked steps, final answer, gold)
 
 
@@ -91,51 +130,30 @@ SLOTS = {slot: kind for kind, slots in (
 ) for slot in slots.split()}  # fmt: skip
 
 
-# --- what several kinds share -----------------------------------------------------------------------------------------
-def _pick(rng, unseen, trained, held_out):
-    """A short decimal of the trained range (low, high, step), or where `unseen` of the held-out one."""
-    low, high, step = trained
-    if unseen:
-        low, high, step = held_out
-    return round(float(low + step * rng.integers(0, round((high - low) / step) + 1)), 2)
-
-
-def _count(rng, unseen, trained, held_out):
-    """A whole number of the trained range (its end left out), or where `unseen` of the held-out one."""
-    if unseen:
-        return int(rng.integers(*held_out))
-    return int(rng.integers(*trained))
-
-
-def _returns(rng, unseen, count, trained, held_out):
-    """`count` returns in percent: rises and falls in half points, their sizes of the ranges (low, high, step)."""
-    returns = []
-    for _ in range(count):
-        size = _pick(rng, unseen, trained, held_out)
-        if rng.random() >= 0.65:
-            size = -size
-        returns.append(size)
-    return returns
-
-
-def _name(rng):
-    return NAMES[int(rng.integers(len(NAMES)))]
-
-
+# --- what several kinds share ---------------------------------------------------------------------
 def _value(expression: str) -> str:
     """What the calculator shows for an expression."""
     return show(calculate(expression))
 
 
-def _gold(final: str, unit: str, decimals: int, exact: str | None = None) -> tuple[str, dict]:
-    """(the answer as the calculator shows it, the gold rounded to `decimals`); `exact` where `final` holds rounded
-    values."""
-    value, answer, tolerance = float(show(calculate(exact or final), decimals)), _value(final), 0.001
+def _gold(final: str, unit: str, exact: str | None = None) -> tuple[str, dict]:
+    """(the answer as the calculator shows it, the gold to its last digit); `exact` where `final`
+    holds rounded values."""
+    answer, decimals, tolerance = _value(final), 2, 0.001
     if unit == "percent":
         answer += "%"
     if unit == "count":
-        tolerance = 0.0
+        decimals, tolerance = 0, 0.0
+    value = float(show(calculate(exact or final), decimals))
     return answer, {"value": value, "unit": unit, "decimals": decimals, "tolerance": tolerance}
+
+
+def _worked(steps: dict[str, str], unit: str, exact: str | None = None) -> tuple[list[str], str, dict]:
+    """`Value: <<2*3=6>>.` for each step of {name: expression}, with the answer and gold of the
+    last."""
+    *_, final = steps.values()
+    lines = [f"{name}: {mark(expression)}." for name, expression in steps.items()]
+    return lines, *_gold(final, unit, exact)
 
 
 def _total(numbers: list[str]) -> str:
@@ -143,15 +161,15 @@ def _total(numbers: list[str]) -> str:
     return "+".join(numbers).replace("+-", "-")
 
 
-# --- compounding ------------------------------------------------------------------------------------------------------
-def _draw_compounding(rng, unseen):
-    frequency = int(rng.integers(len(PERIODS)))
+# --- compounding ----------------------------------------------------------------------------------
+def _draw_compounding(draw):
+    frequency, every = draw.one_of([*zip(PERIODS, EVERY)])
     return {
-        "principal": _pick(rng, unseen, (1_000, 20_000, 100), (25_000, 95_000, 500)),
-        "rate": _pick(rng, unseen, (2, 8, 0.25), (8.25, 14, 0.25)),
-        "years": _count(rng, unseen, (2, 11), (11, 21)),
-        "frequency": list(PERIODS)[frequency],
-        "every": list(EVERY)[frequency],
+        "principal": draw.pick((1_000, 20_000, 100), (25_000, 95_000, 500)),
+        "rate": draw.pick((2, 8, 0.25), (8.25, 14, 0.25)),
+        "years": draw.count((2, 11), (11, 21)),
+        "frequency": frequency,
+        "every": every,
     }
 
 
@@ -159,16 +177,16 @@ def _answer_compounding(s):
     periods = PERIODS[s["frequency"]] if "frequency" in s else EVERY[s["every"]]
     count = f"{periods}*{s['years']}"
     value = f"{s['principal']}*(1+{s['rate']}/100/{periods})^{_value(count)}"
-    return [f"Periods: {mark(count)}.", f"Value: {mark(value)}."], *_gold(value, "currency", 2)
+    return _worked({"Periods": count, "Value": value}, "currency")
 
 
-# --- maximum drawdown -------------------------------------------------------------------------------------------------
-def _draw_drawdown(rng, unseen):
-    count, values = int(rng.integers(5, 8)), []
-    level = _count(rng, unseen, (60, 400), (500, 3000))
+# --- maximum drawdown -----------------------------------------------------------------------------
+def _draw_drawdown(draw):
+    count, values = int(draw.rng.integers(5, 8)), []
+    level = draw.count((60, 400), (500, 3000))
     for _ in range(count):
         values.append(int(level))
-        level = max(10, level * (1 + rng.uniform(-0.25, 0.25)))
+        level = max(10, level * (1 + draw.rng.uniform(-0.25, 0.25)))
     if values == sorted(values):
         return None  # never falls: a drawdown of zero is degenerate
     return {"series": values, "count": count}
@@ -183,34 +201,36 @@ def _answer_drawdown(s):
         deepest = f"max({worst},{falls[-1]})"
         worst = _value(deepest)
         steps.append(f"{value}: peak {mark(highest)}, worst fall {mark(deepest)}.")
-    return steps, *_gold(worst, "percent", 2, f"max({','.join(falls)})")
+    return steps, *_gold(worst, "percent", f"max({','.join(falls)})")
 
 
-# --- Sharpe ratio comparison and ranking ------------------------------------------------------------------------------
-def _draw_funds(rng, unseen, funds):
-    slots = {"risk_free": _pick(rng, unseen, (1, 4, 0.25), (4.25, 6, 0.25))}
-    for who, name in zip(funds, rng.permutation(len(NAMES))):
+# --- Sharpe ratio comparison and ranking ----------------------------------------------------------
+def _draw_funds(draw, funds):
+    slots = {"risk_free": draw.pick((1, 4, 0.25), (4.25, 6, 0.25))}
+    for who, name in zip(funds, draw.rng.permutation(len(NAMES))):
         slots[who] = NAMES[name]
-        slots[f"return_{who}"] = _pick(rng, unseen, (5, 15, 0.5), (15.5, 30, 0.5))
-        slots[f"volatility_{who}"] = _pick(rng, unseen, (5, 20, 1), (21, 40, 1))
+        slots[f"return_{who}"] = draw.pick((5, 15, 0.5), (15.5, 30, 0.5))
+        slots[f"volatility_{who}"] = draw.pick((5, 20, 1), (21, 40, 1))
     return slots
 
 
 def duel(a: tuple[str, str], b: tuple[str, str], up: bool = True) -> str:
-    """`Iris or Maple: <<2.04-0.47=1.57>>, Iris.` from (name, number) pairs: the sign of the difference decides."""
+    """`Iris or Maple: <<2.04-0.47=1.57>>, Iris.` from (name, number) pairs: the sign of the
+    difference decides."""
     difference = f"{a[1]}-{b[1]}"
     winner = a[0] if (calculate(difference) >= 0) == up else b[0]
     return f"{a[0]} or {b[0]}: {mark(difference)}, {winner}."
 
 
 def _ratio_steps(s: dict, ratios: dict[str, str]) -> list[str]:
-    """`Iris: return 6, volatility 7, ratio <<6/7=0.8571>>.` a fund: what is read first is easier to compute with."""
+    """`Iris: return 6, volatility 7, ratio <<6/7=0.8571>>.` a fund: what is read first is easier to
+    compute with."""
     return [f"{s[w]}: return {s[f'return_{w}']}, volatility {s[f'volatility_{w}']}, ratio {mark(ratio)}."
             for w, ratio in ratios.items()]  # fmt: skip
 
 
-def _draw_sharpe(rng, unseen):
-    slots = _draw_funds(rng, unseen, "ab")
+def _draw_sharpe(draw):
+    slots = _draw_funds(draw, "ab")
     a, b = ((slots[f"return_{w}"] - slots["risk_free"]) / slots[f"volatility_{w}"] for w in "ab")
     if abs(a - b) < 0.02:
         return None  # too close to say which is the better
@@ -221,11 +241,11 @@ def _answer_sharpe(s):
     ratios = {w: f"({s[f'return_{w}']}-{s['risk_free']})/{s[f'volatility_{w}']}" for w in "ab"}
     higher = f"max({','.join(map(_value, ratios.values()))})"
     steps = [f"Risk-free: {s['risk_free']}.", *_ratio_steps(s, ratios), f"Higher: {mark(higher)}."]
-    return steps, *_gold(higher, "ratio", 2, f"max({','.join(ratios.values())})")
+    return steps, *_gold(higher, "ratio", f"max({','.join(ratios.values())})")
 
 
-def _draw_ranking(rng, unseen):
-    slots = _draw_funds(rng, unseen, "abc")
+def _draw_ranking(draw):
+    slots = _draw_funds(draw, "abc")
     ratios = sorted(slots[f"return_{w}"] / slots[f"volatility_{w}"] for w in "abc")
     if min(np.diff(ratios)) < 0.02:
         return None  # too close to call from rounded figures
@@ -241,7 +261,7 @@ def _answer_ranking(s):
     return _ratio_steps(s, expressions) + duels, value, gold
 
 
-# --- volatility annualisation -----------------------------------------------------------------------------------------
+# --- volatility annualisation ---------------------------------------------------------------------
 _VOLATILITIES = {  # a period's trained range, and its held-out one
     "daily": ((0.3, 2, 0.01), (2.01, 4, 0.01)),
     "weekly": ((1, 4, 0.01), (4.01, 8, 0.01)),
@@ -249,23 +269,23 @@ _VOLATILITIES = {  # a period's trained range, and its held-out one
 }
 
 
-def _draw_volatility(rng, unseen):
-    period = list(CALENDAR)[int(rng.integers(3))]
-    volatility = _pick(rng, unseen, *_VOLATILITIES[period])
+def _draw_volatility(draw):
+    period = draw.one_of(CALENDAR)
+    volatility = draw.pick(*_VOLATILITIES[period])
     return {"period": period, "calendar": CALENDAR[period], "volatility": volatility}
 
 
 def _answer_volatility(s):
     value = f"{s['volatility']}*sqrt({s['calendar'].split()[0]})"
-    return [f"Annual: {mark(value)}."], *_gold(value, "percent", 2)
+    return _worked({"Annual": value}, "percent")
 
 
-# --- position sizing --------------------------------------------------------------------------------------------------
-def _draw_position(rng, unseen):
-    entry = _pick(rng, unseen, (10, 100, 0.5), (120, 400, 0.5))
-    account = _pick(rng, unseen, (5_000, 100_000, 500), (150_000, 900_000, 5_000))
-    risk = _pick(rng, unseen, (0.5, 2, 0.25), (2.25, 4, 0.25))
-    stop = round(entry - _pick(rng, unseen, (0.5, 10, 0.5), (10.5, 40, 0.5)), 2)
+# --- position sizing ------------------------------------------------------------------------------
+def _draw_position(draw):
+    entry = draw.pick((10, 100, 0.5), (120, 400, 0.5))
+    account = draw.pick((5_000, 100_000, 500), (150_000, 900_000, 5_000))
+    risk = draw.pick((0.5, 2, 0.25), (2.25, 4, 0.25))
+    stop = round(entry - draw.pick((0.5, 10, 0.5), (10.5, 40, 0.5)), 2)
     if stop <= 0:
         return None
     return {"account": account, "risk": risk, "entry": entry, "stop": stop}
@@ -274,25 +294,25 @@ def _draw_position(rng, unseen):
 def _answer_position(s):
     risk, distance = f"{s['account']}*{s['risk']}/100", f"{s['entry']}-{s['stop']}"
     shares = f"floor({_value(risk)}/{_value(distance)})"
-    steps = [f"At risk: {mark(risk)}.", f"Per share: {mark(distance)}.", f"Shares: {mark(shares)}."]
-    return steps, *_gold(shares, "count", 0, f"floor({risk}/({distance}))")
+    steps = {"At risk": risk, "Per share": distance, "Shares": shares}
+    return _worked(steps, "count", f"floor({risk}/({distance}))")
 
 
-# --- growth: CAGR, geometric mean return ------------------------------------------------------------------------------
-def _draw_cagr(rng, unseen):
-    start = _pick(rng, unseen, (1_000, 20_000, 100), (30_000, 90_000, 500))
-    finish = round(start * rng.uniform(1.2, 3), -2)
-    return {"start": start, "finish": finish, "years": _count(rng, unseen, (2, 11), (11, 19))}
+# --- growth: CAGR, geometric mean return ----------------------------------------------------------
+def _draw_cagr(draw):
+    start = draw.pick((1_000, 20_000, 100), (30_000, 90_000, 500))
+    finish = round(start * draw.rng.uniform(1.2, 3), -2)
+    return {"start": start, "finish": finish, "years": draw.count((2, 11), (11, 19))}
 
 
 def _answer_cagr(s):
     growth = f"{s['finish']}/{s['start']}"
     rate = f"100*(({growth})^(1/{s['years']})-1)"
-    return [f"Growth: {mark(growth)}.", f"Rate: {mark(rate)}."], *_gold(rate, "percent", 2)
+    return _worked({"Growth": growth, "Rate": rate}, "percent")
 
 
-def _draw_means(rng, unseen):
-    returns = _returns(rng, unseen, int(rng.integers(3, 5)), (1, 20, 0.5), (20.5, 40, 0.5))
+def _draw_means(draw):
+    returns = draw.returns(draw.rng.integers(3, 5), (1, 20, 0.5), (20.5, 40, 0.5))
     if np.std(returns) < 8:
         return None  # near equal: the two means hardly differ
     return {"returns": returns}
@@ -303,15 +323,14 @@ def _answer_means(s):
     factors = "*".join(f"({_total(['1', number])}/100)" for number in s["returns"])
     arithmetic, geometric = f"({_total(s['returns'])})/{count}", f"100*(({factors})^(1/{count})-1)"
     difference = f"{arithmetic}-{geometric}"
-    steps = [f"Arithmetic: {mark(arithmetic)}.", f"Growth: {mark(factors)}.",
-             f"Geometric: {mark(geometric)}.", f"Difference: {mark(difference)}."]  # fmt: skip
-    return steps, *_gold(difference, "percent", 2)
+    steps = {"Arithmetic": arithmetic, "Growth": factors, "Geometric": geometric, "Difference": difference}
+    return _worked(steps, "percent")
 
 
-# --- risk: Sortino, beta, value at risk, portfolio variance, information ratio ----------------------------------------
-def _draw_sortino(rng, unseen):
-    target = _pick(rng, unseen, (0.5, 2, 0.25), (2.25, 4, 0.25))
-    returns = _returns(rng, unseen, int(rng.integers(4, 7)), (1, 8.5, 0.5), (9, 18, 0.5))
+# --- risk: Sortino, beta, value at risk, portfolio variance, information ratio --------------------
+def _draw_sortino(draw):
+    target = draw.pick((0.5, 2, 0.25), (2.25, 4, 0.25))
+    returns = draw.returns(draw.rng.integers(4, 7), (1, 8.5, 0.5), (9, 18, 0.5))
     shortfalls = np.maximum(target - np.array(returns), 0)
     if not any(shortfalls) or (np.mean(returns) - target) / np.sqrt(np.mean(shortfalls**2)) < 0.2:
         return None  # a downside deviation of zero, or a ratio that two decimals hardly show
@@ -324,16 +343,15 @@ def _answer_sortino(s):
     below = "+".join(f"({number}-{target})^2" for number in returns if float(number) < float(target))
     deviation = f"sqrt({_value(below)}/{count})"
     ratio = f"({excess})/sqrt(({below})/{count})"
-    steps = [f"Excess: {mark(excess)}.", f"Squared shortfalls: {mark(below)}.",
-             f"Downside deviation: {mark(deviation)}.", f"Ratio: {mark(ratio)}."]  # fmt: skip
-    return steps, *_gold(ratio, "ratio", 2)
+    steps = {"Excess": excess, "Squared shortfalls": below, "Downside deviation": deviation, "Ratio": ratio}
+    return _worked(steps, "ratio")
 
 
-def _draw_beta(rng, unseen):
-    name = _name(rng)
-    fund = _pick(rng, unseen, (8, 30, 1), (31, 50, 1))
-    market = _pick(rng, unseen, (8, 20, 1), (21, 40, 1))
-    correlation = _pick(rng, unseen, (0.2, 0.7, 0.05), (0.75, 0.95, 0.05))
+def _draw_beta(draw):
+    name = draw.one_of(NAMES)
+    fund = draw.pick((8, 30, 1), (31, 50, 1))
+    market = draw.pick((8, 20, 1), (21, 40, 1))
+    correlation = draw.pick((0.2, 0.7, 0.05), (0.75, 0.95, 0.05))
     covariance = correlation * fund * market / 10_000
     if covariance / (market / 100) ** 2 < 0.2:
         return None
@@ -344,24 +362,23 @@ def _draw_beta(rng, unseen):
 
 
 def _answer_beta(s):
-    volatility, steps = s["volatility_market"], []
+    market = s["volatility_market"]
     if "covariance" in s:
-        covariance, variance = s["covariance"], f"({volatility}/100)^2"
+        covariance, variance, steps = s["covariance"], f"({market}/100)^2", {}
     else:
-        covariance, variance = f"{s['correlation']}*{s['volatility_a']}*{volatility}", f"{volatility}^2"
-        steps = [f"Covariance: {mark(covariance)}."]  # twentieths of a whole number: exact
+        covariance, variance = f"{s['correlation']}*{s['volatility_a']}*{market}", f"{market}^2"
+        steps = {"Covariance": covariance}  # twentieths of a whole number: exact
     beta = f"{_value(covariance)}/{_value(variance)}"
-    steps += [f"Variance: {mark(variance)}.", f"Beta: {mark(beta)}."]
-    return steps, *_gold(beta, "ratio", 2, f"{covariance}/({variance})")
+    return _worked(steps | {"Variance": variance, "Beta": beta}, "ratio", f"{covariance}/({variance})")
 
 
-def _draw_var(rng, unseen):
-    quantiles = UNSEEN_QUANTILES if unseen else QUANTILES
-    confidence = list(quantiles)[int(rng.integers(len(quantiles)))]
+def _draw_var(draw):
+    quantiles = UNSEEN_QUANTILES if draw.unseen else QUANTILES
+    confidence = draw.one_of(quantiles)
     return {
-        "value": _pick(rng, unseen, (100_000, 900_000, 10_000), (1_200_000, 9_000_000, 100_000)),
-        "volatility": _pick(rng, unseen, (0.5, 2, 0.05), (2.25, 4, 0.05)),
-        "days": _count(rng, unseen, (2, 11), (11, 26)),
+        "value": draw.pick((100_000, 900_000, 10_000), (1_200_000, 9_000_000, 100_000)),
+        "volatility": draw.pick((0.5, 2, 0.05), (2.25, 4, 0.05)),
+        "days": draw.count((2, 11), (11, 26)),
         "confidence": float(confidence.rstrip("%")),
         "quantile": quantiles[confidence],
     }
@@ -370,15 +387,15 @@ def _draw_var(rng, unseen):
 def _answer_var(s):
     horizon = f"{s['volatility']}*sqrt({s['days']})"
     loss = f"{s['value']}*{s['quantile']}*{horizon}/100"
-    return [f"Volatility: {mark(horizon)}.", f"Loss: {mark(loss)}."], *_gold(loss, "currency", 2)
+    return _worked({"Volatility": horizon, "Loss": loss}, "currency")
 
 
-def _draw_portfolio(rng, unseen):
-    a, b = rng.permutation(len(NAMES))[:2]
-    slots = {"a": NAMES[a], "b": NAMES[b], "weight": _pick(rng, unseen, (20, 80, 10), (20, 80, 10))}
+def _draw_portfolio(draw):
+    a, b = draw.rng.permutation(len(NAMES))[:2]
+    slots = {"a": NAMES[a], "b": NAMES[b], "weight": draw.pick((20, 80, 10), (20, 80, 10))}
     for who in "ab":
-        slots[f"volatility_{who}"] = _pick(rng, unseen, (5, 20, 1), (21, 40, 1))
-    slots["correlation"] = _pick(rng, unseen, (-0.4, 0.5, 0.1), (0.6, 0.9, 0.1))
+        slots[f"volatility_{who}"] = draw.pick((5, 20, 1), (21, 40, 1))
+    slots["correlation"] = draw.pick((-0.4, 0.5, 0.1), (0.6, 0.9, 0.1))
     if slots["correlation"] == 0:
         return None  # with none of it a whole term would vanish
     return slots
@@ -390,16 +407,15 @@ def _answer_portfolio(s):
     square_a, square_b = f"({x}*{s['volatility_a']})^2", f"({y}*{s['volatility_b']})^2"
     cross = f"2*{x}*{y}*{s['correlation']}*{s['volatility_a']}*{s['volatility_b']}"
     volatility = f"sqrt({_value(square_a)}+{_value(square_b)}+{cross})"  # tenths squared: exact
-    steps = [f"Weight of {s['b']}: {mark(rest)}.", f"{s['a']}: {mark(square_a)}.", f"{s['b']}: {mark(square_b)}.",
-             f"Cross term: {mark(cross)}.", f"Volatility: {mark(volatility)}."]  # fmt: skip
-    return steps, *_gold(volatility, "percent", 2)
+    steps = {f"Weight of {s['b']}": rest, s["a"]: square_a, s["b"]: square_b}
+    return _worked(steps | {"Cross term": cross, "Volatility": volatility}, "percent")
 
 
-def _draw_information(rng, unseen):
-    benchmark = _pick(rng, unseen, (4, 12, 0.5), (13, 20, 0.5))
-    active = _pick(rng, unseen, (0.5, 5, 0.25), (5.25, 9, 0.25))
-    tracking = _pick(rng, unseen, (2, 8, 0.25), (8.25, 14, 0.25))
-    slots = {"a": _name(rng), "benchmark": benchmark, "return": benchmark + active, "tracking": tracking}
+def _draw_information(draw):
+    benchmark = draw.pick((4, 12, 0.5), (13, 20, 0.5))
+    active = draw.pick((0.5, 5, 0.25), (5.25, 9, 0.25))
+    tracking = draw.pick((2, 8, 0.25), (8.25, 14, 0.25))
+    slots = {"a": draw.one_of(NAMES), "benchmark": benchmark, "return": benchmark + active, "tracking": tracking}
     if active / tracking < 0.2:
         return None  # two decimals would hardly show it
     return slots
@@ -408,14 +424,14 @@ def _draw_information(rng, unseen):
 def _answer_information(s):
     active = f"{s['return']}-{s['benchmark']}"
     ratio = f"{_value(active)}/{s['tracking']}"
-    return [f"Active return: {mark(active)}.", f"Ratio: {mark(ratio)}."], *_gold(ratio, "ratio", 2)
+    return _worked({"Active return": active, "Ratio": ratio}, "ratio")
 
 
-# --- present values: bond price, current yield, net present value, loan payment ---------------------------------------
-def _draw_bond(rng, unseen):
-    coupon, market = (_pick(rng, unseen, (2, 8, 0.25), (8.25, 12, 0.25)) for _ in range(2))
-    years = _count(rng, unseen, (2, 5), (5, 7))
-    face = _pick(rng, unseen, (1_000, 10_000, 500), (20_000, 90_000, 5_000))
+# --- present values: bond price, current yield, net present value, loan payment -------------------
+def _draw_bond(draw):
+    coupon, market = (draw.pick((2, 8, 0.25), (8.25, 12, 0.25)) for _ in range(2))
+    years = draw.count((2, 5), (5, 7))
+    face = draw.pick((1_000, 10_000, 500), (20_000, 90_000, 5_000))
     if coupon == market:
         return None  # at par
     return {"face": face, "coupon_rate": coupon, "rate": market, "years": years}
@@ -423,38 +439,36 @@ def _draw_bond(rng, unseen):
 
 def _answer_bond(s):
     coupon, factor = f"{s['face']}*{s['coupon_rate']}/100", f"1+{s['rate']}/100"
-    paid, growth = _value(coupon), _value(factor)  # exact, both
+    paid = _value(coupon)
     flows = [paid] * int(s["years"])
     flows[-1] = _value(f"{paid}+{s['face']}")
-    parts, steps = _discounted(flows, growth)
-    price = "+".join(parts)
-    steps = [f"Coupon: {mark(coupon)}.", f"Factor: {mark(factor)}.", *steps, f"Price: {mark(price)}."]
-    return steps, *_gold(price, "currency", 2)
+    years = _discounted(flows, factor)
+    return _worked({"Coupon": coupon, "Factor": factor} | years | {"Price": "+".join(years.values())}, "currency")
 
 
-def _discounted(flows: list[str], growth: str) -> tuple[list[str], list[str]]:
-    """(what each year's flow is worth today, as expressions; a worked step for each)."""
-    parts = [f"{flow}/{growth}^{year}" for year, flow in enumerate(flows, 1)]
-    return parts, [f"Year {year}: {mark(part)}." for year, part in enumerate(parts, 1)]
+def _discounted(flows: list[str], factor: str) -> dict[str, str]:
+    """What each year's flow is worth today, as steps; the factor and the flows are exact."""
+    growth = _value(factor)
+    return {f"Year {year}": f"{flow}/{growth}^{year}" for year, flow in enumerate(flows, 1)}
 
 
-def _draw_current(rng, unseen):
+def _draw_current(draw):
     return {
-        "coupon": _pick(rng, unseen, (20, 80, 1), (82, 140, 1)),
-        "price": _pick(rng, unseen, (800, 1_200, 5), (1_205, 1_500, 5)),
+        "coupon": draw.pick((20, 80, 1), (82, 140, 1)),
+        "price": draw.pick((800, 1_200, 5), (1_205, 1_500, 5)),
     }
 
 
 def _answer_current(s):
     value = f"100*{s['coupon']}/{s['price']}"
-    return [f"Yield: {mark(value)}."], *_gold(value, "percent", 2)
+    return _worked({"Yield": value}, "percent")
 
 
-def _draw_npv(rng, unseen):
-    flows = [_pick(rng, unseen, (1_000, 9_000, 100), (25_000, 60_000, 500)) for _ in range(rng.integers(3, 5))]
-    rate = _pick(rng, unseen, (3, 10, 0.5), (10.5, 15, 0.5))
+def _draw_npv(draw):
+    flows = [draw.pick((1_000, 9_000, 100), (25_000, 60_000, 500)) for _ in range(draw.rng.integers(3, 5))]
+    rate = draw.pick((3, 10, 0.5), (10.5, 15, 0.5))
     worth = sum(flow / (1 + rate / 100) ** year for year, flow in enumerate(flows, 1))
-    cost = round(worth * rng.uniform(0.7, 1.15), -2)
+    cost = round(worth * draw.rng.uniform(0.7, 1.15), -2)
     if abs(worth - cost) < 0.02 * worth:
         return None  # next to nothing, compared with its terms
     return {"flows": flows, "rate": rate, "cost": cost}
@@ -462,17 +476,17 @@ def _draw_npv(rng, unseen):
 
 def _answer_npv(s):
     factor = f"1+{s['rate']}/100"
-    parts, steps = _discounted(s["flows"], _value(factor))
-    net = "+".join([f"-{s['cost']}", *parts])
-    return [f"Factor: {mark(factor)}.", *steps, f"Net: {mark(net)}."], *_gold(net, "currency", 2)
+    years = _discounted(s["flows"], factor)
+    net = "+".join([f"-{s['cost']}", *years.values()])
+    return _worked({"Factor": factor} | years | {"Net": net}, "currency")
 
 
-def _draw_loan(rng, unseen):
+def _draw_loan(draw):
     return {
-        "principal": _pick(rng, unseen, (2_000, 60_000, 500), (100_000, 500_000, 5_000)),
-        "rate": _pick(rng, unseen, (3, 9, 0.25), (9.25, 14, 0.25)),
-        "years": _count(rng, unseen, (2, 11), (11, 26)),
-        "often": list(INSTALMENTS)[int(rng.integers(3))],
+        "principal": draw.pick((2_000, 60_000, 500), (100_000, 500_000, 5_000)),
+        "rate": draw.pick((3, 9, 0.25), (9.25, 14, 0.25)),
+        "years": draw.count((2, 11), (11, 26)),
+        "often": draw.one_of(INSTALMENTS),
     }
 
 
@@ -481,14 +495,14 @@ def _answer_loan(s):
     rate, count = f"{s['rate']}/100/{periods}", f"{periods}*{s['years']}"
     percent = f"{s['rate']}/{periods}"
     payment = f"{s['principal']}*({rate})/(1-(1+{rate})^-{_value(count)})"
-    steps = [f"Percent a period: {mark(percent)}.", f"Payments: {mark(count)}.", f"Payment: {mark(payment)}."]
-    return steps, *_gold(payment, "currency", 2)
+    steps = {"Percent a period": percent, "Payments": count, "Payment": payment}
+    return _worked(steps, "currency")
 
 
-# --- sizes: Kelly fraction, break-even --------------------------------------------------------------------------------
-def _draw_kelly(rng, unseen):
-    probability = _pick(rng, unseen, (40, 60, 0.5), (61, 75, 0.5))
-    odds = _pick(rng, unseen, (0.8, 3, 0.1), (3.1, 6, 0.1))
+# --- sizes: Kelly fraction, break-even ------------------------------------------------------------
+def _draw_kelly(draw):
+    probability = draw.pick((40, 60, 0.5), (61, 75, 0.5))
+    odds = draw.pick((0.8, 3, 0.1), (3.1, 6, 0.1))
     if probability - (100 - probability) / odds < 1:
         return None  # no edge, no bet
     return {"probability": probability, "odds": odds}
@@ -497,23 +511,23 @@ def _draw_kelly(rng, unseen):
 def _answer_kelly(s):
     loss = f"100-{s['probability']}"
     fraction = f"{s['probability']}-{_value(loss)}/{s['odds']}"
-    return [f"Chance of loss: {mark(loss)}.", f"Fraction: {mark(fraction)}."], *_gold(fraction, "percent", 2)
+    return _worked({"Chance of loss": loss, "Fraction": fraction}, "percent")
 
 
-def _draw_breakeven(rng, unseen):
-    unit_cost = _pick(rng, unseen, (2, 50, 0.5), (55, 120, 0.5))
-    margin = _pick(rng, unseen, (3, 30, 0.5), (32, 80, 0.5))
-    fixed = _pick(rng, unseen, (5_000, 100_000, 500), (200_000, 900_000, 5_000))
+def _draw_breakeven(draw):
+    unit_cost = draw.pick((2, 50, 0.5), (55, 120, 0.5))
+    margin = draw.pick((3, 30, 0.5), (32, 80, 0.5))
+    fixed = draw.pick((5_000, 100_000, 500), (200_000, 900_000, 5_000))
     return {"fixed": fixed, "price": unit_cost + margin, "unit_cost": unit_cost}
 
 
 def _answer_breakeven(s):
     margin = f"{s['price']}-{s['unit_cost']}"
     units = f"-floor(-{s['fixed']}/{_value(margin)})"  # rounds up
-    return [f"Margin: {mark(margin)}.", f"Units: {mark(units)}."], *_gold(units, "count", 0)
+    return _worked({"Margin": margin, "Units": units}, "count")
 
 
-# --- the kinds --------------------------------------------------------------------------------------------------------
+# --- the kinds ------------------------------------------------------------------------------------
 _FUNCTIONS = {  # a kind's place in this table is its random stream: new kinds go to the end
     "compounding": (_draw_compounding, _answer_compounding),
     "maximum drawdown": (_draw_drawdown, _answer_drawdown),

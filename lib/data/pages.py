@@ -1,4 +1,5 @@
-"""Questions on report pages: FinQA, TAT-QA and FinanceReasoning as rows, tables as Markdown, golds typed."""
+"""Questions on report pages: FinQA, TAT-QA and FinanceReasoning as rows, tables as Markdown, golds
+typed."""
 
 import json
 import re
@@ -76,11 +77,13 @@ def markdown(table: list[list]) -> str:
     return "\n".join(lines)
 
 
-# --- FinQA ------------------------------------------------------------------------------------------------------------
+# --- FinQA ----------------------------------------------------------------------------------------
 def finqa(fields: dict, place: str) -> dict:
-    """A question on a filing's page; the gold is what its program gives, a ratio where percent is asked for.
+    """A question on a filing's page; the gold is what its program gives, a ratio where percent is
+    asked for.
 
-    A program without a quotient gives a number that is exact as shown; else three digits count (THREE_DIGITS)."""
+    A program without a quotient gives a number that is exact as shown; else three digits count
+    (THREE_DIGITS)."""
     if isinstance(fields.get("qa"), dict):  # as it was published
         fields = fields | fields["qa"]
     question, program, table = text_of(fields, "question"), text_of(fields, "program"), _table(fields)
@@ -131,7 +134,8 @@ def _computed(fields: dict, expression: str) -> tuple[str, dict]:
 
 
 def _expressions(program: str, table: list[list[str]]) -> list:
-    """FinQA's program, step by step, each as one expression for the calculator (of `greater`: its two sides)."""
+    """FinQA's program, step by step, each as one expression for the calculator (of `greater`: its
+    two sides)."""
     steps = []
     for step in re.split(r"(?<=\)), (?=\w+\()", program):
         parts = STEP.fullmatch(step.strip())
@@ -177,7 +181,7 @@ def _literal(text: str) -> str:
     return number
 
 
-# --- TAT-QA -----------------------------------------------------------------------------------------------------------
+# --- TAT-QA ---------------------------------------------------------------------------------------
 def tatqa_questions(fields: dict) -> list[dict]:
     """A context with its questions -> one record a question."""
     questions, records = fields.get("questions"), []
@@ -189,10 +193,11 @@ def tatqa_questions(fields: dict) -> list[dict]:
 
 
 def tatqa(fields: dict, place: str) -> dict:
-    """A question on a table and its text. The gold is the answer times its scale, and percents are percents.
+    """A question on a table and its text. The gold is the answer times its scale, and percents are
+    percents.
 
-    Computed answers were rounded to two decimals; spans show their own. A text of a few words is a choice; a longer
-    one, and several at once, have no gold."""
+    Computed answers were rounded to two decimals; spans show their own. A text of a few words is a
+    choice; a longer one, and several at once, have no gold."""
     question, table = text_of(fields, "question"), _table(fields)
     asked = joined(_passages(fields, "paragraphs"), markdown(table), question)
     kind, scale = text_of(fields, "answer_type"), text_of(fields, "scale", False)
@@ -222,7 +227,8 @@ def _result(value: float, unit: str, scale: str) -> tuple[str, dict]:
 
 
 def _derived(derivation: str, value: float, suffix: str) -> str:
-    """A derivation as a line of working; nothing where the calculator cannot read it, BadRow where it is wrong."""
+    """A derivation as a line of working; nothing where the calculator cannot read it, BadRow where
+    it is wrong."""
     expression = re.sub(r"[\s$,]", "", numerals.normal(derivation)).translate(str.maketrans("[]{}", "()()"))
     candidates = [expression]
     if suffix == "%":
@@ -248,7 +254,8 @@ def _spans(fields: dict) -> str:
 
 
 def _span(text: str, scale: str) -> tuple[str, dict | None]:
-    """(answer, gold) of one span: a number as it is shown, a few words as a choice, or a longer text without gold."""
+    """(answer, gold) of one span: a number as it is shown, a few words as a choice, or a longer
+    text without gold."""
     number = numeral(text)
     if number is None:
         answer, gold = f"#### {text}", {"value": text, "unit": "choice"}
@@ -262,9 +269,10 @@ def _span(text: str, scale: str) -> tuple[str, dict | None]:
     return f"#### {text}{suffix}", typed(number.value * 10**power, unit, decimals_shown(number) - power)
 
 
-# --- FinanceReasoning -------------------------------------------------------------------------------------------------
+# --- FinanceReasoning -----------------------------------------------------------------------------
 def finance_reasoning(fields: dict, place: str) -> dict:
-    """A calculation with its ground truth and no working; the question says how many decimals it wants."""
+    """A calculation with its ground truth and no working; the question says how many decimals it
+    wants."""
     question, context, group = text_of(fields, "question"), text_of(fields, "context", False), ""
     wish, truth = question[-120:], fields.get("ground_truth")
     if isinstance(truth, bool):

@@ -1,4 +1,5 @@
-"""Every data set as rows of one schema, streamed: id, source, kind, messages, gold, group; and mixtures of them."""
+"""Every data set as rows of one schema, streamed: id, source, kind, messages, gold, group; and
+mixtures of them."""
 
 import csv
 import json
@@ -48,10 +49,11 @@ class Loaded(NamedTuple):
 def load(settings: PrepareSettings, splits: Sequence[str] = SPLITS) -> dict[str, Loaded]:
     """The splits of the settings' source; a file is parsed once, whichever splits are in it.
 
-    For generated tasks `test` has unseen phrasings and ranges, and `test_seen` (a fifth of it) trained ones. Of one
-    file, the groups of the last rows serve for validation, and for the test where it has no file of its own (where
-    test_rows is none, held_out_percent of the rows): no group is in two splits. Bad records are told once, with train
-    or the test's own file. Memory: all rows of the files that are read."""
+    For generated tasks `test` has unseen phrasings and ranges, and `test_seen` (a fifth of it)
+    trained ones. Of one file, the groups of the last rows serve for validation, and for the test
+    where it has no file of its own (where test_rows is none, held_out_percent of the rows): no
+    group is in two splits. Bad records are told once, with train or the test's own file. Memory:
+    all rows of the files that are read."""
     if settings.source == "mixture":
         return _mixture(settings, splits)
     if settings.source == "quant_tasks":
@@ -69,7 +71,8 @@ def load(settings: PrepareSettings, splits: Sequence[str] = SPLITS) -> dict[str,
 
 
 def stream(settings: PrepareSettings, place: Path | str, rejected: list[dict]) -> Iterator[dict]:
-    """The rows of a file, a corpus's folder or a hub split (`train`), one at a time; what is bad goes to `rejected`."""
+    """The rows of a file, a corpus's folder or a hub split (`train`), one at a time; what is bad
+    goes to `rejected`."""
     parse, expand = _format(settings)
     for where, raw in _records(settings, place, rejected):
         id = where.rsplit("/", 1)[-1]
@@ -88,7 +91,7 @@ def stream(settings: PrepareSettings, place: Path | str, rejected: list[dict]) -
                 rejected.append({"place": place_of_part, "reason": str(error)})
 
 
-# --- splits and mixtures ----------------------------------------------------------------------------------------------
+# --- splits and mixtures --------------------------------------------------------------------------
 def _generated(settings: PrepareSettings, split: str) -> Loaded:
     counts = {
         "train": settings.train_rows, "validation": settings.validation_rows or 0,
@@ -105,7 +108,8 @@ def _generated(settings: PrepareSettings, split: str) -> Loaded:
 
 
 def _read(settings: PrepareSettings, split: str, place: Path | str, whole: bool) -> dict[str, Loaded]:
-    """The splits in a place: all three where it is the `whole`, else the test alone, or training and validation."""
+    """The splits in a place: all three where it is the `whole`, else the test alone, or training
+    and validation."""
     rejected: list[dict] = []
     rows = list(stream(settings, place, rejected))
     count, files = len(rows) + len(rejected), [place] if isinstance(place, Path) else []
@@ -132,7 +136,8 @@ def _read(settings: PrepareSettings, split: str, place: Path | str, whole: bool)
 
 
 def _divide(rows: list[dict], asked: dict[str, int]) -> dict[str, list[dict]]:
-    """Rows by split: the last groups go, whole, to the splits in turn until each has as many rows as are asked for."""
+    """Rows by split: the last groups go, whole, to the splits in turn until each has as many rows
+    as are asked for."""
     groups = [row["group"] for row in rows]
     sizes, last, split_of = Counter(groups), deque(dict.fromkeys(reversed(groups))), {}
     parts: dict[str, list[dict]] = {name: [] for name in ("train", *asked)}
@@ -171,8 +176,8 @@ def _mixture(settings: PrepareSettings, splits: Sequence[str]) -> dict[str, Load
 
 
 def _interleaved(sources: list[list[dict]], weights: list[float], most: int | None) -> list[dict]:
-    """Rows of several sources, evenly interleaved in the ratio of their weights, none twice: as many as the scarcest
-    source allows, and `most` at most."""
+    """Rows of several sources, evenly interleaved in the ratio of their weights, none twice: as
+    many as the scarcest source allows, and `most` at most."""
     if not any(sources):
         return []
     share = min(len(rows) / weight for rows, weight in zip(sources, weights, strict=True) if weight)
@@ -185,9 +190,10 @@ def _interleaved(sources: list[list[dict]], weights: list[float], most: int | No
     return [sources[number][k] for _, number, k in sorted(order)]
 
 
-# --- records ----------------------------------------------------------------------------------------------------------
+# --- records --------------------------------------------------------------------------------------
 def _format(settings: PrepareSettings) -> tuple[Callable, Callable | None]:
-    """(record -> row, and where a line holds several records: line -> records) of the settings' source."""
+    """(record -> row, and where a line holds several records: line -> records) of the settings'
+    source."""
     match settings.source:
         case "own":
             return partial(formats.own, columns=columns_of(settings)), None
@@ -277,7 +283,8 @@ def _jsonl(file, name: str) -> Iterator[tuple[str, object]]:
 
 
 def _table(file, name: str) -> Iterator[tuple[str, object]]:
-    """Rows of a CSV file with a header; the place is the row's last line. A bad byte stays a surrogate, told later."""
+    """Rows of a CSV file with a header; the place is the row's last line. A bad byte stays a
+    surrogate, told later."""
     csv.field_size_limit(LONGEST_CELL)
     at = 0
 

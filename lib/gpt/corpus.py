@@ -9,7 +9,8 @@ import re
 from collections.abc import Iterator
 from itertools import combinations
 
-from lib.data.tasks import CALENDAR, EVERY, KINDS, NAMES, PERIODS, duel, generate
+from lib.data.kinds import CALENDAR, EVERY, KINDS, NAMES, PERIODS, duel
+from lib.data.tasks import generate
 from lib.grade.calculator import calculate, mark, show
 
 Turn = tuple[str, str]  # (question, answer)

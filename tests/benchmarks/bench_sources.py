@@ -1,7 +1,8 @@
 """How much memory rows take: `python tests/benchmarks/bench_sources.py`.
 
 Reach: a million rows of JSONL in at most 1.6 GB, as the plain list that they are loaded as, and streamed in a size that
-does not grow with them. Rows are like GSM8K's, of 75 to 230 characters. Each figure is of a process of its own: the peak above what its imports took.
+does not grow with them. Rows are like GSM8K's, of 75 to 230 characters. Each figure is of a process of its own: the
+peak above what its imports took.
 """
 
 import json

@@ -107,7 +107,7 @@ def test_a_file_is_parsed_once_for_all_its_splits(folder, monkeypatch):
         assert part == sources.load(settings, [split])[split]
     parsed.clear()
     sources.load(own(folder / "gsm8k/train.jsonl", validation_rows=5, test_rows=5))
-    mixed_splits = sources.load(mixed(folder, "gsm8k=1, quant_tasks:24", kinds="CAGR", train_rows=10, test_rows=10))
+    mixed_splits = sources.load(mixed(folder, "gsm8k, quant_tasks:24", kinds="CAGR", train_rows=10, test_rows=10))
     assert parsed == [folder / f"gsm8k/{name}.jsonl" for name in ("train", "train", "test")]
     assert mixed_splits["train"].files == [folder / "gsm8k/train.jsonl"]
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from scipy import optimize, stats
 
-from lib.data import gate, tasks
+from lib.data import gate, kinds, tasks
 from lib.grade.calculator import MARK, calculate, wrong_marks, wrong_sums
 from lib.grade.scoring import grade
 from lib.run.paths import ROOT
@@ -62,7 +62,7 @@ def listed(pattern, text):
 
 def names(text):
     """The funds in the order of their first mention."""
-    return sorted((n for n in tasks.NAMES if re.search(rf"\b{n}\b", text)), key=text.index)
+    return sorted((n for n in kinds.NAMES if re.search(rf"\b{n}\b", text)), key=text.index)
 
 
 def read_compounding(text):
@@ -622,9 +622,10 @@ def test_streams_of_split_kind_seed_and_index_differ(monkeypatch):
     """Every problem draws from a stream of its own: no two begin with the same number."""
     first = {}
 
-    def draw(rng, unseen):
-        first.setdefault(id(rng), (rng, rng.bit_generator.seed_seq.generate_state(4).tobytes()))
-        return plain(rng, unseen)
+    def draw(given):
+        state = given.rng.bit_generator.seed_seq.generate_state(4).tobytes()
+        first.setdefault(id(given.rng), (given.rng, state))
+        return plain(given)
 
     for name in ("compounding", "CAGR"):
         plain = tasks.KINDS[name].draw
@@ -776,7 +777,7 @@ def test_neighbouring_seeds_share_hardly_a_question(split):
 
 def test_more_questions_than_there_are_end_with_an_error(monkeypatch):
     always = {"principal": 1000.0, "rate": 5.0, "frequency": "annually", "every": "every year"}
-    few = replace(tasks.KINDS["compounding"], draw=lambda rng, unseen: always | {"years": int(rng.integers(2, 5))})
+    few = replace(tasks.KINDS["compounding"], draw=lambda given: always | {"years": int(given.rng.integers(2, 5))})
     monkeypatch.setattr(tasks, "KINDS", {"compounding": few})
     with pytest.raises(ValueError, match="different questions of 'compounding' for train: ask for fewer rows"):
         tasks.generate("train", 100, 0, ("compounding",))
