@@ -73,8 +73,9 @@ def encode(row: dict, tokenizer) -> dict:
 
 def end_ids(tokenizer) -> list[int]:
     """The tokens that end an answer: EOS, and the end of a turn where the vocabulary has one."""
-    turns = [tokenizer.convert_tokens_to_ids(name) for name in ("<|eot_id|>", "<|im_end|>", "<end_of_turn>")]
-    return list(dict.fromkeys([tokenizer.eos_token_id, *(i for i in turns if i not in (None, tokenizer.unk_token_id))]))
+    turns = tokenizer.convert_tokens_to_ids(["<|eot_id|>", "<|im_end|>", "<end_of_turn>"])
+    known = [id for id in turns if id not in (None, tokenizer.unk_token_id)]
+    return list(dict.fromkeys([tokenizer.eos_token_id, *known]))
 
 
 def supervised_text(encoded: dict, tokenizer) -> str:

@@ -129,8 +129,9 @@ def _read(settings: PrepareSettings, split: str, place: Path | str, whole: bool)
     parts = _divide(rows, asked)
     if not parts["train"]:
         held = " and ".join(f"{name}_rows = {count}" for name, count in reversed(asked.items()))
-        there = f"{len(rows)} rows in {len({row['group'] for row in rows})} groups"
-        raise SourceError(f"{place}: {held} leave nothing to train on ({there}); lower them")
+        groups = {row["group"] for row in rows}
+        raise SourceError(f"{place}: {held} leave nothing to train on "
+                          f"({len(rows)} rows in {len(groups)} groups); lower them")  # fmt: skip
     loaded = {name: Loaded(parts[name][:most], [], files) for name, most in asked.items()}
     return loaded | {"train": Loaded(parts["train"][: settings.train_rows], rejected, files)}
 
@@ -155,17 +156,17 @@ def _divide(rows: list[dict], asked: dict[str, int]) -> dict[str, list[dict]]:
 def _mixture(settings: PrepareSettings, splits: Sequence[str]) -> dict[str, Loaded]:
     parts, loaded = parts_of(settings), []
     for part in parts:
-        most = part.cap
+        cap = part.cap
         if part.source == "quant_tasks":  # generated without end
-            most = most or settings.train_rows
-        own = {"source": part.source, "train_rows": most, "dataset_revision": part.revision}
+            cap = cap or settings.train_rows
+        own = {"source": part.source, "train_rows": cap, "dataset_revision": part.revision}
         loaded.append(load(SimpleNamespace(**vars(settings) | own), splits))
     mixed = {}
     for split in splits:
         sources = [source[split] for source in loaded]
         weights = [len(source.rows) for source in sources]
         if split == "train":
-            weights = [part.weight or there for part, there in zip(parts, weights, strict=True)]
+            weights = [part.weight or size for part, size in zip(parts, weights, strict=True)]
         most = getattr(settings, f"{split}_rows", None)
         mixed[split] = Loaded(
             _interleaved([source.rows for source in sources], weights, most),

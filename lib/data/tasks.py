@@ -37,10 +37,11 @@ class Problem:
 
     def row(self) -> dict:
         """The problem in the project's row schema; rows of one template form a group."""
-        said = {"user": self.question, "assistant": self.reasoning}
         return {
             "id": self.id, "source": "quant_tasks", "kind": self.kind, "level": self.level,
-            "messages": [{"role": role, "content": text} for role, text in said.items()],
+            "messages": [
+                {"role": "user", "content": self.question}, {"role": "assistant", "content": self.reasoning},
+            ],
             "gold": self.gold, "group": f"{self.kind}/{self.template}",
         }  # fmt: skip
 
