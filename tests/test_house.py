@@ -14,6 +14,7 @@ from lib.data import kinds
 from lib.run import settings
 from lib.run.paths import ROOT
 from lib.run.stages import IN_EVERY_RUN, STAGES
+from lib.ship import cloud
 
 ROOMS = ("data", "engine", "gpt", "grade", "judge", "pipeline", "run", "ship", "train")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -65,6 +66,15 @@ def test_the_contract_holds_and_fails_on_a_planted_import(tmp_path, module, plan
     assert (done.returncode == 0) == (planted == "")
 
 
+def test_packaging_and_a_cloud_job_carry_every_file_of_lib():
+    there = {path for path in (ROOT / "lib").rglob("*") if path.is_file() and "__pycache__" not in path.parts}
+    assert {path for pattern in cloud.SOURCES for path in ROOT.glob(pattern)} >= there
+    patterns = ["*.py", *PROJECT["tool"]["setuptools"]["package-data"]["*"]]
+    folders = [ROOT / "lib", *(ROOT / "lib" / room for room in ROOMS)]
+    assert {path for folder in folders for pattern in patterns for path in folder.glob(pattern)} == there
+    assert {path for path in there if path.suffix != ".py"} == {ROOT / "lib/data/kinds.json"}
+
+
 def test_packaging_and_linting_know_the_rooms():
     (wanted,) = PROJECT["tool"]["setuptools"]["packages"]["find"]["include"]
     assert {*find_packages(ROOT, include=[wanted])} == {"lib", *(f"lib.{room}" for room in ROOMS)}
@@ -76,7 +86,7 @@ def test_packaging_and_linting_know_the_rooms():
 def test_every_place_that_is_named_exists(path):
     """Files as lib/run/runs.py, and modules as lib.train.fsdp_worker, which other processes start by their names."""
     text = path.read_text(encoding="utf-8")
-    files = {name for name in re.findall(r"(?<![\w/])(?:lib|tests)/[\w/]+\.py\b", text)}
+    files = {name for name in re.findall(r"(?<![\w/])(?:lib|tests)/[\w/]+\.(?:py|json)\b", text)}
     modules = set(re.findall(rf"(?<![\w.])lib\.(?:{'|'.join(ROOMS)})\.[a-z_]+", text))
     files |= {f"{name.replace('.', '/')}.py" for name in modules}
     assert [name for name in sorted(files) if not (ROOT / name).is_file()] == []

@@ -163,7 +163,7 @@ def loading(folder: Path, source: str = "gsm8k"):
     from lib.data import sources
 
     names = {"train_rows": None, "validation_rows": 0, "test_rows": 0, "dataset_revision": None, "max_length": 640}
-    return sources.load(SimpleNamespace(source=source, data_dir=str(folder), **names), "train")
+    return sources.load(SimpleNamespace(source=source, data_dir=str(folder), **names), ["train"])["train"]
 
 
 def test_a_link_out_of_a_data_folder_is_refused(tmp_path):

@@ -1,10 +1,10 @@
-"""The one prompt format, and which tokens of a row are learnt."""
+"""The one prompt format, and which tokens of a row are learnt (supervised)."""
 
 import html
 
 from lib import SharpenError
 from lib.run.paths import locate
-from lib.run.settings import SettingsError
+from lib.run.settings import ExportSettings, PrepareSettings, ServeSettings, SettingsError, TrainSettings
 
 # The embedded base's template; a hub model brings its own with its tokenizer. `generation` marks what is learnt.
 TEMPLATE = (
@@ -18,14 +18,15 @@ IGNORED = -100  # the label that torch's cross entropy leaves out
 
 
 class EncodingError(SharpenError):
-    """A row cannot be learnt as it is; `check` is the data gate's name for why, the message names the row."""
+    """A row cannot be learnt as it is; `check` is the data gate's name for why, the message names
+    the row."""
 
     def __init__(self, check: str, message: str):
         self.check = check
         super().__init__(message)
 
 
-def load_tokenizer(settings):
+def load_tokenizer(settings: PrepareSettings | TrainSettings | ExportSettings | ServeSettings):
     """The base model's tokenizer, with the settings' chat template where they name one."""
     if settings.chat_template:
         from unsloth.chat_templates import get_chat_template  # templates for bases that were published without one
@@ -36,22 +37,24 @@ def load_tokenizer(settings):
     if settings.chat_template:
         tokenizer = get_chat_template(tokenizer, chat_template=settings.chat_template)
     if not tokenizer.chat_template:
-        raise SettingsError([f"base_model = {settings.base_model!r} has no chat template: "
-                                     f"set chat_template, e.g. 'llama-3' or 'chatml'"])  # fmt: skip
+        problem = f"base_model = {settings.base_model!r} has no chat template"
+        raise SettingsError([f"{problem}: set chat_template, e.g. 'llama-3' or 'chatml'"])
     return tokenizer
 
 
 def prompt_ids(messages: list[dict], tokenizer) -> list[int]:
     """Token ids of a row's messages up to where the last assistant message begins."""
-    asked = messages[:-1] if messages[-1]["role"] == "assistant" else messages
-    return tokenizer.apply_chat_template(asked, add_generation_prompt=True)["input_ids"]
+    if messages[-1]["role"] == "assistant":
+        messages = messages[:-1]
+    return tokenizer.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
 
 
 def encode(row: dict, tokenizer) -> dict:
     """{"input_ids", "labels"} of a whole row; only the last answer and its end token are learnt.
 
-    EncodingError where the prompt alone is tokenised otherwise than inside the row (the model would be asked something
-    that it never saw), or where no end token closes the answer (it would never learn to stop)."""
+    EncodingError where the prompt alone is tokenised otherwise than inside the row (the model would
+    be asked something that it never saw), or where no end token closes the answer (it would never
+    learn to stop)."""
     prompt = prompt_ids(row["messages"], tokenizer)
     whole = tokenizer.apply_chat_template(row["messages"])["input_ids"]
     if whole[: len(prompt)] != prompt:
@@ -62,18 +65,17 @@ def encode(row: dict, tokenizer) -> dict:
     if len(whole) == len(prompt):
         raise EncodingError("nothing learnt", f"row {row['id']}: its answer has no tokens to learn")
     if whole[-1] not in end_ids(tokenizer):
-        raise EncodingError(
-            "end token",
-            f"row {row['id']}: the chat template closes the answer with {tokenizer.decode(whole[-1:])!r}, "
-            f"not with the end token {tokenizer.eos_token!r}",
-        )
+        message = (f"row {row['id']}: the chat template closes the answer with {tokenizer.decode(whole[-1:])!r}, "
+                   f"not with the end token {tokenizer.eos_token!r}")  # fmt: skip
+        raise EncodingError("end token", message)
     return {"input_ids": whole, "labels": [IGNORED] * len(prompt) + whole[len(prompt) :]}
 
 
 def end_ids(tokenizer) -> list[int]:
     """The tokens that end an answer: EOS, and the end of a turn where the vocabulary has one."""
-    turns = [tokenizer.convert_tokens_to_ids(name) for name in ("<|eot_id|>", "<|im_end|>", "<end_of_turn>")]
-    return list(dict.fromkeys([tokenizer.eos_token_id, *(i for i in turns if i not in (None, tokenizer.unk_token_id))]))
+    turns = tokenizer.convert_tokens_to_ids(["<|eot_id|>", "<|im_end|>", "<end_of_turn>"])
+    known = [id for id in turns if id not in (None, tokenizer.unk_token_id)]
+    return list(dict.fromkeys([tokenizer.eos_token_id, *known]))
 
 
 def supervised_text(encoded: dict, tokenizer) -> str:

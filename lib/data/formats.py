@@ -1,4 +1,5 @@
-"""One parser a data set: the fields of a record -> a row with messages, typed gold and group (pages: `pages.py`)."""
+"""One parser a data set: the fields of a record -> a row with messages, typed gold and group
+(pages: `pages.py`)."""
 
 import hashlib
 import json
@@ -17,9 +18,10 @@ class BadRow(ValueError):
     """A record cannot be used; the message names the field and what is wrong with it."""
 
 
-# --- fields -----------------------------------------------------------------------------------------------------------
+# --- fields ---------------------------------------------------------------------------------------
 def text_of(fields: dict, name: str, needed: bool = True) -> str:
-    """A field's text without outer white space; BadRow where it is no text, or is needed and empty."""
+    """A field's text without outer white space; BadRow where it is no text, or is needed and
+    empty."""
     value = fields.get(name)
     if value is None and not needed:
         return ""
@@ -38,8 +40,8 @@ def number_of(fields: dict, name: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         raise BadRow(f"field {name!r} is missing or no number")
     try:
-        number = float(value.replace(",", "") if isinstance(value, str) else value)
-    except (ValueError, OverflowError):
+        number = float(str(value).replace(",", ""))
+    except ValueError:
         number = math.nan
     if not abs(number) < 1e300:  # nor can larger ones be graded
         raise BadRow(f"field {name!r} is no finite number")
@@ -50,9 +52,10 @@ def digest(value) -> str:
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:12]
 
 
-# --- rows -------------------------------------------------------------------------------------------------------------
+# --- rows -----------------------------------------------------------------------------------------
 def typed(value: float | str | bool, unit: str, decimals: int, tolerance: float = 0.0) -> dict:
-    """A gold. With tolerance 0 an answer may be off by half a unit of the last of `decimals` digits, and no more."""
+    """A gold. With tolerance 0 an answer may be off by half a unit of the last of `decimals`
+    digits, and no more."""
     return {"value": value, "unit": unit, "decimals": decimals, "tolerance": tolerance}
 
 
@@ -71,43 +74,52 @@ def numeral(text: str) -> numerals.Reading | None:
     """The number that a text is from end to end (`$1,496.5`, `(32)`, `45 %`), else None."""
     if len(text) > 40 or not NUMERAL.fullmatch(numerals.normal(text).strip()):
         return None
-    found = numerals.first_number(numerals.plain(numerals.normal(text)))
-    return None if found.error else found
+    number = numerals.first_number(numerals.plain(numerals.normal(text)))
+    if number.error:
+        return None
+    return number
 
 
 def decimals_shown(number: numerals.Reading) -> int:
-    """Digits after the point that a text showed (-6: whole millions), as far as a gold can say it."""
-    return max(-15, min(15, -round(math.log10(number.step)) if number.step else decimals_of(number.value)))
+    """Digits after the point that a text showed (-6: whole millions), as far as a gold can say
+    it."""
+    if number.step:
+        decimals = -round(math.log10(number.step))
+    else:
+        decimals = decimals_of(number.value)
+    return max(-15, min(15, decimals))
 
 
-def row_of(source: str, kind: str, place: str, question: str, answer: str, gold: dict | None, group: str = "") -> dict:
+def row_of(
+    source: str, kind: str, place: str, question: str, answer: str, gold: dict | None, group: str = ""
+) -> dict:  # fmt: skip
     messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-    id = f"{source}-{place}"
-    return {"id": id, "source": source, "kind": kind, "messages": messages, "gold": gold,
-            "group": f"{source}-{group}" if group else id}  # fmt: skip
+    return {"id": f"{source}-{place}", "source": source, "kind": kind, "messages": messages, "gold": gold,
+            "group": f"{source}-{group or place}"}  # fmt: skip
 
 
 def joined(*parts: str) -> str:
     return "\n\n".join(filter(None, parts))
 
 
-# --- word problems ----------------------------------------------------------------------------------------------------
+# --- word problems --------------------------------------------------------------------------------
 def gsm8k(fields: dict, place: str) -> dict:
     """The worked answer keeps its <<expr=value>> marks and ends with `#### N`."""
     question, answer = text_of(fields, "question"), text_of(fields, "answer")
-    found = re.search(r"####\s*(-?\d[\d,]{0,30}(?:\.\d{1,30})?)\s*$", answer)
-    if not found:
+    marked = re.search(r"####\s*(-?\d[\d,]{0,30}(?:\.\d{1,30})?)\s*$", answer)
+    if not marked:
         raise BadRow("field 'answer' does not end with '#### ' and a number")
-    return row_of("gsm8k", "grade school", place, question, answer, _whole(float(found[1].replace(",", ""))))
+    gold = _whole(float(marked[1].replace(",", "")))
+    return row_of("gsm8k", "grade school", place, question, answer, gold)
 
 
 def svamp(fields: dict, place: str) -> dict:
     """The equation is the working; a row whose equation does not give its answer is bad."""
     value, equation = number_of(fields, "answer"), re.sub(r"\.0\b|\s", "", text_of(fields, "equation"))
     try:
-        found = calculator.calculate(equation)
-        if not math.isclose(found, value, rel_tol=1e-9):
-            raise BadRow(f"field 'equation' gives {calculator.show(found)}, not {value:g}")
+        result = calculator.calculate(equation)
+        if not math.isclose(result, value, rel_tol=1e-9):
+            raise BadRow(f"field 'equation' gives {calculator.show(result)}, not {value:g}")
     except calculator.CalculatorError as error:
         raise BadRow(f"field 'equation': {error}") from None
     answer = f"{equation} = {calculator.mark(equation)}{value:.15g}\n#### {value:.15g}"
@@ -115,7 +127,7 @@ def svamp(fields: dict, place: str) -> dict:
     return row_of("svamp", "word problem", place, question, answer, _whole(value))
 
 
-# --- instructions, conversations, preferences, your own ---------------------------------------------------------------
+# --- instructions, conversations, preferences, your own -------------------------------------------
 def investopedia(fields: dict, place: str) -> dict:
     question = joined(text_of(fields, "context", False), text_of(fields, "question"))
     topic = text_of(fields, "topic")
@@ -131,12 +143,13 @@ def trader_sft(fields: dict, place: str) -> dict:
 
 
 def trader_dpo(fields: dict, place: str) -> dict:
-    """A preference pair: the row is the prompt with the chosen answer; `rejected` holds the other answer."""
+    """A preference pair: the row is the prompt with the chosen answer; `rejected` holds the other
+    answer."""
     if isinstance(fields.get("prompt"), list):
         messages = _messages(fields, "prompt")
     else:
         messages = [{"role": "user", "content": text_of(fields, "prompt")}]
-    chosen, rejected = (_reply(fields, name) for name in ("chosen", "rejected"))
+    chosen, rejected = _reply(fields, "chosen"), _reply(fields, "rejected")
     if messages[-1]["role"] != "user":
         raise BadRow("field 'prompt' does not end with a user's message")
     if chosen == rejected:
@@ -151,10 +164,10 @@ def with_rejected(row: dict) -> dict:
 
 
 def _messages(fields: dict, name: str) -> list[dict]:
-    found, messages = fields.get(name), []
-    if not isinstance(found, list) or not found:
+    records, messages = fields.get(name), []
+    if not isinstance(records, list) or not records:
         raise BadRow(f"field {name!r} is missing, empty or no list")
-    for message in found:
+    for message in records:
         if not isinstance(message, dict):
             raise BadRow(f"field {name!r} holds something that is no message")
         role = message.get("role", message.get("from"))
@@ -176,24 +189,30 @@ def _reply(fields: dict, name: str) -> str:
 
 
 def own(fields: dict, place: str, columns: dict[str, str]) -> dict:
-    """Your own rows; `columns` says which of your columns is the question, answer, context and group.
+    """Your own rows; `columns` says which of your columns is the question, answer, context and
+    group.
 
-    The gold is the marked answer (`#### 42`), or the whole answer where it is a number; else there is none."""
-    names = {name: columns.get(name, name) for name in ("question", "answer", "context", "group")}
-    if type(fields.get(names["answer"])) in (int, float):
-        fields = fields | {names["answer"]: f"{number_of(fields, names['answer']):.15g}"}
-    question, answer = text_of(fields, names["question"]), text_of(fields, names["answer"])
+    The gold is the marked answer (`#### 42`), or the whole answer where it is a number; else there
+    is none."""
+    question = text_of(fields, columns.get("question", "question"))
+    name = columns.get("answer", "answer")
+    if type(fields.get(name)) in (int, float):
+        answer = f"{number_of(fields, name):.15g}"
+    else:
+        answer = text_of(fields, name)
     number, marked, gold = numeral(answer), reading.parse(answer), None
     if marked and marked.reading == "marker":
         gold = typed(marked.value, marked.unit, decimals_shown(marked))
     elif number:
         gold, answer = typed(number.value, number.unit, decimals_shown(number)), f"#### {answer}"
-    context, group = (text_of(fields, names[name], False) for name in ("context", "group"))
+    context = text_of(fields, columns.get("context", "context"), False)
+    group = text_of(fields, columns.get("group", "group"), False)
     return row_of("own", "own", place, joined(context, question), answer, gold, group)
 
 
 def corpus_blocks(fields: dict, most: int) -> list[dict]:
-    """A document -> blocks of whole sentences, of at most `most` characters; a longer sentence is a block alone."""
+    """A document -> blocks of whole sentences, of at most `most` characters; a longer sentence is a
+    block alone."""
     blocks = [""]
     for sentence in re.split(r"(?<=[.!?])(?=\s)|(?=\n)", text_of(fields, "text")):
         if blocks[-1].strip() and len(blocks[-1]) + len(sentence) > most:
@@ -203,7 +222,8 @@ def corpus_blocks(fields: dict, most: int) -> list[dict]:
 
 
 def corpus(fields: dict, place: str) -> dict:
-    """A block of text: its first sentence (of a single one: five words) is given, the rest is learnt."""
+    """A block of text: its first sentence (of a single one: five words) is given, the rest is
+    learnt."""
     text = text_of(fields, "text")
     opening = re.match(r".{20,400}?[.!?:](?=\s)|(?:\S+\s+){5}", text, re.DOTALL)
     if not opening:

@@ -1,21 +1,23 @@
-"""Every data set as rows of one schema, streamed: id, source, kind, messages, gold, group; and mixtures of them."""
+"""Every data set as rows of one schema, streamed: id, source, kind, messages, gold, group; and
+mixtures of them."""
 
 import csv
-import itertools
 import json
 import math
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from typing import NamedTuple
 
 from lib import SharpenError
 from lib.data import formats, pages, tasks, texts
 from lib.run import untrusted
 from lib.run.paths import in_project
-from lib.run.settings import columns_of, parts_of
+from lib.run.settings import PrepareSettings, columns_of, parts_of
 
+SPLITS = ("train", "validation", "test", "test_seen")
 HUB = {  # repository and configuration; what has no rows of one type each (FinQA, TAT-QA, ...) is read from files
     "gsm8k": ("openai/gsm8k", "main"), "svamp": ("ChilleD/SVAMP", None),
     "investopedia": ("FinLang/investopedia-instruction-tuning-dataset", None),
@@ -26,7 +28,7 @@ PARSERS = {
     "trader_sft": formats.trader_sft, "trader_dpo": formats.trader_dpo, "corpus": formats.corpus,
 }  # fmt: skip
 ENDINGS = (".jsonl", ".jsonl.gz", ".json", ".csv")
-UNSPLIT = ("investopedia", "trader_sft", "trader_dpo", "corpus", "own")  # come as one file; it is split by its groups
+UNSPLIT = ("investopedia", "trader_sft", "trader_dpo", "corpus", "own")  # come as one file, split by its groups
 REJECTED_SHARE = 0.01  # above this share of bad rows a source is taken for the wrong file, not for a dirty one
 LARGEST_JSON = 256 << 20  # bytes of a .json file, which is parsed whole
 LONGEST_CELL = 1 << 20  # characters of a cell of a CSV file
@@ -36,158 +38,202 @@ class SourceError(SharpenError):
     """The data cannot be loaded; the message names the place and the remedy."""
 
 
-class Rows(Sequence):
-    """Rows that stay JSON text until they are read: a million short ones take 0.6 GB, and as a list 1.4 GB."""
+class Loaded(NamedTuple):
+    """One split of the settings' source."""
 
-    def __init__(self, rows: Iterable[dict] = ()):
-        self._lines = [json.dumps(row, ensure_ascii=False).encode() for row in rows]
-
-    def __len__(self) -> int:
-        return len(self._lines)
-
-    def __getitem__(self, index):
-        found = self._lines[index]
-        return list(map(json.loads, found)) if isinstance(index, slice) else json.loads(found)
-
-    def __eq__(self, other) -> bool:
-        return list(self) == list(other)
+    rows: list[dict]
+    rejected: list[dict]  # bad records: their place and the reason
+    files: list[Path]  # local files that were read
 
 
-def load(settings, split: str) -> tuple[Rows, list[dict], list[Path]]:
-    """(rows, rejected records with their reasons, local files read) of one split of the settings' source.
+def load(settings: PrepareSettings, splits: Sequence[str] = SPLITS) -> dict[str, Loaded]:
+    """The splits of the settings' source; a file is parsed once, whichever splits are in it.
 
-    Splits: train, validation, test; for generated tasks `test` has unseen phrasings and ranges, and `test_seen` (a
-    fifth of it) trained ones. The groups of the last training rows serve for validation, and for the test where one
-    file holds all there is (where test_rows is none, held_out_percent of it): no group is in two splits of one file.
-    Bad records are told once, with train or the test's own file. Memory: the rows that are returned, and the names of
-    the groups."""
-    counts = {"train": settings.train_rows, "validation": settings.validation_rows or 0, "test": settings.test_rows}
+    For generated tasks `test` has unseen phrasings and ranges, and `test_seen` (a fifth of it)
+    trained ones. Of one file, the groups of the last rows serve for validation, and for the test
+    where it has no file of its own (where test_rows is none, held_out_percent of the rows): no
+    group is in two splits. Bad records are told once, with train or the test's own file. Memory:
+    all rows of the files that are read."""
     if settings.source == "mixture":
-        return _mixture(settings, split, counts.get(split))
+        return _mixture(settings, splits)
     if settings.source == "quant_tasks":
-        counts["test_seen"] = settings.test_rows // 5
-        kinds = tuple(tasks.KINDS) if settings.kinds == ("all",) else settings.kinds or tasks.DEMO_KINDS
-        try:
-            problems = tasks.generate(split, counts[split], settings.data_seed, kinds)
-        except ValueError as error:  # a kind has only so many different questions
-            raise SourceError(f"{split}_rows = {counts[split]}: {error}") from None
-        return Rows(problem.row() for problem in problems), [], []
-    if split == "test_seen":
-        return Rows(), [], []
-    place, whole = _place(settings, split)
-    rejected: list[dict] = []
-    groups = [row["group"] for row in stream(settings, place, rejected)]  # what there is: once through, keeping little
-    if not groups and not rejected:
-        raise SourceError(f"{place}: no rows")
-    if len(rejected) > REJECTED_SHARE * (len(groups) + len(rejected)):
-        raise SourceError(
-            f"{len(rejected)} of {len(groups) + len(rejected)} rows are bad, the first at {rejected[0]['place']}: "
-            f"{rejected[0]['reason']}. Is this the right file?"
-        )
-    if whole and counts["test"] is None:
-        counts["test"] = math.ceil(len(groups) * settings.held_out_percent / 100)
-    held = {}
-    if split != "test" or whole:
-        held = _held_out(groups, {"test": counts["test"] if whole else 0, "validation": counts["validation"]})
-    home = "train" if split != "test" or whole else "test"  # where the rows of no held-out group are
-    wanted = (row for row in stream(settings, place, []) if held.get(row["group"], home) == split)
-    rows = Rows(itertools.islice(wanted, counts[split]))
-    if split == "train" and not rows:
-        held_rows = f"validation_rows = {counts['validation']}" + f" and test_rows = {counts['test']}" * whole
-        found = f"{len(groups)} rows in {len(set(groups))} groups"
-        raise SourceError(f"{place}: {held_rows} leave nothing to train on ({found}); lower them")
-    return rows, rejected if split == home else [], [place] if isinstance(place, Path) else []
+        return {split: _generated(settings, split) for split in splits}
+    loaded, read = {}, {}
+    for split in splits:
+        if split == "test_seen":
+            loaded[split] = Loaded([], [], [])
+            continue
+        place, whole = _place(settings, split)
+        if place not in read:
+            read[place] = _read(settings, split, place, whole)
+        loaded[split] = read[place][split]
+    return loaded
 
 
-def stream(settings, place: Path | str, rejected: list[dict]) -> Iterator[dict]:
-    """The rows of a file, a corpus's folder or a hub split (`train`), one at a time; what is bad goes to `rejected`."""
+def stream(settings: PrepareSettings, place: Path | str, rejected: list[dict]) -> Iterator[dict]:
+    """The rows of a file, a corpus's folder or a hub split (`train`), one at a time; what is bad
+    goes to `rejected`."""
     parse, expand = _format(settings)
     for where, raw in _records(settings, place, rejected):
         id = where.rsplit("/", 1)[-1]
         try:
-            fields = _fields(raw)
-            parts = [(id, fields)] if expand is None else [(f"{id}/{k}", f) for k, f in enumerate(expand(fields), 1)]
+            parts = [_fields(raw)]
+            if expand:
+                parts = expand(parts[0])
         except formats.BadRow as error:
             rejected.append({"place": where, "reason": str(error)})
             continue
-        for id, part in parts:
+        for number, part in enumerate(parts, 1):
             try:
-                yield parse(part, id)
+                yield parse(part, f"{id}/{number}" if expand else id)
             except formats.BadRow as error:
-                rejected.append({"place": where if expand is None else f"{where}, part {id.rpartition('/')[2]}",
-                                 "reason": str(error)})  # fmt: skip
+                place_of_part = f"{where}, part {number}" if expand else where
+                rejected.append({"place": place_of_part, "reason": str(error)})
 
 
-# --- splits and mixtures ----------------------------------------------------------------------------------------------
-def _held_out(groups: list[str], counts: dict[str, int]) -> dict[str, str]:
-    """{group: split} of the last groups, taken whole until each split has its count of rows."""
-    sizes, last, held = Counter(groups), iter(dict.fromkeys(reversed(groups))), {}
-    for split, count in counts.items():
+# --- splits and mixtures --------------------------------------------------------------------------
+def _generated(settings: PrepareSettings, split: str) -> Loaded:
+    counts = {
+        "train": settings.train_rows, "validation": settings.validation_rows or 0,
+        "test": settings.test_rows, "test_seen": settings.test_rows // 5,
+    }  # fmt: skip
+    kinds = settings.kinds or tasks.DEMO_KINDS
+    if kinds == ("all",):
+        kinds = tuple(tasks.KINDS)
+    try:
+        problems = tasks.generate(split, counts[split], settings.data_seed, kinds)
+    except ValueError as error:  # a kind has only so many different questions
+        raise SourceError(f"{split}_rows = {counts[split]}: {error}") from None
+    return Loaded([problem.row() for problem in problems], [], [])
+
+
+def _read(settings: PrepareSettings, split: str, place: Path | str, whole: bool) -> dict[str, Loaded]:
+    """The splits in a place: all three where it is the `whole`, else the test alone, or training
+    and validation."""
+    rejected: list[dict] = []
+    rows = list(stream(settings, place, rejected))
+    count, files = len(rows) + len(rejected), [place] if isinstance(place, Path) else []
+    if not count:
+        raise SourceError(f"{place}: no rows")
+    if len(rejected) > REJECTED_SHARE * count:
+        first = f"the first at {rejected[0]['place']}: {rejected[0]['reason']}"
+        raise SourceError(f"{len(rejected)} of {count} rows are bad, {first}. Is this the right file?")
+    if split == "test" and not whole:
+        return {"test": Loaded(rows[: settings.test_rows], rejected, files)}
+    asked = {"validation": settings.validation_rows or 0}
+    if whole:
+        tests = settings.test_rows
+        if tests is None:
+            tests = math.ceil(len(rows) * settings.held_out_percent / 100)
+        asked = {"test": tests} | asked
+    parts = _divide(rows, asked)
+    if not parts["train"]:
+        held = " and ".join(f"{name}_rows = {count}" for name, count in reversed(asked.items()))
+        groups = {row["group"] for row in rows}
+        raise SourceError(f"{place}: {held} leave nothing to train on "
+                          f"({len(rows)} rows in {len(groups)} groups); lower them")  # fmt: skip
+    loaded = {name: Loaded(parts[name][:most], [], files) for name, most in asked.items()}
+    return loaded | {"train": Loaded(parts["train"][: settings.train_rows], rejected, files)}
+
+
+def _divide(rows: list[dict], asked: dict[str, int]) -> dict[str, list[dict]]:
+    """Rows by split: the last groups go, whole, to the splits in turn until each has as many rows
+    as are asked for."""
+    groups = [row["group"] for row in rows]
+    sizes, last, split_of = Counter(groups), deque(dict.fromkeys(reversed(groups))), {}
+    parts: dict[str, list[dict]] = {name: [] for name in ("train", *asked)}
+    for name, count in asked.items():
         total = 0
-        while total < count and (group := next(last, None)) is not None:
-            held[group] = split
+        while last and total < count:
+            group = last.popleft()
+            split_of[group] = name
             total += sizes[group]
-    return held
+    for row in rows:
+        parts[split_of.get(row["group"], "train")].append(row)
+    return parts
 
 
-def _mixture(settings, split: str, count: int | None) -> tuple[Rows, list[dict], list[Path]]:
-    """Rows of several sources, evenly interleaved, none twice.
-
-    Training rows come in the ratio of the weights (without weights: of what there is), as many as the scarcest source
-    allows; a cap is the most that is trained on of one source. The test asks each in the ratio of what it has."""
-    loaded, weights, rejected, files = [], [], [], []
-    for part in parts_of(settings):
-        most = part.cap or (settings.train_rows if part.source == "quant_tasks" else None)  # generated without end
-        own = {"source": part.source, "train_rows": most, "dataset_revision": part.revision}
-        rows, bad, used = load(SimpleNamespace(**vars(settings) | own), split)
-        loaded.append(rows)
-        weights.append(len(rows) if part.weight is None or split != "train" else part.weight)
-        rejected += bad
-        files += used
-    if not any(loaded):
-        return Rows(), rejected, files
-    share = min(len(rows) / weight for rows, weight in zip(loaded, weights, strict=True) if weight)
-    if count is not None:
-        share = min(share, count / sum(weights))
-    sizes = [int(share * weight + 1e-9) for weight in weights]
-    order = sorted(((k + 0.5) / size, number, k) for number, size in enumerate(sizes) for k in range(size))
-    return Rows(loaded[number][k] for _, number, k in order), rejected, files
-
-
-# --- records ----------------------------------------------------------------------------------------------------------
-def _format(settings) -> tuple[Callable, Callable | None]:
-    """(record -> row, and where a line holds several records: line -> records) of the settings' source."""
-    if settings.source == "own":
-        return partial(formats.own, columns=columns_of(settings)), None
-    expand = {
-        "tatqa": pages.tatqa_questions,
-        # Two characters a token, so that blocks fit: with its small vocabulary the embedded base has 2.6 in minutes.
-        "corpus": partial(formats.corpus_blocks, most=2 * settings.max_length),
-    }
-    return PARSERS[settings.source], expand.get(settings.source)
+def _mixture(settings: PrepareSettings, splits: Sequence[str]) -> dict[str, Loaded]:
+    parts, loaded = parts_of(settings), []
+    for part in parts:
+        cap = part.cap
+        if part.source == "quant_tasks":  # generated without end
+            cap = cap or settings.train_rows
+        own = {"source": part.source, "train_rows": cap, "dataset_revision": part.revision}
+        loaded.append(load(SimpleNamespace(**vars(settings) | own), splits))
+    mixed = {}
+    for split in splits:
+        sources = [source[split] for source in loaded]
+        weights = [len(source.rows) for source in sources]
+        if split == "train":
+            weights = [part.weight or size for part, size in zip(parts, weights, strict=True)]
+        most = getattr(settings, f"{split}_rows", None)
+        mixed[split] = Loaded(
+            _interleaved([source.rows for source in sources], weights, most),
+            [bad for source in sources for bad in source.rejected],
+            [file for source in sources for file in source.files],
+        )
+    return mixed
 
 
-def _place(settings, split: str) -> tuple[Path | str, bool]:
+def _interleaved(sources: list[list[dict]], weights: list[float], most: int | None) -> list[dict]:
+    """Rows of several sources, evenly interleaved in the ratio of their weights, none twice: as
+    many as the scarcest source allows, and `most` at most."""
+    if not any(sources):
+        return []
+    share = min(len(rows) / weight for rows, weight in zip(sources, weights, strict=True) if weight)
+    if most is not None:
+        share = min(share, most / sum(weights))
+    order = []
+    for number, weight in enumerate(weights):
+        size = int(share * weight + 1e-9)
+        order += [((k + 0.5) / size, number, k) for k in range(size)]
+    return [sources[number][k] for _, number, k in sorted(order)]
+
+
+# --- records --------------------------------------------------------------------------------------
+def _format(settings: PrepareSettings) -> tuple[Callable, Callable | None]:
+    """(record -> row, and where a line holds several records: line -> records) of the settings'
+    source."""
+    match settings.source:
+        case "own":
+            return partial(formats.own, columns=columns_of(settings)), None
+        case "tatqa":
+            return pages.tatqa, pages.tatqa_questions
+        case "corpus":  # two characters a token, so that blocks fit: the embedded base has 2.6 in minutes
+            return formats.corpus, partial(formats.corpus_blocks, most=2 * settings.max_length)
+    return PARSERS[settings.source], None
+
+
+def _place(settings: PrepareSettings, split: str) -> tuple[Path | str, bool]:
     """(the file, folder or hub split that a split's rows are in, whether all splits are in it)."""
-    published = "test" if split == "test" else "train"
+    whole = settings.source in UNSPLIT
+    if settings.data_dir:
+        folder = Path(in_project(settings.data_dir))
+        if folder.is_file():
+            return folder, True
+        if settings.source == "corpus":
+            inner = folder / "corpus"
+            return (_inside(inner, folder) if inner.exists() else folder), True
+        whole = whole and not _file(folder, settings.source, "test")
+    name = "test" if split == "test" and not whole else "train"
     if not settings.data_dir:
-        return published if settings.source not in UNSPLIT else "train", settings.source in UNSPLIT
-    folder = Path(in_project(settings.data_dir))
-    if folder.is_file():
-        return folder, True
-    if settings.source == "corpus":
-        return _inside(folder / "corpus", folder) if (folder / "corpus").exists() else folder, True
-    found = {}
-    for name in ("train", "test"):
-        stems = [folder / settings.source / name, folder / name]
-        found[name] = next((p for stem in stems for end in ENDINGS if (p := Path(f"{stem}{end}")).is_file()), None)
-    whole = settings.source in UNSPLIT and found["test"] is None
-    path = found["train" if whole else published]
+        return name, whole
+    path = _file(folder, settings.source, name)
     if path is None:
-        tried = " and ".join(f"{folder / part / published}.jsonl" for part in (settings.source, ""))
+        tried = " and ".join(f"{folder / part / name}.jsonl" for part in (settings.source, ""))
         raise SourceError(f"no {settings.source} rows: looked for {tried} (or {', '.join(ENDINGS[1:])}); "
                           f"a data_dir that names one file has it split by its groups")  # fmt: skip
     return _inside(path, folder), whole
+
+
+def _file(folder: Path, source: str, name: str) -> Path | None:
+    for stem in (folder / source / name, folder / name):
+        for ending in ENDINGS:
+            path = stem.with_name(f"{name}{ending}")
+            if path.is_file():
+                return path
+    return None
 
 
 def _inside(path: Path, folder: Path) -> Path:
@@ -196,27 +242,37 @@ def _inside(path: Path, folder: Path) -> Path:
     return path
 
 
-def _records(settings, place: Path | str, rejected: list[dict]) -> Iterator[tuple[str, object]]:
+def _records(
+    settings: PrepareSettings, place: Path | str, rejected: list[dict]
+) -> Iterator[tuple[str, object]]:  # fmt: skip
     """(place, record): a JSON line as bytes, a dictionary, or the BadRow that it is."""
     if isinstance(place, str):
         yield from _hub(settings, place)
     elif settings.source == "corpus":
-        documents = texts.documents(place, rejected)
-        yield from ((f"document:{number}", {"text": text}) for number, text in enumerate(documents, 1))
+        for number, text in enumerate(texts.documents(place, rejected), 1):
+            yield f"document:{number}", {"text": text}
     elif place.suffix == ".json":
-        if (size := place.stat().st_size) > LARGEST_JSON:
-            raise SourceError(f"{place}: has {size >> 20:,} MiB, and a .json file of over {LARGEST_JSON >> 20} is not "
-                              f"read whole; one record a line in a .jsonl file may be of any size")  # fmt: skip
-        try:
-            records = json.loads(place.read_bytes())
-        except (ValueError, RecursionError) as error:
-            raise SourceError(f"{place}: is not JSON: {str(error)[:100]}") from None
-        if not isinstance(records, list):
-            raise SourceError(f"{place}: holds no list of records; one record a line belongs into a .jsonl file")
-        yield from ((f"{place.name}:{number}", record) for number, record in enumerate(records, 1))
+        for number, record in enumerate(_list(place), 1):
+            yield f"{place.name}:{number}", record
     else:
+        read = _table if place.suffix == ".csv" else _jsonl
         with untrusted.opened(place) as file:
-            yield from (_table if place.suffix == ".csv" else _jsonl)(file, place.name)
+            yield from read(file, place.name)
+
+
+def _list(place: Path) -> list:
+    """The records of a .json file."""
+    size = place.stat().st_size
+    if size > LARGEST_JSON:
+        raise SourceError(f"{place}: has {size >> 20:,} MiB, and a .json file of over {LARGEST_JSON >> 20} is not "
+                          f"read whole; one record a line in a .jsonl file may be of any size")  # fmt: skip
+    try:
+        records = json.loads(place.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise SourceError(f"{place}: is not JSON: {str(error)[:100]}") from None
+    if not isinstance(records, list):
+        raise SourceError(f"{place}: holds no list of records; one record a line belongs into a .jsonl file")
+    return records
 
 
 def _jsonl(file, name: str) -> Iterator[tuple[str, object]]:
@@ -228,7 +284,8 @@ def _jsonl(file, name: str) -> Iterator[tuple[str, object]]:
 
 
 def _table(file, name: str) -> Iterator[tuple[str, object]]:
-    """Rows of a CSV file with a header; the place is the row's last line. A bad byte stays a surrogate, told later."""
+    """Rows of a CSV file with a header; the place is the row's last line. A bad byte stays a
+    surrogate, told later."""
     csv.field_size_limit(LONGEST_CELL)
     at = 0
 
@@ -251,7 +308,7 @@ def _table(file, name: str) -> Iterator[tuple[str, object]]:
         yield f"{name}:{at}", row
 
 
-def _hub(settings, split: str) -> Iterator[tuple[str, object]]:
+def _hub(settings: PrepareSettings, split: str) -> Iterator[tuple[str, object]]:
     """Rows of a hub data set, which `datasets` keeps in its cache, memory-mapped."""
     if settings.source not in HUB:
         raise SourceError(f"{settings.source} is read from files only: give data_dir (data/README.md)")
@@ -265,7 +322,8 @@ def _hub(settings, split: str) -> Iterator[tuple[str, object]]:
             f"cannot load {repository} from the hub ({type(error).__name__}: {str(error)[:200]}). "
             f"Offline? Give --data-dir, a folder with {settings.source}/{split}.jsonl"
         ) from error
-    yield from ((f"{repository}/{split}:{number}", row) for number, row in enumerate(rows, 1))
+    for number, row in enumerate(rows, 1):
+        yield f"{repository}/{split}:{number}", row
 
 
 def _fields(raw) -> dict:

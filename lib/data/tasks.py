@@ -1,8 +1,9 @@
 """Quantitative finance problems whose gold is recomputed from the text shown.
 
-A kind (`kinds.py`) has phrasings with typed slots. A problem is drawn, written out, and then *read back* by `solve`,
-which sees only the question: numbers rounded for display can so never disagree with the gold. Each kind keeps three
-phrasings and a range of parameters out of training; the test split is made of those.
+A kind (`kinds.py`) has phrasings with typed slots. A problem is drawn, written out, and then *read
+back* by `solve`, which sees only the question: numbers rounded for display can so never disagree
+with the gold. Each kind keeps three phrasings and a range of parameters out of training; the test
+split is made of those.
 """
 
 import re
@@ -13,12 +14,8 @@ from functools import cache
 
 import numpy as np
 
-from lib.data.kinds import CALENDAR, EVERY, HELD_OUT_PHRASINGS, KINDS, NAMES, PERIODS, SLOTS, Kind, duel
+from lib.data.kinds import HELD_OUT_PHRASINGS, KINDS, SLOTS, Draw
 
-__all__ = [
-    "CALENDAR", "DEMO_KINDS", "EVERY", "HELD_OUT_PHRASINGS", "KINDS", "NAMES", "PERIODS", "SPLITS", "Kind", "Problem",
-    "duel", "generate", "solve",
-]  # fmt: skip
 SPLITS = {"train": 0, "validation": 1, "test": 2, "test_seen": 3}  # test: phrasings and ranges never trained on
 DEMO_KINDS = (
     "compounding", "maximum drawdown", "Sharpe comparison", "volatility annualisation", "position sizing",
@@ -40,10 +37,11 @@ class Problem:
 
     def row(self) -> dict:
         """The problem in the project's row schema; rows of one template form a group."""
-        said = {"user": self.question, "assistant": self.reasoning}
         return {
             "id": self.id, "source": "quant_tasks", "kind": self.kind, "level": self.level,
-            "messages": [{"role": role, "content": text} for role, text in said.items()],
+            "messages": [
+                {"role": "user", "content": self.question}, {"role": "assistant", "content": self.reasoning},
+            ],
             "gold": self.gold, "group": f"{self.kind}/{self.template}",
         }  # fmt: skip
 
@@ -78,11 +76,12 @@ def solve(question: str) -> tuple[str, dict]:
 
 
 def generate(split: str, count: int, seed: int, kinds: tuple[str, ...] = DEMO_KINDS) -> list[Problem]:
-    """`count` problems, the kinds in turn. Each has its own random stream [seed, split, kind, index], the kind by its
-    place in KINDS, so that more rows or more kinds extend a data set and never reshuffle it. No question is given
-    twice, and none stands in two splits, whatever the seeds and the phrasings: a hash of the worked answer, which is
-    the same in all of them, says which split it may be in.
-    ValueError for an unknown split or kind, for no kind or one named twice, and where there are fewer questions."""
+    """`count` problems, the kinds in turn. Each has its own random stream [seed, split, kind,
+    index], the kind by its place in KINDS, so that more rows or more kinds extend a data set and
+    never reshuffle it. No question is given twice, and none stands in two splits, whatever the
+    seeds and the phrasings: a hash of the worked answer, which is the same in all of them, says
+    which split it may be in. ValueError for an unknown split or kind, for no kind or one named
+    twice, and where there are fewer questions."""
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r}; choose from {', '.join(SPLITS)}")
     for name in kinds:
@@ -97,13 +96,15 @@ def generate(split: str, count: int, seed: int, kinds: tuple[str, ...] = DEMO_KI
     for number in range(count):
         index, which = divmod(number, len(kinds))
         kind = KINDS[kinds[which]]
-        trained = len(kind.phrasings) - HELD_OUT_PHRASINGS
-        rng = np.random.default_rng([seed, SPLITS[split], numbers[kind.name], index])
+        phrasings = len(kind.phrasings)
+        trained = phrasings - HELD_OUT_PHRASINGS
+        draw = Draw(np.random.default_rng([seed, SPLITS[split], numbers[kind.name], index]), unseen)
         for _ in range(1000):
-            low, high = (trained, len(kind.phrasings)) if unseen else (0, trained)
-            template, slots = int(rng.integers(low, high)), kind.draw(rng, unseen)
-            question = _write(kind.phrasings[template], slots) if slots else None
-            if question is None or question in seen:
+            template, slots = draw.count((0, trained), (trained, phrasings)), kind.draw(draw)
+            if slots is None:
+                continue
+            question = _write(kind.phrasings[template], slots)
+            if question in seen:
                 continue
             reasoning, gold = solve(question)
             if not unseen and _split_of(reasoning) != split:
@@ -119,7 +120,8 @@ def generate(split: str, count: int, seed: int, kinds: tuple[str, ...] = DEMO_KI
 
 
 def _split_of(reasoning: str) -> str:
-    """The one split that a problem with a trained phrasing may be in: eight in ten may be trained on."""
+    """The one split that a problem with a trained phrasing may be in: eight in ten may be trained
+    on."""
     return ("validation", "test_seen", *["train"] * 8)[zlib.crc32(reasoning.encode()) % 10]
 
 

@@ -1,4 +1,5 @@
-"""Documents of text: files and folders read one document at a time, what is bad in them told with its place."""
+"""Documents of text: files and folders read one document at a time, what is bad in them told with
+its place."""
 
 import itertools
 import json
@@ -22,22 +23,23 @@ class EmptyCorpus(CorpusError):
 
 
 def documents(path: str | Path, rejected: list[dict] | None = None) -> Iterator[str]:
-    """The documents of a text file (parted by lines `Article N:`), of a .jsonl or .jsonl.gz file (field `text`), or of
-    all such files in a folder. What is bad is a CorpusError, or goes to `rejected` with its place and the reason."""
+    """The documents of a text file (parted by lines `Article N:`), of a .jsonl or .jsonl.gz file
+    (field `text`), or of all such files in a folder. What is bad is a CorpusError, or goes to
+    `rejected` with its place and the reason."""
     path = Path(in_project(path))
     if not path.exists():
         raise CorpusError(f"{path}: no such file or folder; corpus = 'generated' needs none")
-    files = sorted(path.rglob("*")) if path.is_dir() else [path]
-    texts = [file for file in files if file.name.endswith((".txt", ".md", ".jsonl", ".jsonl.gz")) and not file.is_dir()]
-    if not texts:
+    endings = (".txt", ".md", ".jsonl", ".jsonl.gz")
+    files = [file for file in sorted([path, *path.rglob("*")]) if file.name.endswith(endings) and not file.is_dir()]
+    if not files:
         raise CorpusError(f"{path}: holds no .txt, .md, .jsonl or .jsonl.gz file")
-    for file in texts:
+    for file in files:
         if file != path and untrusted.leads_out(file, path):
             raise CorpusError(f"{file} is a symbolic link out of {path}: put the file there, or name it as corpus")
+        read = _jsonl if ".jsonl" in file.name else _articles
         with untrusted.opened(file) as opened:
             try:
-                texts = (_jsonl if ".jsonl" in file.name else _articles)(untrusted.lines(opened), file, rejected)
-                yield from filter(str.strip, texts)
+                yield from filter(str.strip, read(untrusted.lines(opened), file, rejected))
             except UnicodeDecodeError as error:
                 _reject(rejected, str(file), f"is not UTF-8 text ({error.reason} at byte {error.start})")
 
@@ -78,5 +80,6 @@ def _reject(rejected: list[dict] | None, place: str, reason: str) -> None:
 
 
 def held_out(text: str, percent: float) -> bool:
-    """Whether a document is kept from training: decided by its own text, so that no order or seed moves it."""
+    """Whether a document is kept from training: decided by its own text, so that no order or seed
+    moves it."""
     return zlib.crc32(text.encode()) % 10_000 < 100 * percent

@@ -15,7 +15,8 @@ from itertools import combinations, islice, pairwise
 from pathlib import Path
 from typing import NamedTuple
 
-from lib.data.tasks import CALENDAR, EVERY, KINDS, NAMES, PERIODS, duel, generate
+from lib.data.kinds import CALENDAR, EVERY, KINDS, NAMES, PERIODS, duel
+from lib.data.tasks import generate
 from lib.grade.calculator import calculate, mark, show
 
 Turn = tuple[str, str]  # (question, answer)

@@ -58,7 +58,10 @@ def _imported(path: Path) -> Iterable[str]:
 
 
 def _hashes(paths: Iterable[Path]) -> dict[str, str]:
-    return {relative(path): sha256(path) for path in paths if relative(path) not in SETTLED}
+    """Of modules, but for `SETTLED`, and of the data file `x.json` that stands beside a module `x.py`."""
+    modules = [path for path in paths if relative(path) not in SETTLED]
+    data = [path.with_suffix(".json") for path in modules]
+    return {relative(path): sha256(path) for path in [*modules, *data] if path.exists()}
 
 
 def relative(path: Path) -> str:

@@ -25,7 +25,7 @@ NOT_COMPLETE = "not complete yet"
 _CONTROL = ("manifest.json", "started.json")
 
 Hashes = dict[str, str]
-Modules = dict[Annotated[str, Field(pattern=r"^lib/(\w+/)?\w+\.py$")], str]
+Modules = dict[Annotated[str, Field(pattern=r"^lib/(\w+/)?\w+\.(py|json)$")], str]
 Inputs = dict[Annotated[str, Field(pattern=r"^(\.\./[A-Za-z0-9_][A-Za-z0-9._-]*/)?[a-z]+$")], Hashes]
 
 

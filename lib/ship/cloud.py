@@ -28,7 +28,9 @@ from lib.run.stages import STAGES
 
 SKY_ROOT = "~/sharpen-ml"  # where a machine of SkyPilot's has what SageMaker has in /opt/ml
 PORT = 29500  # where several machines of a job meet; SageMaker calls the first of them algo-1
-SOURCES = ("lib/**/*.py", "notebooks/*.ipynb", "environment.yml", "pyproject.toml", "Makefile", "LICENSE")
+SOURCES = (
+    "lib/**/*.py", "lib/**/*.json", "notebooks/*.ipynb", "environment.yml", "pyproject.toml", "Makefile", "LICENSE",
+)  # fmt: skip
 START = (  # at most 256 characters in one line, by SageMaker's rules
     "mkdir /opt/sharpen && cd /opt/sharpen && tar xf /opt/ml/input/data/code/source.tar && "
     "if make setup ENV_TOOL=venv; then exec .venv/bin/python -m lib.ship.cloud_entry; "

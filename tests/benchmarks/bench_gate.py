@@ -154,7 +154,7 @@ def generated(kinds: tuple[str, ...], rows: int, seed: int = 0) -> dict[str, lis
 def gsm8k(data_dir: str) -> dict[str, list[dict]]:
     local = {"data_dir": data_dir, "base_model": "data/base", "chat_template": None}
     settings = presets.resolve("llama32_3b_gsm8k", local).settings
-    return {split: sources.load(settings, split)[0] for split in ("train", "test")}
+    return {split: part.rows for split, part in sources.load(settings, ("train", "test")).items()}
 
 
 if __name__ == "__main__":

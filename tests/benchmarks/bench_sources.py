@@ -1,7 +1,8 @@
 """How much memory rows take: `python tests/benchmarks/bench_sources.py`.
 
-Reach: a million rows of JSONL in at most 1 GB, and streamed in a size that does not grow with them. Rows are like
-GSM8K's, of 75 to 230 characters. Each figure is of a process of its own: the peak above what its imports took.
+Reach: a million rows of JSONL in at most 1.6 GB, as the plain list that they are loaded as, and streamed in a size that
+does not grow with them. Rows are like GSM8K's, of 75 to 230 characters. Each figure is of a process of its own: the
+peak above what its imports took.
 """
 
 import json
@@ -23,7 +24,7 @@ settings, before, began = presets.resolve("llama32_3b_gsm8k", local).settings, p
 if way == "stream":
     count = sum(1 for _ in sources.stream(settings, path, []))
 else:
-    count = len(sources.load(settings, "train")[0])
+    count = len(sources.load(settings, ["train"])["train"].rows)
 print(f"{way}: {count:,} rows, {(peak() - before) / 1e9:.3f} GB, {time.process_time() - began:.0f} s of one core")
 """
 

@@ -353,11 +353,43 @@ def test_the_table_has_a_line_a_check_with_what_matters_first(tokenizer):
     assert line["first"] == "a-1 = c-3, c-4 = c-2" and table["too long"]["rows"] == 3
 
 
+def test_doubtful_pairs_show_both_questions_those_that_matter_first(tokenizer):
+    other = SAME.replace("worth", "valued at")
+    splits = {"train": [row("a", SAME, gold=5), row("b", other, gold=5)], "test": [row("t", "How far?")]}
+    known = {"bench.jsonl": [row("bench.jsonl:1", SAME.replace("What is it worth", "Its value"), gold=5)]}
+    pairs = gate.audit(splits, tokenizer, 640, known).doubtful_pairs(splits, known)
+    assert [(pair["matters"], pair["row"]) for pair in pairs] == [(True, SAME), (True, other), (False, other)]
+    assert pairs[0]["other"] == known["bench.jsonl"][0]["messages"][0]["content"] and pairs[2]["other"] == SAME
+    assert "of the numbers and" in pairs[0]["why"] and gate.audit(CLEAN, tokenizer, 640).doubtful_pairs(CLEAN, {}) == []
+
+
+def test_what_matters_and_is_still_in_training_is_left_in(tokenizer):
+    planted = CLEAN | {"test": [*CLEAN["test"], row("c-3", "What is 1.5 times 4?")]}
+    audited_rows = audited(changed(tokenizer, pad_token=None), planted)
+    (finding,) = audited_rows.left_in(planted["train"])
+    assert (finding.check, finding.row) == ("exact duplicate", "a-1")
+    kept, _ = gate.enforce(planted, audited_rows.findings, "drop")
+    assert audited_rows.left_in(kept["train"]) == []
+
+
+def test_values_are_grouped_by_kind_and_golds_that_are_no_numbers_left_out():
+    rows = [row("a", "x", gold=5, kind="one"), row("b", "y", gold=2.5, kind="two"), row("c", "z", kind="one"),
+            row("d", "w", gold={"value": "Iris", "unit": "choice"}, kind="two"), row("e", "v", gold=7, kind="one")]
+    assert gate.numeric_golds(rows) == {"a": 5, "b": 2.5, "e": 7}
+    assert gate.by_kind(rows, gate.numeric_golds(rows)) == {"one": [5, 7], "two": [2.5]}
+
+
+def test_ids_that_repeat_are_named_within_and_between_splits():
+    assert gate.repeated_ids(CLEAN) == []
+    splits = {"train": [row("a", "x"), row("a", "y"), row("b", "z"), row("c", "w")], "test": [row("b", "v")]}
+    assert gate.repeated_ids(splits) == ["a", "b"]
+
+
 def test_the_demo_passes_by_default_and_its_test_is_untouched(tokenizer):
     from lib.run.presets import resolve
 
     settings = resolve("demo").settings
-    rows = {split: sources.load(settings, split)[0] for split in ("train", "validation", "test", "test_seen")}
+    rows = {split: part.rows for split, part in sources.load(settings).items()}
     findings = gate.audit(rows, tokenizer, settings.max_length).findings
     kept, rejected = gate.enforce(rows, findings, settings.gate)
     assert kept["test"] == rows["test"] and kept["test_seen"] == rows["test_seen"]

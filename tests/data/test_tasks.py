@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 from scipy import optimize, stats
 
-from lib.data import gate, tasks
+from lib.data import gate, kinds, tasks
 from lib.grade.calculator import MARK, calculate, wrong_marks, wrong_sums
 from lib.grade.scoring import grade
+from lib.run.paths import ROOT
 
 SEEDS = (0, 1, 20_261)
 UNITS = {
@@ -61,7 +62,7 @@ def listed(pattern, text):
 
 def names(text):
     """The funds in the order of their first mention."""
-    return sorted((n for n in tasks.NAMES if re.search(rf"\b{n}\b", text)), key=text.index)
+    return sorted((n for n in kinds.NAMES if re.search(rf"\b{n}\b", text)), key=text.index)
 
 
 def read_compounding(text):
@@ -527,6 +528,12 @@ def test_the_demo_asks_the_six_first_kinds_150_of_each():
     assert Counter(p.kind for p in tasks.generate("train", 900, 0)) == dict.fromkeys(DEMO, 150)
 
 
+def test_every_kind_has_its_phrasings_in_the_file_and_the_file_no_other():
+    texts = json.loads((ROOT / "lib/data/kinds.json").read_text(encoding="utf-8"))
+    assert tuple(texts) == tuple(tasks.KINDS) and all(set(text) == {"level", "phrasings"} for text in texts.values())
+    assert [kind.name for kind in tasks.KINDS.values()] == list(tasks.KINDS)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_all_but_3_phrasings_are_trained_and_each_occurs(drawn, kind):
     phrasings, trained = tasks.KINDS[kind].phrasings, 24 if kind in DEMO else 8
@@ -615,9 +622,10 @@ def test_streams_of_split_kind_seed_and_index_differ(monkeypatch):
     """Every problem draws from a stream of its own: no two begin with the same number."""
     first = {}
 
-    def draw(rng, unseen):
-        first.setdefault(id(rng), (rng, rng.bit_generator.seed_seq.generate_state(4).tobytes()))
-        return plain(rng, unseen)
+    def draw(given):
+        state = given.rng.bit_generator.seed_seq.generate_state(4).tobytes()
+        first.setdefault(id(given.rng), (given.rng, state))
+        return plain(given)
 
     for name in ("compounding", "CAGR"):
         plain = tasks.KINDS[name].draw
@@ -769,7 +777,7 @@ def test_neighbouring_seeds_share_hardly_a_question(split):
 
 def test_more_questions_than_there_are_end_with_an_error(monkeypatch):
     always = {"principal": 1000.0, "rate": 5.0, "frequency": "annually", "every": "every year"}
-    few = replace(tasks.KINDS["compounding"], draw=lambda rng, unseen: always | {"years": int(rng.integers(2, 5))})
+    few = replace(tasks.KINDS["compounding"], draw=lambda given: always | {"years": int(given.rng.integers(2, 5))})
     monkeypatch.setattr(tasks, "KINDS", {"compounding": few})
     with pytest.raises(ValueError, match="different questions of 'compounding' for train: ask for fewer rows"):
         tasks.generate("train", 100, 0, ("compounding",))

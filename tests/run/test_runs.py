@@ -173,6 +173,19 @@ def test_unchanged_stage_is_current_and_says_why_not_otherwise(outputs, monkeypa
     assert current(outputs) == (False, "lib/run/runs.py changed")
 
 
+def test_a_data_file_beside_a_module_is_code_too(outputs):
+    import lib.data.kinds  # noqa: F401 (its phrasings stand in kinds.json)
+
+    code = prepare(outputs)["code"]
+    beside = {path.relative_to(ROOT).as_posix() for path in (ROOT / "lib").rglob("*.json")}
+    assert "lib/data/kinds.json" in code and {name for name in code if name.endswith(".json")} <= beside
+    assert code["lib/data/kinds.json"] == disk.sha256(ROOT / "lib/data/kinds.json") and current(outputs)[0]
+    manifest = json.loads((outputs / "trial/data/manifest.json").read_text())
+    manifest["code"]["lib/data/kinds.json"] = "0" * 64
+    (outputs / "trial/data/manifest.json").write_text(json.dumps(manifest))
+    assert current(outputs) == (False, "lib/data/kinds.json changed")
+
+
 @pytest.mark.parametrize("worker", ["lib.train.fsdp_worker", "lib.gpt.pretrain_worker"])
 def test_the_code_of_other_processes_is_a_stages_code_too(outputs, worker):
     """grimp, which the linter reads imports by, says what a worker loads."""
