@@ -143,9 +143,9 @@ def refusal(name: str, value: Any) -> str:
     parts = given if isinstance(given, tuple) else (value,)
     hints = [nearest(part, choices) for part in parts if part not in choices]
     hint = next(filter(None, hints), "")
-    about = f" ({field.description})" if field.description else ""
+    about = " ".join((field.description or "").split())
     shown = short(value) if field.repr else "(not shown)"  # it may be a secret
-    return f"{name} = {shown}: must be {allowed(name)}{hint}{about}"
+    return f"{name} = {shown}: must be {allowed(name)}{hint}" + (about and f" ({about})")
 
 
 # --- settings together ------------------------------------------------------------------------------------------------
