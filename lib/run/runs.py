@@ -111,7 +111,7 @@ class Stage:
             shared = {k: v for k, v in ours.of_stage(self.request.stage).items() if k in manifest["settings"]}
             now = {"preset": ours.preset, "rehearse": ours.rehearse} | shared
             then = {"preset": manifest["preset"], "rehearse": manifest["rehearse"]} | manifest["settings"]
-            if different := _differences(then, now):
+            if different := differences(then, now):
                 raise RunError(f"run {self.request.run!r}, stage {stage!r}: {different} in this notebook; "
                                f"use the same values, or another run name, or run {STAGES[stage].notebook} again")
         self._remember(self.inputs, Path(os.path.relpath(folder, self.run_folder)).as_posix(), manifest["outputs"])
@@ -122,7 +122,7 @@ class Stage:
         found = Path(in_project(path)).resolve()
         if not found.exists():
             raise RunError(f"{path}: no such file or folder")
-        self._remember(self.external, _relative(found), without_card(_hashes(found)))
+        self._remember(self.external, _relative(found), without_card(hashes_of(found)))
         return found
 
     def uses_code(self, module: str) -> None:
@@ -159,7 +159,7 @@ class Stage:
             "settings": resolved.of_stage(self.request.stage), "origins": {f: resolved.origins[f] for f in own},
             "seeds": {f: v for f, v in resolved.of_stage(self.request.stage).items() if f.endswith("seed")},
             "git": git(), "code": code() | self._code, "notebook": notebook_hash(_notebook(self.request)),
-            "inputs": self.inputs, "external": self.external, "outputs": _hashes(self.folder),
+            "inputs": self.inputs, "external": self.external, "outputs": hashes_of(self.folder),
             "versions": versions(), "started_at": self.started_at, "ended_at": disk.utc_now(),
             "elapsed_seconds": round(time.monotonic() - self._clock, 3), "metrics": metrics,
         } | (workers or {"device": device(), "peak_memory_bytes": peak_memory_bytes()})
@@ -266,7 +266,7 @@ def made_with(manifest: dict[str, Any]) -> dict[str, Any]:
 def output(run_folder: Path, stage: str, name: str) -> Path:
     """A file that a complete stage wrote; RunError where it is not as the manifest says."""
     path, recorded = run_folder / STAGES[stage].folder / name, read(run_folder, stage)["outputs"]
-    if problems := _file_changes({name: recorded.get(name, "")}, _hashes(path) if path.exists() else {}):
+    if problems := _file_changes({name: recorded.get(name, "")}, hashes_of(path) if path.exists() else {}):
         raise RunError(f"{path.parent}: {problems[0]}: run {STAGES[stage].notebook} again")
     return path
 
@@ -280,7 +280,7 @@ def read_rows(path: Path, limit: int | None = None, gold: bool = False) -> list[
 
 def changes(run_folder: Path, stage: str) -> list[str]:
     """What happened to a complete stage's outputs since its manifest was written, a phrase a file."""
-    now = _hashes(run_folder / STAGES[stage].folder)
+    now = hashes_of(run_folder / STAGES[stage].folder)
     return _file_changes(read(run_folder, stage)["outputs"], now)
 
 
@@ -293,14 +293,14 @@ def is_current(outputs: Path, run: str, stage: str, resolved: Resolved, notebook
         manifest = read(run_folder, stage)
         then = {"preset": manifest["preset"], "rehearse": manifest["rehearse"]} | manifest["settings"]
         now = {"preset": resolved.preset, "rehearse": resolved.rehearse} | resolved.of_stage(stage)
-        if different := _differences(then, now):
+        if different := differences(then, now):
             return False, different
         for key, recorded in manifest["inputs"].items():
             made = run_folder / key / "manifest.json"
             if not made.exists() or disk.load(made).get("outputs") != recorded:
                 return False, f"input {key} changed"
         for key, recorded in manifest["external"].items():
-            now = without_card(_hashes(ROOT / key, recorded))
+            now = without_card(hashes_of(ROOT / key, recorded))
             if found := _file_changes(without_card(recorded), now):
                 return False, f"{key}: {found[0]}"
         if found := changes(run_folder, stage):
@@ -437,7 +437,7 @@ def _put_aside(folder: Path, name: str) -> None:
         folder.rename(aside)
 
 
-def _hashes(path: Path, known: Iterable[str] | None = None) -> Hashes:
+def hashes_of(path: Path, known: Iterable[str] | None = None) -> Hashes:
     """SHA-256 of each file in a folder (or of one file), but for manifests, hidden files and checkpoints.
 
     Files of names that are not `known` are told without being read: a manifest from elsewhere may name any folder."""
@@ -463,7 +463,7 @@ def _file_changes(then: dict[str, str], now: dict[str, str]) -> list[str]:
     return lost + new + [f"{name} was changed" for name in then if name in now and then[name] != now[name]]
 
 
-def _differences(then: dict[str, Any], now: dict[str, Any]) -> str:
+def differences(then: dict[str, Any], now: dict[str, Any]) -> str:
     """`learning_rate was 0.1 and is 0.2`, for every value that differs."""
     other = [name for name in now if name not in then or then[name] != now[name]]
     return ", ".join(f"{name} was {then.get(name)!r} and is {now[name]!r}" for name in other)

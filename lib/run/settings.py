@@ -199,7 +199,6 @@ class Settings(BaseModel):
         60.0, description="requests a minute that one machine is to have: above, another is added"
     )
     endpoint_latency_seconds: float = Field(10.0, gt=0, description="p95 of the model's time above which is an alarm")
-    submit: bool = Field(False, description="create the endpoint that notebook 41 shows; it costs until it is deleted")
 
     # comparison
     others: tuple[str, ...] = Field((), description="further runs in the same outputs folder to compare with")

@@ -20,11 +20,11 @@ class Row:
 
 _MODEL = ("base_model", "chat_template", "max_length")
 _BITS = ("load_in_4bit", "load_in_8bit")
-CLOUD = (  # what `lib.ship.cloud` reads, from notebook 41 or the command line
+CLOUD = (  # what `lib.ship.cloud` reads, from notebook 42 or the command line
     "bucket", "role_arn", "image_uri", "instance_type", "instance_count", "cost_per_hour", "max_hours", "use_spot",
     "volume_gib", "accelerators", "endpoint_artefact", "endpoint_image_uri", "endpoint_environment",
     "endpoint_instance_type", "endpoint_cost_per_hour", "endpoint_max_instances", "endpoint_invocations",
-    "endpoint_latency_seconds", "submit",
+    "endpoint_latency_seconds",
 )  # fmt: skip
 STAGES: dict[str, Row] = {
     "prepare": Row(
@@ -70,12 +70,13 @@ STAGES: dict[str, Row] = {
         ),
     ),
     "deploy": Row(
-        "41_deploy", "deploy",
+        "41_serve", "deploy",
         settings=(
             *_MODEL, *_BITS, "eval_rows", "max_new_tokens", "eval_batch_size", "llama_cpp_path", "engine", "port",
-            "parallel", *CLOUD,
+            "parallel",
         ),
     ),
+    "cloud": Row("42_cloud", "requests", settings=CLOUD),
 }  # fmt: skip
 IN_EVERY_RUN = tuple(name for name, row in STAGES.items() if row.in_every_run)
 RUN_FIELDS = ("push_to_hub", "hub_private_repo")  # what `sharpen run` does after the stages, and no notebook reads

@@ -16,6 +16,7 @@ import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Annotated, Any
 
 from pydantic import Field
@@ -23,10 +24,11 @@ from pydantic import Field
 from lib import SharpenError
 from lib.run import disk, presets, runs, untrusted
 from lib.run.paths import ROOT, is_local
-from lib.run.settings import Settings, SettingsError
-from lib.run.stages import STAGES
+from lib.run.settings import CloudSettings, SettingsError, TrainSettings
+from lib.run.stages import CLOUD, STAGES
 
 SKY_ROOT = "~/sharpen-ml"  # where a machine of SkyPilot's has what SageMaker has in /opt/ml
+CHANNELS = ("code", "runs")  # folders in the bucket that a container finds under /opt/ml/input/data
 PORT = 29500  # where several machines of a job meet; SageMaker calls the first of them algo-1
 SOURCES = ("lib/**/*.py", "notebooks/*.ipynb", "environment.yml", "pyproject.toml", "Makefile", "LICENSE")
 START = (  # at most 256 characters in one line, by SageMaker's rules
@@ -84,13 +86,19 @@ class Job:
 
     def text(self) -> str:
         """What would be created, and at which cost."""
-        size = sum(path.stat().st_size for path in (*self.sources.values(), *self.data.values()))
-        told = json.dumps(self.request, indent=2)
-        return untrusted.redact(
-            f"create_training_job:\n{told}\n\nto s3://{'/'.join(self.place)}: {len(self.sources)} source files, "
-            f"{len(self.data)} files of data, {size / 2**20:.1f} MiB\n{self.cost}"
-            + (f"\nit cannot be sent: {self.problem}" if self.problem else "")
-        )
+        files = {"source files": self.sources, "files of data": self.data}
+        text = show([("create_training_job", self.request)], f"s3://{'/'.join(self.place)}", files, self.cost)
+        return f"{text}\nit cannot be sent: {self.problem}" if self.problem else text
+
+
+def show(
+    requests: list[tuple[str, dict]], place: str, files: dict[str, dict[str, Path]], cost: str
+) -> str:
+    """Requests with what they upload, by kind, and what they cost, for a reader."""
+    made = "\n".join(f"{operation}:\n{json.dumps(request, indent=2)}" for operation, request in requests)
+    counts = ", ".join(f"{len(paths)} {kind}" for kind, paths in files.items())
+    size = sum(path.stat().st_size for paths in files.values() for path in paths.values())
+    return untrusted.redact(f"{made}\n\nto {place}: {counts}, {size / 2**20:.1f} MiB\n{cost}")
 
 
 @contextlib.contextmanager
@@ -135,11 +143,11 @@ def check(bucket: str) -> None:
         client("s3").head_bucket(Bucket=bucket)
 
 
-def needed(settings: Settings, *names: str) -> None:
+def needed(settings: CloudSettings, *names: str) -> None:
     """SettingsError that names the settings of a request that are none."""
     if absent := [name for name in names if getattr(settings, name) is None]:
-        about = {name: Settings.model_fields[name].description for name in absent}
-        raise SettingsError([f"{name} = None: needed in the cloud ({text})" for name, text in about.items()])
+        fields = CloudSettings.model_fields
+        raise SettingsError([f"{name} = None: needed in the cloud ({fields[name].description})" for name in absent])
 
 
 def named(run: str, made_from: Any) -> str:
@@ -153,13 +161,16 @@ def job(preset: str, run_folder: Path, overrides: dict[str, Any], rehearse: bool
     """The job that trains a run whose data are prepared here; the same settings, code and data give the same job.
 
     Each setting that training reads is a hyper-parameter. RunError or SettingsError where it could not train."""
-    settings, sent, data = _asked(preset, run_folder, overrides, rehearse)
+    settings, sent = _asked(preset, run_folder, overrides, rehearse)
     needed(settings, "bucket", "role_arn", "image_uri", "instance_type", "cost_per_hour")
-    sources = _sources(settings.base_model)
-    hashes = [{name: disk.sha256(path) for name, path in files.items()} for files in (sources, data)]
+    sources, data = _sources(settings.base_model), _data(run_folder, settings)
+    hashes = [{name: disk.sha256(path) for name, path in sources.items()}]
+    hashes += [{name: disk.sha256(path) for name, path in data.items()}]
     name = named(run_folder.name, [sent, settings.image_uri, settings.instance_type, *hashes])
     place, seconds = f"s3://{settings.bucket}/sharpen/{name}", round(settings.max_hours * 3600)
-    spot = {"MaxWaitTimeInSeconds": 2 * seconds} if settings.use_spot else {}
+    stopping = {"MaxRuntimeInSeconds": seconds}
+    if settings.use_spot:
+        stopping["MaxWaitTimeInSeconds"] = 2 * seconds
     request = {
         "TrainingJobName": name,
         "AlgorithmSpecification": {"TrainingImage": settings.image_uri, "TrainingInputMode": "File",
@@ -170,54 +181,76 @@ def job(preset: str, run_folder: Path, overrides: dict[str, Any], rehearse: bool
             "ChannelName": channel,
             "DataSource": {"S3DataSource": {"S3DataType": "S3Prefix", "S3Uri": f"{place}/{channel}/",
                                             "S3DataDistributionType": "FullyReplicated"}},
-        } for channel in ("code", "runs")],
+        } for channel in CHANNELS],
         "OutputDataConfig": {"S3OutputPath": place},
         "CheckpointConfig": {"S3Uri": f"{place}/checkpoints", "LocalPath": "/opt/ml/checkpoints"},
         "ResourceConfig": {"InstanceType": settings.instance_type, "InstanceCount": settings.instance_count,
                            "VolumeSizeInGB": settings.volume_gib},
         "EnableManagedSpotTraining": settings.use_spot,
-        "StoppingCondition": {"MaxRuntimeInSeconds": seconds} | spot,
+        "StoppingCondition": stopping,
         "Tags": [{"Key": "sharpen-run", "Value": run_folder.name}],
     }  # fmt: skip
     most = settings.cost_per_hour * settings.instance_count * settings.max_hours
-    cost = (f"cost: {settings.cost_per_hour:g} an hour x {settings.instance_count} x {settings.max_hours:g} hours = at "
-            f"most {most:,.2f}{', less the discount of spare machines' * settings.use_spot}, and storage")
+    discount = ", less the discount of spare machines" if settings.use_spot else ""
+    cost = (f"cost: {settings.cost_per_hour:g} an hour x {settings.instance_count} x {settings.max_hours:g} hours = "
+            f"at most {most:,.2f}{discount}, and storage")  # fmt: skip
     return Job(run_folder, request, sources, data, cost, _outside(settings.base_model))
+
+
+def again(run_folder: Path, asked: CloudSettings) -> Job:
+    """The job that would train a run in the cloud as it was trained here."""
+    prepared, trained = (runs.read(run_folder, stage) for stage in ("prepare", "train"))
+    overrides = runs.made_with(prepared) | runs.made_with(trained) | vars(asked)
+    return job(trained["preset"], run_folder, overrides, trained["rehearse"])
+
+
+def completed(settings: CloudSettings, made_up: dict[str, Any]) -> tuple[CloudSettings, list[str]]:
+    """The cloud's settings with made-up ones for those that are none, and the names of these: to look, not to send."""
+    absent = [name for name in made_up if getattr(settings, name) is None]
+    given = {name: getattr(settings, name) for name in CLOUD}
+    return SimpleNamespace(**given | {name: made_up[name] for name in absent}), absent
 
 
 def _asked(
     preset: str, run_folder: Path, overrides: dict[str, Any], rehearse: bool
-) -> tuple[Settings, dict[str, str], dict[str, Path]]:
-    """(the settings, the hyper-parameters, the files of earlier stages) of a run that is to be trained elsewhere."""
+) -> tuple[TrainSettings | CloudSettings, dict[str, str]]:
+    """(the settings, the hyper-parameters) of a run that is to be trained elsewhere; RunError where its data are of
+    other settings."""
     count = presets.resolve(preset, overrides, rehearse, "train").settings.instance_count
     if count > 1:
         overrides = {"rdzv_endpoint": f"algo-1:{PORT}"} | overrides | {"nodes": count}
     resolved = presets.resolve(preset, overrides, rehearse, "train")
-    settings, train, manifest = resolved.settings, resolved.of_stage("train"), runs.read(run_folder, "prepare")
-    wanted = {"preset": preset, "rehearse": rehearse} | resolved.of_stage("prepare")
+    manifest, train = runs.read(run_folder, "prepare"), resolved.of_stage("train")
     made = {"preset": manifest["preset"], "rehearse": manifest["rehearse"]} | manifest["settings"]
-    problems = [f"{name} was {made.get(name)!r} and is {wanted[name]!r}" for name in wanted
-                if made.get(name) != wanted[name]]  # fmt: skip
-    if problems := problems + runs.changes(run_folder, "prepare"):
-        raise runs.RunError(f"the data of run {run_folder.name!r} are others: {problems[0]}: run 10_prepare_data again")
-    needs = [(run_folder, "prepare")]
-    needs += [(run_folder.with_name(other), "train") for other in filter(None, [settings.continue_from])]
-    data = {}
-    for run, stage in needs:
-        for name in (*runs.read(run, stage)["outputs"], "manifest.json"):
-            data[f"{run.name}/{STAGES[stage].folder}/{name}"] = run / STAGES[stage].folder / name
+    wanted = {"preset": preset, "rehearse": rehearse} | resolved.of_stage("prepare")
+    if problem := runs.differences(made, wanted) or "; ".join(runs.changes(run_folder, "prepare")):
+        raise runs.RunError(f"the data of run {run_folder.name!r} are others: {problem}: run 10_prepare_data again")
     sent = {name: json.dumps(value) for name, value in train.items()} | {
         "preset": preset, "run": run_folder.name, "rehearse": json.dumps(rehearse),
-        "overrides": json.dumps(sorted(set(overrides) & set(train))),
+        "overrides": json.dumps(sorted(overrides.keys() & train.keys())),
     }  # fmt: skip
-    return settings, sent, data
+    return resolved.settings, sent
+
+
+def _data(run_folder: Path, settings: TrainSettings) -> dict[str, Path]:
+    """The files of earlier stages that training reads: {path under the outputs: file}."""
+    folders = {run_folder: "prepare"}
+    if settings.continue_from:
+        folders[run_folder.with_name(settings.continue_from)] = "train"
+    paths = []
+    for folder, stage in folders.items():
+        names = (*runs.read(folder, stage)["outputs"], "manifest.json")
+        paths += [folder / STAGES[stage].folder / name for name in names]
+    return {path.relative_to(run_folder.parent).as_posix(): path for path in paths}
 
 
 def _sources(base_model: str) -> dict[str, Path]:
     """The project's code, and the base model where it is a folder of the project."""
-    folders = [f"{base_model}/*"] if is_local(base_model) and not _outside(base_model) else []
-    found = sorted(path for pattern in (*SOURCES, *folders) for path in ROOT.glob(pattern) if path.is_file())
-    return {path.relative_to(ROOT).as_posix(): path for path in found}
+    patterns = list(SOURCES)
+    if is_local(base_model) and not _outside(base_model):
+        patterns.append(f"{base_model}/*")
+    files = sorted(path for pattern in patterns for path in ROOT.glob(pattern) if path.is_file())
+    return {path.relative_to(ROOT).as_posix(): path for path in files}
 
 
 def _outside(base_model: str) -> str | None:
@@ -235,43 +268,56 @@ def submit(asked: Job) -> str:
     checkpoints. Where the job cannot be created, what was uploaded is removed again."""
     if asked.problem:
         raise CloudError(asked.problem)
-    (bucket, prefix), sagemaker = asked.place, client("sagemaker")
+    (bucket, prefix), sagemaker, run = asked.place, client("sagemaker"), asked.run_folder.name
     check(bucket)
-    noted = asked.run_folder / "cloud" / "job.json"
-    if noted.exists() and (former := disk.load(noted, _Noted))["folder"] != asked.request["TrainingJobName"]:
-        raise CloudError(f"run {asked.run_folder.name!r} was sent with other settings, code or data, as training job "
-                         f"{former['job']}: sharpen cloud delete {asked.run_folder.name} first, or name another run")
-    name, attempt = asked.request["TrainingJobName"], 1
-    while there := found(sagemaker, "describe_training_job", TrainingJobName=name):
-        if there["TrainingJobStatus"] not in ("Failed", "Stopped"):
+    first, noted = asked.request["TrainingJobName"], _noted(asked.run_folder)
+    if noted and noted["folder"] != first:
+        raise CloudError(f"run {run!r} was sent with other settings, code or data, as training job {noted['job']}: "
+                         f"sharpen cloud delete {run} first, or name another run")  # fmt: skip
+    name, attempt = first, 1
+    while job := describe(sagemaker, "describe_training_job", TrainingJobName=name):
+        if job["TrainingJobStatus"] not in ("Failed", "Stopped"):
             _note(asked, name)
-            return f"training job {name} is there already ({there['TrainingJobStatus']}); nothing was created"
+            return f"training job {name} is there already ({job['TrainingJobStatus']}); nothing was created"
         attempt += 1
-        name = f"{asked.request['TrainingJobName']}-{attempt}"
-    s3 = client("s3")
+        name = f"{first}-{attempt}"
     try:
-        with aws(f"uploading to s3://{bucket}/{prefix}"), tempfile.TemporaryFile() as file:
-            with tarfile.open(fileobj=file, mode="w") as archive:
-                for path_there, path in asked.sources.items():
-                    archive.add(path.resolve(), path_there, recursive=False)
-            file.seek(0)
-            s3.upload_fileobj(file, bucket, f"{prefix}/code/source.tar")
-            for path_there, path in asked.data.items():
-                s3.upload_file(str(path), bucket, f"{prefix}/runs/{path_there}")
+        _upload(asked, bucket, prefix)
         with aws(f"creating training job {name}"):
             sagemaker.create_training_job(**asked.request | {"TrainingJobName": name})
     except BaseException:
-        for channel in ("code", "runs"):
-            clear(bucket, f"{prefix}/{channel}/")
+        _clear_inputs(bucket, prefix)
         raise
     _note(asked, name)
-    return f"training job {name} is created; to fetch its result: sharpen cloud fetch {asked.run_folder.name} --wait"
+    return f"training job {name} is created; to fetch its result: sharpen cloud fetch {run} --wait"
+
+
+def _upload(asked: Job, bucket: str, prefix: str) -> None:
+    s3 = client("s3")
+    with aws(f"uploading to s3://{bucket}/{prefix}"), tempfile.TemporaryFile() as file:
+        with tarfile.open(fileobj=file, mode="w") as archive:
+            for name, path in asked.sources.items():
+                archive.add(path.resolve(), name, recursive=False)
+        file.seek(0)
+        s3.upload_fileobj(file, bucket, f"{prefix}/code/source.tar")
+        for name, path in asked.data.items():
+            s3.upload_file(str(path), bucket, f"{prefix}/runs/{name}")
+
+
+def _clear_inputs(bucket: str, prefix: str) -> None:
+    for channel in CHANNELS:
+        clear(bucket, f"{prefix}/{channel}/")
 
 
 def _note(asked: Job, name: str) -> None:
     """Where the run is trained: `fetch` and `delete` read it."""
-    told = {"job": name, "folder": asked.request["TrainingJobName"], "bucket": asked.place[0]}
-    disk.write_atomically(asked.run_folder / "cloud" / "job.json", [json.dumps(told, indent=2) + "\n"])
+    note = {"job": name, "folder": asked.request["TrainingJobName"], "bucket": asked.place[0]}
+    disk.write_atomically(asked.run_folder / "cloud" / "job.json", [json.dumps(note, indent=2) + "\n"])
+
+
+def _noted(run_folder: Path) -> dict[str, str] | None:
+    path = run_folder / "cloud" / "job.json"
+    return disk.load(path, _Noted) if path.exists() else None
 
 
 def fetch(run_folder: Path, wait: bool = False) -> str:
@@ -279,33 +325,30 @@ def fetch(run_folder: Path, wait: bool = False) -> str:
 
     CloudError where the job failed (what it had uploaded is removed, its checkpoints are kept), or its archive holds
     anything but the files that the stage's manifest names."""
-    run, noted = run_folder.name, run_folder / "cloud" / "job.json"
-    if not noted.exists():
+    run, noted = run_folder.name, _noted(run_folder)
+    if not noted:
         raise CloudError(f"run {run!r} was not sent from here: sharpen cloud train PRESET --run {run} --submit")
-    sent = disk.load(noted, _Noted)
-    name, bucket, prefix = sent["job"], sent["bucket"], f"sharpen/{sent['folder']}"
+    name, bucket, prefix = noted["job"], noted["bucket"], f"sharpen/{noted['folder']}"
     if wait:
         _wait(name)
     with aws(f"asking for training job {name}"):
-        told = client("sagemaker").describe_training_job(TrainingJobName=name)
-    state = told["TrainingJobStatus"]
+        job = client("sagemaker").describe_training_job(TrainingJobName=name)
+    state = job["TrainingJobStatus"]
     if state in ("Failed", "Stopped"):
-        for channel in ("code", "runs"):
-            clear(bucket, f"{prefix}/{channel}/")
-        reason = told.get("FailureReason", "it was stopped, or its time was over")
+        _clear_inputs(bucket, prefix)
+        reason = job.get("FailureReason", "it was stopped, or its time was over")
         raise CloudError(untrusted.redact(
             f"training job {name} {state.lower()}: {reason.strip()}\nits log is in CloudWatch, group "
             f"/aws/sagemaker/TrainingJobs; submit it again after the cause is mended, and it goes on from its "
             f"checkpoints in s3://{bucket}/{prefix}; `sharpen cloud delete {run}` removes those"))  # fmt: skip
     if state != "Completed":
-        return f"training job {name}: {state}, {told.get('SecondaryStatus', '')}; ask again later, or with --wait"
-    place = told["ModelArtifacts"]["S3ModelArtifacts"]
+        return f"training job {name}: {state}, {job.get('SecondaryStatus', '')}; ask again later, or with --wait"
+    place = job["ModelArtifacts"]["S3ModelArtifacts"]
     disk.lock(run_folder, "writer")
     try:
         with aws(f"fetching {place}"), tempfile.TemporaryDirectory(dir=run_folder, prefix=".fetch-") as folder:
-            archive = Path(folder) / "model.tar.gz"
+            archive, unpacked = Path(folder) / "model.tar.gz", Path(folder) / run
             client("s3").download_file(*split_uri(place), str(archive))
-            unpacked = Path(folder) / run
             unpack(archive, unpacked)
             _take(unpacked, run_folder)
     finally:
@@ -352,24 +395,23 @@ def delete(run_folder: Path) -> list[str]:
     """Stop a run's job and remove its files from the bucket; a line for each thing done.
 
     CloudError where it is complete and was not fetched: its adapter is nowhere else."""
-    run, noted, done = run_folder.name, run_folder / "cloud" / "job.json", []
-    if not noted.exists():
+    noted, done = _noted(run_folder), []
+    if not noted:
         return done
-    sagemaker = client("sagemaker")
-    sent = disk.load(noted, _Noted)
-    name, bucket, prefix = sent["job"], sent["bucket"], f"sharpen/{sent['folder']}/"
-    told = found(sagemaker, "describe_training_job", TrainingJobName=name)
-    state = told["TrainingJobStatus"] if told else "removed"
+    sagemaker, path = client("sagemaker"), run_folder / "cloud" / "job.json"
+    name, bucket, prefix = noted["job"], noted["bucket"], f"sharpen/{noted['folder']}/"
+    job = describe(sagemaker, "describe_training_job", TrainingJobName=name) or {}
+    state = job.get("TrainingJobStatus")
     if state == "Completed" and not runs.is_complete(run_folder, "train"):
-        raise CloudError(f"training job {name} is complete and was not fetched: sharpen cloud fetch {run} first, "
-                         f"or remove {noted} and the job's folder in the bucket yourself")  # fmt: skip
+        raise CloudError(f"training job {name} is complete and was not fetched: sharpen cloud fetch {run_folder.name} "
+                         f"first, or remove {path} and the job's folder in the bucket yourself")  # fmt: skip
     if state == "InProgress":
         with aws(f"stopping training job {name}"):
             sagemaker.stop_training_job(TrainingJobName=name)
         _wait(name)  # until then it writes to the bucket
         done.append(f"training job {name} is stopped")
     done.append(f"{clear(bucket, prefix)} files removed from s3://{bucket}/{prefix}")
-    noted.unlink()
+    path.unlink()
     return done
 
 
@@ -399,7 +441,7 @@ def clear(bucket: str, prefix: str) -> int:
     return count
 
 
-def found(service: Any, operation: str, **which: Any) -> dict[str, Any] | None:
+def describe(service: Any, operation: str, **which: Any) -> dict[str, Any] | None:
     """What AWS says of a thing, or None where there is no such thing."""
     from botocore.exceptions import ClientError
 
@@ -419,27 +461,30 @@ def sky(preset: str, run_folder: Path, overrides: dict[str, Any], rehearse: bool
     Each machine runs what a SageMaker container does; its outputs lie in the bucket, mounted with a cache."""
     import yaml
 
-    settings, sent, data = _asked(preset, run_folder, overrides, rehearse)
-    run, folder = run_folder.name, run_folder / "cloud"
+    settings, sent = _asked(preset, run_folder, overrides, rehearse)
     needed(settings, "bucket", "accelerators")
     if problem := _outside(settings.base_model):
         raise CloudError(problem)
+    run, folder = run_folder.name, run_folder / "cloud"
     bucket = settings.bucket if "://" in settings.bucket else f"s3://{settings.bucket}"
     parameters = disk.write_atomically(folder / "hyperparameters.json", [json.dumps(sent, indent=2) + "\n"])
-    there = {f"{SKY_ROOT}/input/config/hyperparameters.json": parameters}
-    there |= {f"{SKY_ROOT}/input/data/runs/{Path(name).parent}": path.parent for name, path in data.items()}
-    image = {"image_id": f"docker:{settings.image_uri}"} if settings.image_uri else {}
+    mounts = {f"{SKY_ROOT}/input/config/hyperparameters.json": str(parameters)}
+    for name, path in _data(run_folder, settings).items():
+        mounts[f"{SKY_ROOT}/input/data/runs/{Path(name).parent}"] = str(path.parent)
+    mounts[f"{SKY_ROOT}/checkpoints"] = {"source": bucket, "mode": "MOUNT_CACHED"}
+    resources = {"accelerators": settings.accelerators, "use_spot": settings.use_spot,
+                 "disk_size": settings.volume_gib}  # fmt: skip
+    if settings.image_uri:
+        resources["image_id"] = f"docker:{settings.image_uri}"
     task = {
         "name": re.sub("[^a-z0-9]+", "-", f"sharpen-{run}".lower()).strip("-"),
         "workdir": str(ROOT),
         "num_nodes": settings.instance_count,
-        "resources": {"accelerators": settings.accelerators, "use_spot": settings.use_spot,
-                      "disk_size": settings.volume_gib} | image,
-        "file_mounts": {name: str(path) for name, path in there.items()} | {
-            f"{SKY_ROOT}/checkpoints": {"source": bucket, "mode": "MOUNT_CACHED"}},
+        "resources": resources,
+        "file_mounts": mounts,
         "setup": "make setup ENV_TOOL=venv\n",
         "run": f"SHARPEN_ML_ROOT={SKY_ROOT.replace('~', '$HOME')} .venv/bin/python -m lib.ship.cloud_entry\n",
-    }  # fmt: skip
+    }
     head = (f"# sky jobs launch {folder / 'sky.yaml'}   (a managed job: started again where its machines are lost)\n"
             f"# The result: copy {bucket}/{run}/ to {folder.parent}\n")  # fmt: skip
     return disk.write_atomically(folder / "sky.yaml", [head, yaml.safe_dump(task, sort_keys=False)])
