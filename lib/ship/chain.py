@@ -211,13 +211,16 @@ def perplexity_change(before: list[dict], after: list[dict]) -> dict:
 
 def changed_most(before: list[dict], after: list[dict], count: int = 5) -> list[dict]:
     """The answers without a gold that the second artefact predicts worse than the first by most, nats a token."""
-    rows = []
-    for a, b in zip(before, after):
-        losses = {f"loss by {a['model']}": a["loss"] / a["tokens"], f"by {b['model']}": b["loss"] / b["tokens"]}
-        question = {"question": b["question"][:200], "its row's answer": b["reference"][:200], "tokens": b["tokens"]}
-        rows.append((b["loss"] / b["tokens"] - a["loss"] / a["tokens"], question | losses))
-    rows.sort(key=lambda row: -row[0])
-    return [shown for _, shown in rows[:count]]
+    pairs = sorted(zip(before, after), key=lambda pair: _a_token(pair[0]) - _a_token(pair[1]))
+    return [
+        {"question": b["question"][:200], "its row's answer": b["reference"][:200], "tokens": b["tokens"],
+         f"loss by {a['model']}": _a_token(a), f"by {b['model']}": _a_token(b)}
+        for a, b in pairs[:count]
+    ]  # fmt: skip
+
+
+def _a_token(result: dict) -> float:
+    return result["loss"] / result["tokens"]
 
 
 def headline(rows: list[dict], gates: dict[str, dict], best: str) -> str:

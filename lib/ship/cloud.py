@@ -91,9 +91,7 @@ class Job:
         return f"{text}\nit cannot be sent: {self.problem}" if self.problem else text
 
 
-def show(
-    requests: list[tuple[str, dict]], place: str, files: dict[str, dict[str, Path]], cost: str
-) -> str:
+def show(requests: list[tuple[str, dict]], place: str, files: dict[str, dict[str, Path]], cost: str) -> str:
     """Requests with what they upload, by kind, and what they cost, for a reader."""
     made = "\n".join(f"{operation}:\n{json.dumps(request, indent=2)}" for operation, request in requests)
     counts = ", ".join(f"{len(paths)} {kind}" for kind, paths in files.items())
@@ -161,21 +159,19 @@ def job(preset: str, run_folder: Path, overrides: dict[str, Any], rehearse: bool
     """The job that trains a run whose data are prepared here; the same settings, code and data give the same job.
 
     Each setting that training reads is a hyper-parameter. RunError or SettingsError where it could not train."""
-    settings, sent = _asked(preset, run_folder, overrides, rehearse)
-    needed(settings, "bucket", "role_arn", "image_uri", "instance_type", "cost_per_hour")
-    sources, data = _sources(settings.base_model), _data(run_folder, settings)
-    hashes = [{name: disk.sha256(path) for name, path in sources.items()}]
-    hashes += [{name: disk.sha256(path) for name, path in data.items()}]
-    name = named(run_folder.name, [sent, settings.image_uri, settings.instance_type, *hashes])
-    place, seconds = f"s3://{settings.bucket}/sharpen/{name}", round(settings.max_hours * 3600)
+    asked, training, sent = _asked(preset, run_folder, overrides, rehearse)
+    needed(asked, "bucket", "role_arn", "image_uri", "instance_type", "cost_per_hour")
+    sources, data = _sources(training.base_model), _data(run_folder, training)
+    name = named(run_folder.name, [sent, asked.image_uri, asked.instance_type, _hashes(sources), _hashes(data)])
+    place, seconds = f"s3://{asked.bucket}/sharpen/{name}", round(asked.max_hours * 3600)
     stopping = {"MaxRuntimeInSeconds": seconds}
-    if settings.use_spot:
+    if asked.use_spot:
         stopping["MaxWaitTimeInSeconds"] = 2 * seconds
     request = {
         "TrainingJobName": name,
-        "AlgorithmSpecification": {"TrainingImage": settings.image_uri, "TrainingInputMode": "File",
+        "AlgorithmSpecification": {"TrainingImage": asked.image_uri, "TrainingInputMode": "File",
                                    "ContainerEntrypoint": ["bash", "-c", START]},
-        "RoleArn": settings.role_arn,
+        "RoleArn": asked.role_arn,
         "HyperParameters": sent,
         "InputDataConfig": [{
             "ChannelName": channel,
@@ -184,17 +180,17 @@ def job(preset: str, run_folder: Path, overrides: dict[str, Any], rehearse: bool
         } for channel in CHANNELS],
         "OutputDataConfig": {"S3OutputPath": place},
         "CheckpointConfig": {"S3Uri": f"{place}/checkpoints", "LocalPath": "/opt/ml/checkpoints"},
-        "ResourceConfig": {"InstanceType": settings.instance_type, "InstanceCount": settings.instance_count,
-                           "VolumeSizeInGB": settings.volume_gib},
-        "EnableManagedSpotTraining": settings.use_spot,
+        "ResourceConfig": {"InstanceType": asked.instance_type, "InstanceCount": asked.instance_count,
+                           "VolumeSizeInGB": asked.volume_gib},
+        "EnableManagedSpotTraining": asked.use_spot,
         "StoppingCondition": stopping,
         "Tags": [{"Key": "sharpen-run", "Value": run_folder.name}],
     }  # fmt: skip
-    most = settings.cost_per_hour * settings.instance_count * settings.max_hours
-    discount = ", less the discount of spare machines" if settings.use_spot else ""
-    cost = (f"cost: {settings.cost_per_hour:g} an hour x {settings.instance_count} x {settings.max_hours:g} hours = "
+    most = asked.cost_per_hour * asked.instance_count * asked.max_hours
+    discount = ", less the discount of spare machines" if asked.use_spot else ""
+    cost = (f"cost: {asked.cost_per_hour:g} an hour x {asked.instance_count} x {asked.max_hours:g} hours = "
             f"at most {most:,.2f}{discount}, and storage")  # fmt: skip
-    return Job(run_folder, request, sources, data, cost, _outside(settings.base_model))
+    return Job(run_folder, request, sources, data, cost, _outside(training.base_model))
 
 
 def again(run_folder: Path, asked: CloudSettings) -> Job:
@@ -213,23 +209,24 @@ def completed(settings: CloudSettings, made_up: dict[str, Any]) -> tuple[CloudSe
 
 def _asked(
     preset: str, run_folder: Path, overrides: dict[str, Any], rehearse: bool
-) -> tuple[TrainSettings | CloudSettings, dict[str, str]]:
-    """(the settings, the hyper-parameters) of a run that is to be trained elsewhere; RunError where its data are of
-    other settings."""
-    count = presets.resolve(preset, overrides, rehearse, "train").settings.instance_count
-    if count > 1:
-        overrides = {"rdzv_endpoint": f"algo-1:{PORT}"} | overrides | {"nodes": count}
+) -> tuple[CloudSettings, TrainSettings, dict[str, str]]:
+    """(the cloud's settings, training's, the hyper-parameters) of a run that is to be trained elsewhere.
+
+    RunError where its data are of other settings."""
+    asked = presets.resolve(preset, overrides, rehearse, "cloud").settings
+    if asked.instance_count > 1:
+        overrides = {"rdzv_endpoint": f"algo-1:{PORT}"} | overrides | {"nodes": asked.instance_count}
     resolved = presets.resolve(preset, overrides, rehearse, "train")
-    manifest, train = runs.read(run_folder, "prepare"), resolved.of_stage("train")
+    manifest, training = runs.read(run_folder, "prepare"), resolved.of_stage("train")
     made = {"preset": manifest["preset"], "rehearse": manifest["rehearse"]} | manifest["settings"]
     wanted = {"preset": preset, "rehearse": rehearse} | resolved.of_stage("prepare")
     if problem := runs.differences(made, wanted) or "; ".join(runs.changes(run_folder, "prepare")):
         raise runs.RunError(f"the data of run {run_folder.name!r} are others: {problem}: run 10_prepare_data again")
-    sent = {name: json.dumps(value) for name, value in train.items()} | {
+    sent = {name: json.dumps(value) for name, value in training.items()} | {
         "preset": preset, "run": run_folder.name, "rehearse": json.dumps(rehearse),
-        "overrides": json.dumps(sorted(overrides.keys() & train.keys())),
+        "overrides": json.dumps(sorted(overrides.keys() & training.keys())),
     }  # fmt: skip
-    return resolved.settings, sent
+    return asked, resolved.settings, sent
 
 
 def _data(run_folder: Path, settings: TrainSettings) -> dict[str, Path]:
@@ -251,6 +248,10 @@ def _sources(base_model: str) -> dict[str, Path]:
         patterns.append(f"{base_model}/*")
     files = sorted(path for pattern in patterns for path in ROOT.glob(pattern) if path.is_file())
     return {path.relative_to(ROOT).as_posix(): path for path in files}
+
+
+def _hashes(files: dict[str, Path]) -> dict[str, str]:
+    return {name: disk.sha256(path) for name, path in files.items()}
 
 
 def _outside(base_model: str) -> str | None:
@@ -461,25 +462,25 @@ def sky(preset: str, run_folder: Path, overrides: dict[str, Any], rehearse: bool
     Each machine runs what a SageMaker container does; its outputs lie in the bucket, mounted with a cache."""
     import yaml
 
-    settings, sent = _asked(preset, run_folder, overrides, rehearse)
-    needed(settings, "bucket", "accelerators")
-    if problem := _outside(settings.base_model):
+    asked, training, sent = _asked(preset, run_folder, overrides, rehearse)
+    needed(asked, "bucket", "accelerators")
+    if problem := _outside(training.base_model):
         raise CloudError(problem)
     run, folder = run_folder.name, run_folder / "cloud"
-    bucket = settings.bucket if "://" in settings.bucket else f"s3://{settings.bucket}"
+    bucket = asked.bucket if "://" in asked.bucket else f"s3://{asked.bucket}"
     parameters = disk.write_atomically(folder / "hyperparameters.json", [json.dumps(sent, indent=2) + "\n"])
     mounts = {f"{SKY_ROOT}/input/config/hyperparameters.json": str(parameters)}
-    for name, path in _data(run_folder, settings).items():
+    for name, path in _data(run_folder, training).items():
         mounts[f"{SKY_ROOT}/input/data/runs/{Path(name).parent}"] = str(path.parent)
     mounts[f"{SKY_ROOT}/checkpoints"] = {"source": bucket, "mode": "MOUNT_CACHED"}
-    resources = {"accelerators": settings.accelerators, "use_spot": settings.use_spot,
-                 "disk_size": settings.volume_gib}  # fmt: skip
-    if settings.image_uri:
-        resources["image_id"] = f"docker:{settings.image_uri}"
+    resources = {"accelerators": asked.accelerators, "use_spot": asked.use_spot,
+                 "disk_size": asked.volume_gib}  # fmt: skip
+    if asked.image_uri:
+        resources["image_id"] = f"docker:{asked.image_uri}"
     task = {
         "name": re.sub("[^a-z0-9]+", "-", f"sharpen-{run}".lower()).strip("-"),
         "workdir": str(ROOT),
-        "num_nodes": settings.instance_count,
+        "num_nodes": asked.instance_count,
         "resources": resources,
         "file_mounts": mounts,
         "setup": "make setup ENV_TOOL=venv\n",

@@ -63,14 +63,6 @@ def size_text(count: float) -> str:
     return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"
 
 
-class _Record(disk.Form):
-    """What is noted of a file that is whole: what it was made from, its hashes, and what its maker told."""
-
-    key: dict[str, Any]
-    files: dict[str, str]
-    facts: dict[str, Any]
-
-
 def keep(folder: Path, name: str, key: dict, make: Callable[[Path], dict], skip: bool = False) -> dict | None:
     """What `make(part)` writes, under its final name only once it is whole; not made again where it is there.
 
@@ -103,16 +95,15 @@ def keep(folder: Path, name: str, key: dict, make: Callable[[Path], dict], skip:
 def _taken_over(folder: Path, name: str, key: dict | None) -> dict | None:
     """The record of a whole file of this key (None: of any) which this attempt or one beside it left; it is moved
     here. A torn record counts as none."""
-    beside = [folder.with_name(f"{folder.name}.{aside}") for aside in ("former", "abandoned")]
-    for attempt in (folder, *beside):
+    for aside in ("", ".former", ".abandoned"):
+        attempt = folder.with_name(folder.name + aside)
         try:
-            record = disk.load(_record_of(attempt, name), _Record)
-        except runs.RunError:
-            continue
-        if key is not None and record["key"] != key:
+            record = untrusted.read_json(_record_of(attempt, name))
+        except untrusted.UntrustedError:
             continue
         for place in (attempt / name, attempt / "failed" / name):
-            if place.exists() and runs.hashes_of(place) == record["files"]:
+            same = key is None or record.get("key") == key
+            if same and place.exists() and record.get("files") == runs.hashes_of(place):
                 if place != folder / name:
                     _remove(folder / name)
                     os.replace(place, folder / name)
@@ -218,8 +209,6 @@ def merge(base: Path, adapter: Path, folder: Path, tokenizer: Any, rounded: bool
     how = method(adapter)
     source, layers = (adapter, {}) if how == ALL_WEIGHTS else (base, _layers(adapter))
     config = untrusted.read_json(source / "config.json")
-    if config.get("tie_word_embeddings") and layers.keys() & {"model.embed_tokens", "lm_head"}:
-        raise ExportError("the adapter changes the embeddings, which input and output share: untie them first")
     shards = _shards(source)
     check_space(folder.parent, 2 * sum(shards.values()), "the merged model")
     folder.mkdir()
@@ -227,8 +216,6 @@ def merge(base: Path, adapter: Path, folder: Path, tokenizer: Any, rounded: bool
     for file in shards:
         tensors = {}
         for name, tensor in _tensors(source / file):
-            if tensor.dtype not in (torch.float16, torch.bfloat16, torch.float32):
-                raise ExportError(f"{source / file}: {name} is {tensor.dtype}: merging needs 16- or 32-bit weights")
             if rounded:
                 tensor = as_trained(name, tensor)
             layer = name.rpartition(".")[0]
@@ -325,12 +312,12 @@ def _merged(tensor: torch.Tensor, parts: dict[str, torch.Tensor], name: str) -> 
         raise ExportError(f"the adapter's {name} is {' x '.join(map(str, shape))}, the base's "
                           f"{tuple(tensor.shape)}: was it trained on another base?")  # fmt: skip
     is_bias = tensor.dim() == 1
-    if scale is not None:
-        if not is_bias:
-            return tensor * scale
-        return tensor if len(scale) == 1 else tensor * scale[:, 0]
-    if is_bias:
+    if scale is None and is_bias:
         return tensor
+    if scale is not None and is_bias:  # a scale of inputs leaves the bias as it is
+        return tensor if len(scale) == 1 else tensor * scale[:, 0]
+    if scale is not None:
+        return tensor * scale
     merged = tensor + parts["lora_B"] @ parts["lora_A"]
     if "lora_magnitude_vector" in parts:
         merged *= (parts["lora_magnitude_vector"] / merged.norm(dim=1))[:, None]
