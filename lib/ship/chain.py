@@ -1,6 +1,6 @@
-"""Artefact evaluation: every artefact of an export asked the same questions; what it scored, cost, and what is shipped.
+"""Artefact evaluation: every artefact of an export asked the same questions; what is shipped.
 
-Where no row has a gold to grade by, every artefact reads the rows' own answers instead: perplexity for accuracy."""
+Where no row has a gold, every artefact reads the rows' own answers: perplexity for accuracy."""
 
 import contextlib
 import math
@@ -28,7 +28,7 @@ from lib.ship.export import size_text
 ALTERNATIVES = ("Q5_K_M", "Q6_K", "Q8_0")  # larger types, tried where a file failed the gate
 
 
-# --- asking -----------------------------------------------------------------------------------------------------------
+# --- asking ---------------------------------------------------------------------------------------
 def questions(data: Path, settings: ExportSettings | ServeSettings) -> list[dict]:
     """The test rows to ask: those whose answers can be graded or, where there are none, any."""
     test = data / "test.jsonl"
@@ -66,7 +66,7 @@ def _read(name: str, model: Any, tokenizer: Any, rows: list[dict], settings: Exp
 def losses(server: Server, tokenizer: Any, rows: list[dict]) -> list[dict]:
     """`evaluate.losses` of a served file: {"loss", "tokens"} of each row's own answer, in nats.
 
-    A request a token, as llama-server tells no probabilities of a prompt: as slow as writing the answers."""
+    A request a token, as llama-server tells no probabilities of a prompt: as slow as writing."""
 
     def read(row: dict, slot: int) -> dict:
         encoded = chat.encode(row, tokenizer)
@@ -94,7 +94,7 @@ def ask_file(llama: LlamaCpp, path: Path, tokenizer: Any, rows: list[dict], sett
 
 @contextlib.contextmanager
 def watched(pid: int | None = None) -> Iterator[dict]:
-    """Seconds and the peak memory of a process (ours by default) while the block runs; on CUDA the allocator's peak."""
+    """Seconds and peak memory of a process (by default ours; on CUDA the allocator's) in the block."""
     import psutil
 
     process, cost, over = psutil.Process(pid), {"memory_bytes": 0}, threading.Event()
@@ -119,9 +119,10 @@ def watched(pid: int | None = None) -> Iterator[dict]:
             cost["memory_bytes"] = torch.cuda.max_memory_allocated()
 
 
-# --- what is shipped --------------------------------------------------------------------------------------------------
+# --- what is shipped ------------------------------------------------------------------------------
 def gate(merged: list[dict], quantized: list[dict], margin: float) -> dict:
-    """Whether a quantised file may be shipped: the lower 95 % bound of (quantised - merged) is above -margin points.
+    """May a quantised file be shipped: is the lower 95 % bound of its difference above -margin
+    points?
 
     Without golds: the upper 95 % bound of what the perplexity rose by is below margin percent."""
     assert [r["id"] for r in merged] == [r["id"] for r in quantized], "both must be asked the same questions"
@@ -146,7 +147,7 @@ def gate(merged: list[dict], quantized: list[dict], margin: float) -> dict:
 
 
 def judge(quantized: list[str], judged: Callable[[str], dict]) -> dict[str, dict]:
-    """{type: `judged(type)`, its gate} of the files there are; where one fails, of the larger types too."""
+    """{type: its gate, `judged(type)`} of the files there are; where one fails, of larger types too."""
     gates = {label: judged(label) for label in quantized}
     if _failed(gates):
         gates |= {label: judged(label) for label in ALTERNATIVES if label not in gates}
@@ -154,7 +155,7 @@ def judge(quantized: list[str], judged: Callable[[str], dict]) -> dict[str, dict
 
 
 def ship(gates: dict[str, dict], files: dict[str, Path], merged: Path) -> Path:
-    """What is shipped: the smallest file that passed its gate, else the f16 file, else the merged model.
+    """The smallest file that passed its gate, else the f16 file, else the merged model.
 
     Files that failed are moved to `failed/`."""
     failed = _failed(gates)
@@ -169,7 +170,7 @@ def _failed(gates: dict[str, dict]) -> list[str]:
     return [label for label, verdict in gates.items() if not verdict["passes"]]
 
 
-# --- what every artefact scored ---------------------------------------------------------------------------------------
+# --- what every artefact scored -------------------------------------------------------------------
 def sizes(base: Path, adapter: Path, merged: Path, files: dict[str, Path]) -> dict[str, int]:
     """Bytes of each artefact; an adapter counts with its base."""
     places = {"base": base, "adapter": adapter, "merged": merged} | files
@@ -186,7 +187,7 @@ def smallest(bytes_of: dict[str, int]) -> str:
 
 
 def row(name: str, results: list[dict], tuned: list[dict], size: int, cost: dict) -> dict:
-    """One artefact: accuracy with its interval, the paired difference to the tuned model, and its cost.
+    """One artefact: accuracy with its interval, paired difference to the tuned model, and cost.
 
     Without golds: perplexity, and its change as a share."""
     if results[0]["gold"]:
@@ -204,13 +205,13 @@ def row(name: str, results: list[dict], tuned: list[dict], size: int, cost: dict
 
 
 def perplexity_change(before: list[dict], after: list[dict]) -> dict:
-    """How much higher the perplexity of the same answers is by the second artefact, as a share, with paired limits."""
+    """How much higher the second artefact's perplexity of the same answers is, as a share, paired."""
     change = evaluate.loss_change(before, after)
     return {name: math.expm1(change[name]) for name in ("difference", "low", "high")} | {"n": change["rows"]}
 
 
 def changed_most(before: list[dict], after: list[dict], count: int = 5) -> list[dict]:
-    """The answers without a gold that the second artefact predicts worse than the first by most, nats a token."""
+    """The answers that the second artefact predicts worse than the first by most, in nats a token."""
     pairs = sorted(zip(before, after), key=lambda pair: _a_token(pair[0]) - _a_token(pair[1]))
     return [
         {"question": b["question"][:200], "its row's answer": b["reference"][:200], "tokens": b["tokens"],
@@ -224,7 +225,7 @@ def _a_token(result: dict) -> float:
 
 
 def headline(rows: list[dict], gates: dict[str, dict], best: str) -> str:
-    """`demo-Q4_K_M.gguf to ship; adapter 64.0 %, merged 64.0 %, f16 64.0 %, Q4_K_M 63.1 %, n = 300`."""
+    """`demo-Q4_K_M.gguf to ship; adapter 64.0 %, merged 64.0 %, Q4_K_M 63.1 %, n = 300`."""
     scores = []
     for row in rows:
         score = f"{100 * row['accuracy']:.1f} %" if "accuracy" in row else f"perplexity {row['perplexity']:.3f}"

@@ -1,7 +1,7 @@
-"""Training in the cloud: a SageMaker job's request, shown or sent, its result fetched; and SkyPilot's file for others.
+"""Training in the cloud: a SageMaker job, shown or sent, its result fetched; SkyPilot's file.
 
-By boto3, whose requests are AWS's own, typed and checked by botocore; the SageMaker SDK wraps them in classes that
-change between its major versions, and brings some 30 packages."""
+By boto3, whose requests are AWS's own, typed and checked by botocore; the SageMaker SDK wraps them
+in classes that change between its major versions, and brings some 30 packages."""
 
 import contextlib
 import functools
@@ -57,7 +57,7 @@ Bucket = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]+$")]
 
 
 class CloudError(SharpenError):
-    """The cloud cannot do what is asked, or did not; the message says what, where and the remedy."""
+    """The cloud cannot do what is asked, or did not; the message has the remedy."""
 
 
 class _Noted(disk.Form):
@@ -70,7 +70,7 @@ class _Noted(disk.Form):
 
 @dataclass(frozen=True)
 class Job:
-    """A training job as it would be created: SageMaker's request, and the files that go to the bucket before it."""
+    """A training job as it would be created: the request, and the files that go to the bucket."""
 
     run_folder: Path
     request: dict[str, Any]
@@ -125,7 +125,7 @@ def aws(doing: str) -> Iterator[None]:
 
 @functools.cache
 def client(service: str) -> Any:
-    """A boto3 client; a call that AWS throttles or fails to answer is tried again (AWS_MAX_ATTEMPTS, 3)."""
+    """A boto3 client; a call that AWS throttles or does not answer is repeated (AWS_MAX_ATTEMPTS)."""
     import boto3
     from botocore.config import Config
 
@@ -134,7 +134,7 @@ def client(service: str) -> Any:
 
 
 def check(bucket: str) -> None:
-    """CloudError, before anything is created, where the credentials are refused or the bucket is not to be had."""
+    """CloudError, before anything is created, where credentials are refused or there is no bucket."""
     with aws("asking AWS who we are"):
         client("sts").get_caller_identity()
     with aws(f"looking at bucket {bucket!r}"):
@@ -154,11 +154,12 @@ def named(run: str, made_from: Any) -> str:
     return f"sharpen-{re.sub('[^A-Za-z0-9]+', '-', run)[:36].strip('-')}-{digest[:8]}"
 
 
-# --- training ---------------------------------------------------------------------------------------------------------
+# --- training -------------------------------------------------------------------------------------
 def job(preset: str, run_folder: Path, overrides: dict[str, Any], rehearse: bool) -> Job:
-    """The job that trains a run whose data are prepared here; the same settings, code and data give the same job.
+    """The job that trains a run whose data are here; same settings, code and data: the same job.
 
-    Each setting that training reads is a hyper-parameter. RunError or SettingsError where it could not train."""
+    Each setting of training is a hyper-parameter. RunError or SettingsError if it could not
+    train."""
     asked, training, sent = _asked(preset, run_folder, overrides, rehearse)
     needed(asked, "bucket", "role_arn", "image_uri", "instance_type", "cost_per_hour")
     sources, data = _sources(training.base_model), _data(run_folder, training)
@@ -201,7 +202,7 @@ def again(run_folder: Path, asked: CloudSettings) -> Job:
 
 
 def completed(settings: CloudSettings, made_up: dict[str, Any]) -> tuple[CloudSettings, list[str]]:
-    """The cloud's settings with made-up ones for those that are none, and the names of these: to look, not to send."""
+    """The cloud's settings with made-up ones for those that are none, and the names of these."""
     absent = [name for name in made_up if getattr(settings, name) is None]
     given = {name: getattr(settings, name) for name in CLOUD}
     return SimpleNamespace(**given | {name: made_up[name] for name in absent}), absent
@@ -210,7 +211,7 @@ def completed(settings: CloudSettings, made_up: dict[str, Any]) -> tuple[CloudSe
 def _asked(
     preset: str, run_folder: Path, overrides: dict[str, Any], rehearse: bool
 ) -> tuple[CloudSettings, TrainSettings, dict[str, str]]:
-    """(the cloud's settings, training's, the hyper-parameters) of a run that is to be trained elsewhere.
+    """(the cloud's settings, training's, the hyper-parameters) of a run to be trained elsewhere.
 
     RunError where its data are of other settings."""
     asked = presets.resolve(preset, overrides, rehearse, "cloud").settings
@@ -255,7 +256,7 @@ def _hashes(files: dict[str, Path]) -> dict[str, str]:
 
 
 def _outside(base_model: str) -> str | None:
-    """Why a base model cannot be sent, or None. The container has the project elsewhere: its paths must be relative."""
+    """Why a base model cannot be sent, or None: in the container the project lies elsewhere."""
     inside = not os.path.isabs(base_model) and not os.path.normpath(base_model).startswith("..")
     if inside or not is_local(base_model):
         return None
@@ -263,10 +264,11 @@ def _outside(base_model: str) -> str | None:
 
 
 def submit(asked: Job) -> str:
-    """Upload and create the job, and say so; nothing is created where it is there already and has not failed.
+    """Upload and create the job, and say so; nothing where it is there already and has not failed.
 
-    A job that failed or was stopped is followed by another of the same name and a number, which goes on from the same
-    checkpoints. Where the job cannot be created, what was uploaded is removed again."""
+    A job that failed or was stopped is followed by another of the same name and a number, which
+    goes on from the same checkpoints. Where the job cannot be created, what was uploaded is removed
+    again."""
     if asked.problem:
         raise CloudError(asked.problem)
     (bucket, prefix), sagemaker, run = asked.place, client("sagemaker"), asked.run_folder.name
@@ -322,10 +324,10 @@ def _noted(run_folder: Path) -> dict[str, str] | None:
 
 
 def fetch(run_folder: Path, wait: bool = False) -> str:
-    """Bring a finished job's artefact back into the run, as if it had been trained here, and say so.
+    """Bring a finished job's artefact into the run, as if trained here, and say so.
 
-    CloudError where the job failed (what it had uploaded is removed, its checkpoints are kept), or its archive holds
-    anything but the files that the stage's manifest names."""
+    CloudError where the job failed (what it had uploaded is removed, its checkpoints are kept), or
+    its archive holds anything but the files that the stage's manifest names."""
     run, noted = run_folder.name, _noted(run_folder)
     if not noted:
         raise CloudError(f"run {run!r} was not sent from here: sharpen cloud train PRESET --run {run} --submit")
@@ -358,7 +360,7 @@ def fetch(run_folder: Path, wait: bool = False) -> str:
 
 
 def unpack(archive: Path, folder: Path) -> None:
-    """Unpack plain files and folders; CloudError for a link, a device, a path out of the folder, or a bomb."""
+    """Unpack plain files and folders; CloudError for links, devices, paths out of it, and bombs."""
 
     def plain(member: tarfile.TarInfo, path: str) -> tarfile.TarInfo:
         if not (member.isfile() or member.isdir()):
@@ -373,7 +375,7 @@ def unpack(archive: Path, folder: Path) -> None:
 
 
 def _take(unpacked: Path, run_folder: Path) -> None:
-    """Move a stage that was trained elsewhere into the run; CloudError where it is not what was asked for."""
+    """Move a stage that was trained elsewhere into the run; CloudError where it is another."""
     adapter = unpacked / STAGES["train"].folder
     manifest = runs.read(unpacked, "train")
     problems = runs.changes(unpacked, "train") + untrusted.model_problems(adapter)
@@ -424,7 +426,7 @@ def _wait(name: str) -> None:
         client("sagemaker").get_waiter("training_job_completed_or_stopped").wait(TrainingJobName=name)
 
 
-# --- S3 and SageMaker -------------------------------------------------------------------------------------------------
+# --- S3 and SageMaker -----------------------------------------------------------------------------
 def split_uri(uri: str) -> tuple[str, str]:
     """s3://bucket/key as (bucket, key)."""
     bucket, _, key = uri.removeprefix("s3://").partition("/")
@@ -455,11 +457,11 @@ def describe(service: Any, operation: str, **which: Any) -> dict[str, Any] | Non
             raise
 
 
-# --- other clouds -----------------------------------------------------------------------------------------------------
+# --- other clouds ---------------------------------------------------------------------------------
 def sky(preset: str, run_folder: Path, overrides: dict[str, Any], rehearse: bool) -> Path:
-    """Write outputs/<run>/cloud/sky.yaml, SkyPilot's task for any other cloud or Kubernetes, and what it sends.
+    """Write outputs/<run>/cloud/sky.yaml, SkyPilot's task for another cloud or Kubernetes.
 
-    Each machine runs what a SageMaker container does; its outputs lie in the bucket, mounted with a cache."""
+    Each machine runs what a SageMaker container does; its outputs lie in the mounted bucket."""
     import yaml
 
     asked, training, sent = _asked(preset, run_folder, overrides, rehearse)

@@ -1,4 +1,4 @@
-"""Serve a run's best artefact on this machine's loopback by an existing engine, ask it, and measure it."""
+"""Serve a run's best artefact on the loopback by an existing engine, ask it, and measure it."""
 
 import asyncio
 import contextlib
@@ -32,7 +32,7 @@ ENVIRONMENT = {"PYTHONSAFEPATH": "1", "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_UPD
 
 
 class DeployError(runs.RunError):
-    """A run cannot be served as asked, or its server does not answer; the message says what to do."""
+    """A run cannot be served as asked, or its server does not answer; the message has the remedy."""
 
 
 @dataclass(frozen=True)
@@ -69,8 +69,9 @@ def _manifests(run_folder: Path) -> list[dict]:
 
 
 def choose(run_folder: Path, settings: ServeSettings) -> Choice:
-    """The best artefact that there is and the engine for it: the file that notebook 40 ships, else the merged model,
-    else the adapter. RunError where the wanted engine has nothing to serve, or a file is not as its manifest says."""
+    """The best artefact that there is and the engine for it: the file that notebook 40 ships, else
+    the merged model, else the adapter. RunError where the wanted engine has nothing to serve, or a
+    file is not as its manifest says."""
     if settings.llama_cpp_path is not None:
         llamacpp.named(settings.llama_cpp_path)  # also where nothing here needs it: it was named for a reason
     if runs.is_complete(run_folder, "export"):
@@ -100,7 +101,7 @@ def choose(run_folder: Path, settings: ServeSettings) -> Choice:
 
 @contextlib.contextmanager
 def serving(choice: Choice, run_folder: Path, settings: ServeSettings) -> Iterator[Program]:
-    """The server while the block runs, healthy at its beginning; those who ask call the model by the run's name."""
+    """The server while the block runs, healthy at its start; the model goes by the run's name."""
     context = 64 * math.ceil((settings.max_length + settings.max_new_tokens) / 64)
     with tempfile.TemporaryDirectory(prefix="sharpen-serve-") as folder:
         if choice.engine == "llama-server":
@@ -119,8 +120,9 @@ def serving(choice: Choice, run_folder: Path, settings: ServeSettings) -> Iterat
 
 
 def _loadable(model: Path, folder: Path, settings: ServeSettings) -> Path:
-    """`folder`, through which an engine finds all that it loads: the model's files or, with an adapter, its own, the
-    base's and the tokenizer: `transformers serve` takes a folder with a configuration for a whole model.
+    """`folder`, through which an engine finds all that it loads: the model's files or, with an
+    adapter, its own, the base's and the tokenizer: `transformers serve` takes a folder with a
+    configuration for a whole model.
 
     SettingsError where one of these folders holds what must not be loaded."""
     locate(str(model))
@@ -160,7 +162,7 @@ def _vllm(model: Path, settings: ServeSettings, context: int) -> list:
 
 
 def _transformers(model: Path, settings: ServeSettings, context: int) -> list:
-    """`transformers serve` with the model of the working directory's folder, so that it is known by the run's name."""
+    """`transformers serve` with the folder of the run's name in the working directory."""
     command = [sys.executable, "-m", "transformers.cli.transformers", "serve", model.name]
     if (model / ADAPTER).exists():  # a merged model is rounded already
         if settings.load_in_4bit:
@@ -171,10 +173,10 @@ def _transformers(model: Path, settings: ServeSettings, context: int) -> list:
 
 
 async def ask(url: str, model: str, chats: Sequence[list[dict]], max_tokens: int, concurrent: int = 1) -> list[dict]:
-    """Greedy answers to chats through a server's /v1/chat/completions, in their order, `concurrent` at once.
+    """Greedy answers to chats by /v1/chat/completions, in their order, `concurrent` at once.
 
-    {"completion", "tokens", "finished", "first_token_seconds", "seconds"} each, or {"error"} where the server gave
-    none."""
+    {"completion", "tokens", "finished", "first_token_seconds", "seconds"} each, or {"error"} where
+    the server gave none."""
     import openai
 
     http = openai.DefaultAsyncHttpxClient(trust_env=False)  # no proxy between this machine and itself
@@ -212,9 +214,9 @@ async def ask(url: str, model: str, chats: Sequence[list[dict]], max_tokens: int
 def same_prompt(server: Program, model: str, messages: list[dict], ids: list[int]) -> bool:
     """Does the server make of a chat the very token ids that we make of it?
 
-    transformers renders the template as we do, so their number is enough. llama.cpp has a reader of templates of its
-    own: asked for our ids where it has just answered the chat, it finds all but the last (which it must compute) in its
-    cache only if each is the same."""
+    transformers renders the template as we do, so their number is enough. llama.cpp has a reader of
+    templates of its own: asked for our ids where it has just answered the chat, it finds all but
+    the last (which it must compute) in its cache only if each is the same."""
     chat = {"model": model, "messages": messages, "max_tokens": 1, "temperature": 0}
     if not isinstance(server, llamacpp.Server):
         return server.post("/v1/chat/completions", chat)["usage"]["prompt_tokens"] == len(ids)
@@ -224,7 +226,7 @@ def same_prompt(server: Program, model: str, messages: list[dict], ids: list[int
 
 
 def graded(rows: Sequence[dict], answers: Sequence[dict]) -> list[dict]:
-    """Answers to test rows with their verdicts, as `evaluate.ask` writes them; DeployError where one has failed.
+    """Answers to test rows with verdicts, as `evaluate.ask` writes them; DeployError if one failed.
 
     A row without a gold has no verdict."""
     if failed := [answer["error"] for answer in answers if "error" in answer]:
@@ -240,8 +242,9 @@ def graded(rows: Sequence[dict], answers: Sequence[dict]) -> list[dict]:
 
 
 def earlier(run_folder: Path, choice: Choice) -> list[dict]:
-    """The answers to hold a server's against: of a file for llama.cpp those of notebook 40, else the tuned model's of
-    notebook 30 without the calculator; none where that notebook was not run."""
+    """The answers to hold a server's against: of a file for llama.cpp those of notebook 40, else
+    the tuned model's of notebook 30 without the calculator; none where that notebook was not
+    run."""
     stage, asked = "evaluate", {"model": "tuned", "split": "test", "calculator": False}
     if choice.engine == "llama-server":
         stage, asked = "export", {"model": choice.path.stem.rpartition("-")[2]}
@@ -252,7 +255,7 @@ def earlier(run_folder: Path, choice: Choice) -> list[dict]:
 
 
 def agreement(answers: Sequence[dict], others: Sequence[dict]) -> dict[str, int]:
-    """Two ways of asking the same questions, item by item: how many are right, graded alike, and the same text."""
+    """Two ways of asking the same questions: how many are right, graded alike, and the same text."""
     other = {row["id"]: row for row in others}
     pairs = [(row, other[row["id"]]) for row in answers if row["id"] in other]
     verdicts = [(bool(a.get("correct")), bool(b.get("correct"))) for a, b in pairs]
@@ -265,8 +268,8 @@ def agreement(answers: Sequence[dict], others: Sequence[dict]) -> dict[str, int]
 
 async def load_test(url: str, model: str, chats: Sequence[list[dict]], max_tokens: int,
                     concurrent: Sequence[int] = CONCURRENT) -> list[dict]:  # fmt: skip
-    """A row for each number of requests at once: seconds to the first token and to the last (median, 95th percentile),
-    tokens per second over all, and the errors."""
+    """A row for each number of requests at once: seconds to the first token and to the last
+    (median, 95th percentile), tokens per second over all, and the errors."""
     rows = []
     await ask(url, model, chats[:1], max_tokens)  # the first request of all warms caches up
     for count in concurrent:
@@ -297,7 +300,7 @@ def curl(url: str, model: str, question: str) -> str:
 
 
 def headline(choice: Choice, load: Sequence[dict]) -> str:
-    """`demo-Q4_K_M.gguf by llama-server; first token in 9 ms, 16 at once 1,900 tokens/s, errors: 0`."""
+    """`demo-Q4_K_M.gguf by llama-server; first token in 9 ms, 16 at once 190 tokens/s, errors: 0`."""
     first, most = 1000 * load[0]["first_token_p50_seconds"], load[-1]
     errors = sum(row["errors"] for row in load)
     return (f"{choice.path.name} by {choice.engine}; first token in {first:.0f} ms, {most['concurrent']} at once "

@@ -1,4 +1,4 @@
-"""A run's model behind an autoscaling SageMaker endpoint: what it consists of, made, asked, and all deleted again."""
+"""A run's model behind an autoscaling SageMaker endpoint: made, asked, and all deleted again."""
 
 import contextlib
 import json
@@ -20,7 +20,7 @@ Call = tuple[str, dict[str, Any]]  # an operation of boto3's client, and its arg
 
 
 class _Noted(disk.Form):
-    """What a run's endpoint.json says; one from elsewhere can name no more than what Sharpen made."""
+    """What a run's endpoint.json says; it can name no more than what Sharpen made."""
 
     endpoint: Name
     bucket: Bucket
@@ -60,7 +60,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class Endpoint:
-    """An endpoint as it would be created: its pieces in order, and the model's files that go to the bucket first."""
+    """An endpoint as it would be created: its pieces in order, and files that go to the bucket."""
 
     run_folder: Path
     name: str
@@ -76,7 +76,7 @@ class Endpoint:
 
 
 def plan(run_folder: Path, settings: CloudSettings) -> Endpoint:
-    """The endpoint for what notebook 40 left in the run; its name depends on the run and the artefact's hashes."""
+    """The endpoint for what notebook 40 left; its name depends on run and artefact's hashes."""
     needed(settings, "bucket", "role_arn", "endpoint_image_uri", "endpoint_instance_type", "endpoint_cost_per_hour")
     files, hashes = _artefact(run_folder, settings.endpoint_artefact)
     name = named(run_folder.name, hashes)
@@ -88,7 +88,7 @@ def plan(run_folder: Path, settings: CloudSettings) -> Endpoint:
 
 
 def _artefact(run_folder: Path, kind: str) -> tuple[dict[str, Path], dict[str, str]]:
-    """({name: file}, {name: sha256}) of the merged model, or of the smallest GGUF file that notebook 40 passed."""
+    """({name: file}, {name: sha256}) of the merged model, or of the smallest GGUF file that passed."""
     folder, outputs = run_folder / STAGES["export"].folder, runs.read(run_folder, "export")["outputs"]
     if problems := runs.changes(run_folder, "export"):
         raise runs.RunError(f"{folder}: {problems[0]}: run 40_export again")
@@ -165,10 +165,11 @@ def _alarm(request: dict[str, Any]) -> Piece:
 
 
 def create(asked: Endpoint, echo: Callable[[str], Any] = print) -> list[str]:
-    """Make what is missing of an endpoint, and return the operations that this took: none where it is whole.
+    """Make what is missing of an endpoint; the operations that this took: none where it is whole.
 
-    An endpoint that failed is made anew. Where something cannot be made, what this call made is removed again.
-    CloudError too where it is there with another container or machine: deleting it is yours to decide."""
+    An endpoint that failed is made anew. Where something cannot be made, what this call made is
+    removed again. CloudError too where it is there with another container or machine: deleting it
+    is yours to decide."""
     bucket, prefix = split_uri(asked.place)
     check(bucket)
     states = [(piece, piece.there()) for piece in asked.pieces]
@@ -211,7 +212,7 @@ def create(asked: Endpoint, echo: Callable[[str], Any] = print) -> list[str]:
 
 
 def _remove(piece: Piece) -> bool:
-    """Remove a piece, and say whether it was there; an endpoint is gone before its configuration and its model go."""
+    """Remove a piece, and say whether it was there; of an endpoint it waits until it is gone."""
     state = piece.there()
     if state:
         if state.get("EndpointStatus") in ("Creating", "Updating"):  # AWS removes none that is on its way
@@ -239,7 +240,7 @@ def _wait(state: str, name: str) -> None:
 
 
 def different(wanted: Any, actual: Any, place: str = "") -> str | None:
-    """The first value that AWS tells otherwise than it was asked for, in words; what it adds is left alone."""
+    """The first value that AWS tells otherwise than asked for, in words; what it adds is left alone."""
     if isinstance(wanted, dict) and isinstance(actual, dict):
         pairs = [(wanted[key], actual[key], f"{place}.{key}".strip(".")) for key in wanted if key in actual]
     elif isinstance(wanted, list) and isinstance(actual, list) and len(wanted) == len(actual):
@@ -250,7 +251,7 @@ def different(wanted: Any, actual: Any, place: str = "") -> str | None:
 
 
 def invoke(run_folder: Path, question: str, max_new_tokens: int = 256) -> str:
-    """The answer of a run's endpoint, whose container speaks OpenAI's chat completions; busy ones are asked again."""
+    """The answer of a run's endpoint, which speaks OpenAI's protocol; a busy one is asked again."""
     run, noted = run_folder.name, run_folder / "cloud" / "endpoint.json"
     if not noted.exists():
         raise CloudError(f"run {run!r} has no endpoint that was made from here: sharpen cloud endpoint {run} --submit")
@@ -269,7 +270,7 @@ def invoke(run_folder: Path, question: str, max_new_tokens: int = 256) -> str:
 
 
 def delete(run_folder: Path) -> list[str]:
-    """Remove a run's endpoint and all that belongs to it, the last made first; a line for each thing done."""
+    """Remove a run's endpoint and all of it, the last made first; a line for each thing done."""
     path = run_folder / "cloud" / "endpoint.json"
     if not path.exists():
         return []

@@ -1,4 +1,4 @@
-"""From adapter to GGUF: merge, convert, quantise; each file whole or not there, and checked against the model."""
+"""From adapter to GGUF: merge, convert, quantise; each file whole or absent, and checked."""
 
 import contextlib
 import json
@@ -50,7 +50,7 @@ class ExportError(SharpenError):
     """An artefact cannot be made or is not what it should be; the message says what to do."""
 
 
-# --- files ------------------------------------------------------------------------------------------------------------
+# --- files ----------------------------------------------------------------------------------------
 def check_space(folder: Path, needed: float, what: str) -> None:
     """ExportError where the disk has less than the bytes that are needed, with both figures."""
     free = shutil.disk_usage(folder).free
@@ -64,10 +64,11 @@ def size_text(count: float) -> str:
 
 
 def keep(folder: Path, name: str, key: dict, make: Callable[[Path], dict], skip: bool = False) -> dict | None:
-    """What `make(part)` writes, under its final name only once it is whole; not made again where it is there.
+    """What `make(part)` writes, under its final name once it is whole; not made again if there.
 
-    `key` says what it is made from. A file (or folder) of the same key is taken from this attempt, or from the former
-    or abandoned one beside. With `skip` whatever is there is taken, and None is the answer where nothing is."""
+    `key` says what it is made from. A file (or folder) of the same key is taken from this attempt,
+    or from the former or abandoned one beside. With `skip` whatever is there is taken, and None is
+    the answer where nothing is."""
     code = {Path(file).name: disk.sha256(file) for file in (__file__, llamacpp.__file__)}
     key = json.loads(json.dumps({"key": key, "code": code}, default=str))
     if record := _taken_over(folder, name, None if skip else key):
@@ -93,8 +94,8 @@ def keep(folder: Path, name: str, key: dict, make: Callable[[Path], dict], skip:
 
 
 def _taken_over(folder: Path, name: str, key: dict | None) -> dict | None:
-    """The record of a whole file of this key (None: of any) which this attempt or one beside it left; it is moved
-    here. A torn record counts as none."""
+    """The record of a whole file of this key (None: of any) which this attempt or one beside it
+    left; it is moved here. A torn record counts as none."""
     for aside in ("", ".former", ".abandoned"):
         attempt = folder.with_name(folder.name + aside)
         try:
@@ -136,12 +137,12 @@ def size_of(path: Path) -> int:
     return sum(file.stat().st_size for file in files)
 
 
-# --- merge ------------------------------------------------------------------------------------------------------------
+# --- merge ----------------------------------------------------------------------------------------
 def method(tuned: Path) -> str:
     """How the model in a training's folder was tuned: "LoRA", "DoRA", "IA3" or "all weights".
 
-    ExportError where the folder holds more than data, or an adapter that is no change of the base's weights, and so
-    cannot be merged."""
+    ExportError where the folder holds more than data, or an adapter that is no change of the base's
+    weights, and so cannot be merged."""
     _check_plain(tuned, str(tuned))
     if (tuned / "config.json").exists():  # a whole model; an adapter has none
         return ALL_WEIGHTS
@@ -163,15 +164,15 @@ def method(tuned: Path) -> str:
 
 
 def _check_plain(folder: Path, name: str) -> None:
-    """ExportError where a folder holds more than data: code, pickles, links out of it, shards that are elsewhere."""
+    """ExportError where a folder holds more than data: code, pickles, links or shards elsewhere."""
     if problems := untrusted.model_problems(folder):
         raise ExportError(f"{name}: {problems[0]}")
 
 
 def base_folder(name: str) -> Path:
-    """The folder of the base's 16- or 32-bit weights; a 4-bit repository's 16-bit origin is taken instead.
+    """The folder of the base's 16- or 32-bit weights; of a 4-bit repository its 16-bit origin.
 
-    ExportError where the weights of a folder are quantised: merging into them would lose what was learnt."""
+    ExportError where they are quantised: merging into them would lose what was learnt."""
     folder = Path(locate(name)) if is_local(name) else _downloaded(name)
     _check_plain(folder, f"base_model = {name!r}")
     if not _has_tokenizer(folder):
@@ -204,8 +205,9 @@ def _has_tokenizer(folder: Path) -> bool:
 def merge(base: Path, adapter: Path, folder: Path, tokenizer: Any, rounded: bool = False) -> dict:
     """Write the tuned model to `folder`, computed in fp32 and saved in fp16, one shard at a time.
 
-    So a large model takes the memory of its largest shard. Where all weights were trained, they are in `adapter`, and
-    only saved anew. `rounded`: onto the base as QLoRA saw it (`as_trained`). Returns what was counted."""
+    So a large model takes the memory of its largest shard. Where all weights were trained, they are
+    in `adapter`, and only saved anew. `rounded`: onto the base as QLoRA saw it (`as_trained`).
+    Returns what was counted."""
     how = method(adapter)
     source, layers = (adapter, {}) if how == ALL_WEIGHTS else (base, _layers(adapter))
     config = untrusted.read_json(source / "config.json")
@@ -243,10 +245,11 @@ def merge(base: Path, adapter: Path, folder: Path, tokenizer: Any, rounded: bool
 
 
 def as_trained(name: str, weight: torch.Tensor) -> torch.Tensor:
-    """A linear layer's weight rounded to NF4 and back, as it was while QLoRA trained the adapter; others unchanged.
+    """A linear layer's weight rounded to NF4 and back, as QLoRA saw it; others unchanged.
 
-    The adapter has learnt to live with this rounding: on the unrounded base the demo's model lost 5 points (20
-    answers of 300 lost, 4 won). By bitsandbytes as Unsloth sets it: double quantisation, blocks of 64."""
+    The adapter has learnt to live with this rounding: on the unrounded base the demo's model lost 5
+    points (20 answers of 300 lost, 4 won). By bitsandbytes as Unsloth sets it: double quantisation,
+    blocks of 64."""
     if not name.endswith(tuple(f"{module}.weight" for module in published.LINEAR_MODULES)):
         return weight
     from bitsandbytes.functional import dequantize_4bit, quantize_4bit
@@ -259,8 +262,9 @@ def as_trained(name: str, weight: torch.Tensor) -> torch.Tensor:
 def save_tokenizer(tokenizer: Any, base: Path, folder: Path) -> None:
     """The tokenizer as both transformers and llama.cpp's converter read it.
 
-    The converter learns which tokens are marks (<|user|>, ####) from `added_tokens_decoder`, which transformers 5
-    leaves out; without it llama.cpp cuts a mark that it meets in a text into pieces."""
+    The converter learns which tokens are marks (<|user|>, ####) from `added_tokens_decoder`, which
+    transformers 5 leaves out; without it llama.cpp cuts a mark that it meets in a text into
+    pieces."""
     tokenizer.save_pretrained(folder)
     config = untrusted.read_json(folder / "tokenizer_config.json")
     fields = ("content", "lstrip", "normalized", "rstrip", "special")
@@ -274,7 +278,7 @@ def save_tokenizer(tokenizer: Any, base: Path, folder: Path) -> None:
 
 
 def _layers(adapter: Path) -> dict[str, dict[str, torch.Tensor]]:
-    """What the adapter holds for each layer that it changes, in fp32; (alpha / r) is in `lora_B` already."""
+    """The adapter's parts of each layer that it changes, in fp32; (alpha / r) is in `lora_B`."""
     config = untrusted.read_json(adapter / "adapter_config.json")
     for key, plain in PLAIN.items():
         if config.get(key) and config[key] != plain:
@@ -304,8 +308,8 @@ def _layers(adapter: Path) -> dict[str, dict[str, torch.Tensor]]:
 def _merged(tensor: torch.Tensor, parts: dict[str, torch.Tensor], name: str) -> torch.Tensor:
     """A layer's weight (out, in), or its bias (out), as the adapter makes it.
 
-    LoRA: W + (alpha / r) B A. DoRA: that, with each row as long as it learnt. IA3: W and bias times a scale (out, 1),
-    or W alone times (1, in)."""
+    LoRA: W + (alpha / r) B A. DoRA: that, with each row as long as it learnt. IA3: W and bias times
+    a scale (out, 1), or W alone times (1, in)."""
     scale = parts.get("ia3_l")
     shape = scale.shape if scale is not None else (parts["lora_B"].shape[0], parts["lora_A"].shape[1])
     if any(size not in (1, there) for size, there in zip(shape, tensor.shape)):
@@ -359,7 +363,7 @@ def _reading(path: Path) -> Iterator[Any]:
         raise ExportError(f"{path} cannot be read ({error}): it is torn or missing; make it again") from error
 
 
-# --- the same numbers -------------------------------------------------------------------------------------------------
+# --- the same numbers -----------------------------------------------------------------------------
 def samples(rows: list[dict], tokenizer: Any) -> list[list[int]]:
     """The first 96 token ids of four rows, spread over all of them, to compare models on."""
     spread = rows[:: max(1, len(rows) // 4)][:4]
@@ -374,7 +378,7 @@ def logits(model: Any, sequences: Sequence[list[int]]) -> list[torch.Tensor]:
 
 
 def load(folder: Path, device: str | None = None) -> Any:
-    """A model as transformers reads it: in fp32 on a CPU, in fp16 on a GPU (by default, if there is one)."""
+    """A model as transformers reads it: in fp32 on a CPU, in fp16 on a GPU (if there is one)."""
     from transformers import AutoModelForCausalLM
 
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -385,9 +389,10 @@ def load(folder: Path, device: str | None = None) -> Any:
 
 @torch.no_grad()
 def check_merge(base: Path, adapter: Path, merged: Path, sequences: Sequence[list[int]], rounded: bool = False) -> dict:
-    """The merged model says what base and adapter say (both 16 bit or more): largest difference of a logit.
+    """The merged model says what base and adapter say: the largest difference of a logit.
 
-    ExportError above MERGE_TOLERANCE. Where an fp32 model does not fit into memory, it says so and compares nothing."""
+    ExportError above MERGE_TOLERANCE. Where an fp32 model does not fit into memory, it says so and
+    compares nothing."""
     import psutil
     from peft import PeftModel
 
@@ -411,8 +416,9 @@ def check_merge(base: Path, adapter: Path, merged: Path, sequences: Sequence[lis
 
 
 def check_conversion(llama: LlamaCpp, f16: Path, merged: Path, sequences: Sequence[list[int]]) -> dict:
-    """The f16 file widened to f32 (which changes no weight), for this check alone, and compared with transformers at
-    every position of the sequences: the largest difference of a log-probability."""
+    """The f16 file widened to f32 (which changes no weight), for this check alone, and compared
+    with transformers at every position of the sequences: the largest difference of a
+    log-probability."""
     if 2 * size_of(merged) > EXACT_BYTES:
         return {"compared": False, "reason": f"needs an f32 file of {size_text(2 * size_of(merged))}"}
     part = f16.with_name("check-f32.gguf.part")
@@ -431,7 +437,7 @@ def check_conversion(llama: LlamaCpp, f16: Path, merged: Path, sequences: Sequen
 
 
 def _largest_gap(server: Server, model: Any, sequences: Sequence[list[int]]) -> float:
-    """Over the 500 likeliest next tokens of each position; /completion sends them of the whole softmax."""
+    """Over the 500 likeliest next tokens of each position, of the whole softmax."""
     gap = 0.0
     for ids, scores in zip(sequences, logits(model, sequences)):
         for position, expected in enumerate(scores.log_softmax(1)):
@@ -441,9 +447,9 @@ def _largest_gap(server: Server, model: Any, sequences: Sequence[list[int]]) -> 
     return gap
 
 
-# --- the file ---------------------------------------------------------------------------------------------------------
+# --- the file -------------------------------------------------------------------------------------
 def to_gguf(llama: LlamaCpp, model: Path, part: Path, outtype: str, name: str) -> dict:
-    """Convert a 16-bit folder by llama.cpp's converter, which would run a tokenizer's code, and load-check the file."""
+    """Convert a 16-bit folder by llama.cpp's converter, which would run a tokenizer's code."""
     _check_plain(model, str(model))
     if not _has_tokenizer(model):
         raise ExportError(f"{model} has no {' and no '.join(TOKENIZERS)}: export again without skip_merge")
@@ -454,8 +460,9 @@ def to_gguf(llama: LlamaCpp, model: Path, part: Path, outtype: str, name: str) -
 
 
 def _say_no_space_comes_first(part: Path, model: Path) -> None:
-    """For a SentencePiece tokenizer of another architecture than Llama the converter leaves `add_space_prefix` out, and
-    llama.cpp then puts a space before every text. The same file again with that field, by gguf's own copying."""
+    """For a SentencePiece tokenizer of another architecture than Llama the converter leaves
+    `add_space_prefix` out, and llama.cpp then puts a space before every text. The same file again
+    with that field, by gguf's own copying."""
     import gguf
     from gguf.scripts.gguf_new_metadata import MetadataDetails, copy_with_new_metadata
 
@@ -475,7 +482,7 @@ def _say_no_space_comes_first(part: Path, model: Path) -> None:
 
 
 def to_quantized(llama: LlamaCpp, source: Path, part: Path, quantization: str, model: Path) -> dict:
-    """Quantise a 16- or 32-bit file by llama-quantize and load-check what came out; a quantised source is refused."""
+    """Quantise a 16- or 32-bit file by llama-quantize; a quantised source is refused."""
     if not source.exists():
         raise ExportError(f"there is no {source.name} to quantise: leave skip_gguf out, or set skip_quantize too")
     if quantized := tensor_types(read_gguf(source)).keys() - WHOLE:
@@ -504,7 +511,7 @@ def _field(reader: Any, name: str) -> Any:
 
 
 def tensor_types(reader: Any) -> Counter:
-    """Weights in matrices by tensor type: {"Q4_K": 2_000_000, ...}; what the file holds, whatever its name says."""
+    """Weights in matrices by tensor type, whatever the file's name says: {"Q4_K": 2_000_000, ...}."""
     types = Counter()
     for tensor in reader.tensors:
         if len(tensor.shape) > 1:
@@ -513,9 +520,9 @@ def tensor_types(reader: Any) -> Counter:
 
 
 def check_file(path: Path, model: Path, quantization: str) -> dict:
-    """What has bitten users: end, begin and pad token, chat template, rope base, vocabulary, and the tensor types.
+    """What has bitten users: special tokens, chat template, rope base, vocabulary, tensor types.
 
-    `model` is the folder that it was made from. ExportError with everything that differs; else the facts."""
+    `model` is the folder that it was made from. ExportError with all that differs; else facts."""
     from transformers import AutoConfig, AutoTokenizer
 
     reader = read_gguf(path)
@@ -568,7 +575,7 @@ def _type_problems(types: Counter, quantization: str, reader: Any) -> list[str]:
 
 
 def strings(tokenizer: Any, questions: Sequence[str], count: int = 500) -> list[str]:
-    """Texts on which tokenizers differ: numbers, currency, unicode, spaces, the chat's own marks, and questions."""
+    """Texts on which tokenizers differ: numbers, currency, unicode, spaces, marks, questions."""
     rng = np.random.default_rng([0, count])
     marks = [token for token in tokenizer.all_special_tokens if token != tokenizer.unk_token]
     odd = ["€", "£ 3.50", "¥", "−5.2 %", "naïve café", "日本語", "Ωmega", "🙂", "\n\n", "  two  spaces", "\t", "x²",
@@ -582,7 +589,7 @@ def strings(tokenizer: Any, questions: Sequence[str], count: int = 500) -> list[
 
 
 def check_tokens(server: Server, tokenizer: Any, texts: Sequence[str]) -> int:
-    """Each text has the same token ids in the file as in the Hugging Face tokenizer; how many were compared."""
+    """Each text has the same token ids in the file as in the tokenizer; how many were compared."""
     different = []
     for text in texts:
         expected, served = tokenizer.encode(text, add_special_tokens=False), server.tokenize(text)
@@ -594,9 +601,9 @@ def check_tokens(server: Server, tokenizer: Any, texts: Sequence[str]) -> int:
     return len(texts)
 
 
-# --- for those who use it ---------------------------------------------------------------------------------------------
+# --- for those who use it -------------------------------------------------------------------------
 def modelfile(file: str, tokenizer: Any, context: int) -> str:
-    """An Ollama Modelfile; its template is the model's own, rendered with placeholders, but for the BOS."""
+    """An Ollama Modelfile; its template is the model's own with placeholders, but for the BOS."""
     user, system = {"role": "user", "content": PROMPT}, {"role": "system", "content": SYSTEM}
 
     def around_the_question(messages: list[dict]) -> tuple[str, str]:

@@ -1,4 +1,4 @@
-"""Try a run: its adapter asked without a server, and a page with base and tuned model side by side."""
+"""Try a run: its adapter asked without a server, or base and tuned model side by side."""
 
 import contextlib
 import copy
@@ -23,7 +23,7 @@ EXAMPLES = 20
 
 
 class Models:
-    """Base and tuned model of a run; the base's weights are held once where training made an adapter."""
+    """Base and tuned model of a run; with an adapter the base's weights are held once."""
 
     def __init__(self, run_folder: Path):
         from lib.train import qlora  # first: Unsloth patches transformers
@@ -114,7 +114,7 @@ def read_as(answer: str) -> str:
 
 
 def checked_marks(answer: str) -> list[str]:
-    """Each `<<expression=value>>` of an answer and whether the value is right: `12/4 = 3: right`."""
+    """Each `<<expression=value>>` of an answer, checked: `12/4 = 3: right`."""
     wrong, lines = calculator.wrong_marks(answer), []
     for expression, stated in calculator.MARK.findall(answer):
         verdict = "right"
@@ -128,7 +128,7 @@ def checked_marks(answer: str) -> list[str]:
 
 
 def examples(run_folder: Path) -> dict[str, str]:
-    """{kind: a question that was trained on} of the run's rows; the test's phrasings are shown to nobody."""
+    """{kind: a question that was trained on}; the test's phrasings are shown to nobody."""
     questions: dict[str, str] = {}
     for row in runs.read_rows(runs.output(run_folder, "prepare", "train.jsonl")):
         questions.setdefault(row["kind"], row["messages"][-2]["content"])
@@ -136,10 +136,10 @@ def examples(run_folder: Path) -> dict[str, str]:
 
 
 def page(title: str, questions: dict[str, str], both: Callable[[str, bool], Iterator[tuple[str, str]]]) -> Any:
-    """The page as an application for uvicorn: `both(question, calculator)` yields both answers as they grow.
+    """The page for uvicorn: `both(question, calculator)` yields both answers as they grow.
 
-    Model text stands in text fields only, never in HTML. Nothing is asked of another host, by the server or the page.
-    """
+    Model text stands in text fields only, never in HTML. Nothing is asked of another host, by the
+    server or the page. """
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when Gradio is imported
     import gradio
     from fastapi import FastAPI

@@ -1,4 +1,4 @@
-"""A finished run for others: its adapter, and a card with scores, data, licences and settings, on the hub."""
+"""A finished run on the hub: its adapter, and a card with scores, data, licences, settings."""
 
 import contextlib
 import json
@@ -30,11 +30,11 @@ OF_THIS_MACHINE = ("base_model", "data_dir", "benchmarks", "rdzv_endpoint")  # s
 
 
 class SharingError(runs.RunError):
-    """Nothing was uploaded; the message says why and what to do. The run is as complete as it was."""
+    """Nothing was uploaded; the message says why and what to do."""
 
 
 def check(repo_id: str) -> None:
-    """Ask the hub, before hours of training, whether it knows our token; SharingError where it does not."""
+    """SharingError, before hours of training, where the hub does not know our token."""
     from huggingface_hub import HfApi
 
     with _hub(repo_id):
@@ -44,8 +44,9 @@ def check(repo_id: str) -> None:
 def push(run_folder: Path, repo_id: str, private: bool = True, echo: Callable[[str], Any] = print) -> str:
     """Upload a run's adapter and its card in one commit, and return the page's address.
 
-    A repository that is not there yet is made, seen by its owner alone if `private`. The card is kept in the run's
-    folder too. SettingsError without a token; RunError where the run is incomplete or was changed; SharingError."""
+    A repository that is not there yet is made, seen by its owner alone if `private`. The card is
+    kept in the run's folder too. SettingsError without a token; RunError where the run is
+    incomplete or was changed; SharingError."""
     from huggingface_hub import CommitOperationAdd, HfApi
 
     if problems := rules.hub_problems(repo_id):
@@ -91,7 +92,7 @@ def licence(base_model: str) -> str:
 
 
 def card(run_folder: Path, manifests: dict[str, dict], repo_id: str, base_licence: str) -> ModelCard:
-    """README.md for the hub: scores with n and intervals, data by its hashes, licences, settings; no key, no path."""
+    """README.md for the hub: scores with intervals, data's hashes, licences, settings; no key or path."""
     data, train = manifests["prepare"], manifests["train"]
     settings, origins = data["settings"] | train["settings"], data["origins"] | train["origins"]
     base, used = _name(settings["base_model"]), [part.source for part in parts_of(SimpleNamespace(**settings))]
@@ -185,12 +186,12 @@ Held-out loss, paired: {answers.loss_text(summary["loss"])}. Perplexity of the t
 
 
 def _name(base_model: str) -> str:
-    """The base as others may know it: its hub id, or its folder's name without the place on this machine."""
+    """The base as others may know it: its hub id, or its folder's name without the place."""
     return Path(base_model).name if is_local(base_model) else base_model
 
 
 def _for_others(path: Path, base_model: str) -> str | bytes:
-    """A file as it goes up: weights as they are; of the rest no key, and no place of the base on this machine."""
+    """A file as it goes up: weights as they are; the rest without keys and places on this machine."""
     if path.suffix != ".json":
         return str(path)
     text = path.read_text(encoding="utf-8")
