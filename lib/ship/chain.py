@@ -121,14 +121,13 @@ def watched(pid: int | None = None) -> Iterator[dict]:
 
 # --- what is shipped ------------------------------------------------------------------------------
 def gate(merged: list[dict], quantized: list[dict], margin: float) -> dict:
-    """May a quantised file be shipped: is the lower 95 % bound of its difference above -margin
-    points?
+    """Whether a quantised file may be shipped: its difference's lower 95 % bound > -margin points.
 
     Without golds: the upper 95 % bound of what the perplexity rose by is below margin percent."""
     assert [r["id"] for r in merged] == [r["id"] for r in quantized], "both must be asked the same questions"
     if merged[0]["gold"]:
-        verdicts = [[r["correct"] for r in results] for results in (merged, quantized)]
-        interval = stats.non_inferior(*verdicts, margin / 100, alpha=0.025).interval
+        before, after = [r["correct"] for r in merged], [r["correct"] for r in quantized]
+        interval = stats.non_inferior(before, after, margin / 100, alpha=0.025).interval
         change = {"difference": interval.estimate, "low": interval.low, "high": interval.high, "n": interval.n}
         lost, most_lost = -interval.estimate, -interval.low
         what, unit, asked, bound = "", "points", "questions", f"-{margin:g}"
@@ -226,10 +225,10 @@ def _a_token(result: dict) -> float:
 
 def headline(rows: list[dict], gates: dict[str, dict], best: str) -> str:
     """`demo-Q4_K_M.gguf to ship; adapter 64.0 %, merged 64.0 %, Q4_K_M 63.1 %, n = 300`."""
-    scores = []
-    for row in rows:
-        score = f"{100 * row['accuracy']:.1f} %" if "accuracy" in row else f"perplexity {row['perplexity']:.3f}"
-        scores.append(f"{row['artefact']} {score}")
+    if "accuracy" in rows[0]:
+        scores = [f"{row['artefact']} {100 * row['accuracy']:.1f} %" for row in rows]
+    else:
+        scores = [f"{row['artefact']} perplexity {row['perplexity']:.3f}" for row in rows]
     text = f"{best} to ship; {', '.join(scores)}, n = {rows[0]['n']}"
     if failed := _failed(gates):
         text += f"; {', '.join(failed)} failed the gate"

@@ -72,7 +72,8 @@ def keep(folder: Path, name: str, key: dict, make: Callable[[Path], dict], skip:
     code = {Path(file).name: disk.sha256(file) for file in (__file__, llamacpp.__file__)}
     key = json.loads(json.dumps({"key": key, "code": code}, default=str))
     if record := _taken_over(folder, name, None if skip else key):
-        print(f"{name}: is there already" + (" (skipped, so not compared with its inputs)" if skip else ""))
+        note = " (skipped, so not compared with its inputs)" if skip else ""
+        print(f"{name}: is there already{note}")
         return record["facts"]
     if skip:
         return None
@@ -615,7 +616,7 @@ def modelfile(file: str, tokenizer: Any, context: int) -> str:
     with contextlib.suppress(Exception):  # a template that takes no system message refuses it in a way of its own
         with_system, after_too = around_the_question([system, user])
         if after_too == after and SYSTEM in with_system:
-            before = f"{{{{ if .System }}}}{with_system}{{{{ else }}}}{before}{{{{ end }}}}" if before else with_system
+            before = f"{{{{ if .System }}}}{with_system}{{{{ else }}}}{before}{{{{ end }}}}"
     stops = [tokenizer.convert_ids_to_tokens(token) for token in chat.end_ids(tokenizer)]
     lines = [
         f"FROM ./{file}",
