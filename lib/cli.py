@@ -285,13 +285,13 @@ def demo(run: Run, port: Port = 7860, outputs: Outputs = None) -> None:
 
 @app.command()
 def deploy(run: Run, settings: Set = None, outputs: Outputs = None) -> None:
-    """Execute notebook 41: serve the run, ask and load the server, stop it; what the cloud would be asked, dry."""
+    """Execute notebook 41: serve the run, ask and load the server, and stop it."""
     from lib.pipeline import execute
     from lib.run import runs
     from lib.ship import deploy as deploying
 
     folder = _run_folder(run, outputs)
-    overrides = deploying.overrides_of(folder) | _of_deploy(settings or [])
+    overrides = deploying.overrides_of(folder) | _of_stage("deploy", settings or [])
     manifest = runs.read(folder, "train")
     execute.run(manifest["preset"], run, overrides, manifest["rehearse"], folder.parent, force=True, stages=["deploy"],
                  again=_again())
@@ -342,7 +342,7 @@ def cloud_endpoint(run: Run, settings: Set = None, outputs: Outputs = None, subm
 
     folder = _run_folder(run, outputs)
     preset = runs.read(folder, "export")["preset"]
-    asked = endpoint.plan(folder, resolve(preset, _of_deploy(settings or []), stage="deploy").settings)
+    asked = endpoint.plan(folder, resolve(preset, _of_stage("cloud", settings or []), stage="cloud").settings)
     if not submit:
         typer.echo(f"{asked.text()}\n\nnothing was created: --submit does")
     elif endpoint.create(asked, typer.echo):
@@ -419,13 +419,13 @@ def _outputs(outputs: Path | None) -> Path:
     return folder
 
 
-def _of_deploy(pairs: list[str]) -> dict[str, str]:
-    """Settings of notebook 41; another's would change nothing."""
+def _of_stage(stage: str, pairs: list[str]) -> dict[str, str]:
+    """Settings of one stage's notebook; another's would change nothing."""
     from lib.run.rules import not_of
     from lib.run.settings import SettingsError
 
     overrides = _overrides(pairs, None)
-    if foreign := not_of("deploy", overrides):
+    if foreign := not_of(stage, overrides):
         raise SettingsError(foreign)
     return overrides
 

@@ -139,7 +139,7 @@ def test_compare_asks_for_the_comparison_alone(sharpen, asked, monkeypatch, tmp_
 def test_a_setting_of_another_notebook_is_refused_by_deploy(sharpen, asked, write_run, tmp_path):
     write_run(tmp_path, "done")
     code, _, err = sharpen("deploy", "done", "--set", "r=3", "--outputs", str(tmp_path))
-    assert (code, asked) == (2, []) and "'r' belongs to 21_train_qlora, not to 41_deploy" in err
+    assert (code, asked) == (2, []) and "'r' belongs to 21_train_qlora, not to 41_serve" in err
 
 
 def test_a_file_is_no_folder_of_runs(sharpen, tmp_path):

@@ -127,6 +127,24 @@ def test_notebook_41_serves_the_file_that_notebook_40_ships_and_it_answers_as_th
     assert by_ids["right in the other"] == round(60 * shipped["accuracy"]) > 20
 
 
+def test_notebook_42_shows_both_requests_and_what_they_cost_and_asks_nobody(demo, outputs, monkeypatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")  # nobody answers there
+    asked = {"bucket": "mine", "max_hours": 3}
+    execute.run("demo", outputs=outputs, overrides=asked, stages=["cloud"], echo=lambda text: None)
+    manifest = runs.read(demo.run_folder, "cloud")
+    train = (demo.run_folder / "requests" / "train.txt").read_text()
+    serve = (demo.run_folder / "requests" / "serve.txt").read_text()
+    assert "create_training_job:" in train and "s3://mine/sharpen/sharpen-demo-" in train
+    assert "10 an hour x 1 x 3 hours = at most 30.00" in train and '"learning_rate": "0.003"' in train
+    if runs.is_complete(demo.run_folder, "export"):
+        assert "create_endpoint:" in serve and "2 to 6 an hour, until it is deleted" in serve
+    else:
+        assert "run 40_export first" in serve
+    assert "at most 30.00" in manifest["metrics"]["headline"]["cloud"]
+    assert "bucket" not in manifest["metrics"]["made_up"] and "role_arn" in manifest["metrics"]["made_up"]
+    assert not (demo.run_folder / "cloud").exists()
+
+
 @pytest.mark.skipif("SHARPEN_DATA" not in os.environ, reason="SHARPEN_DATA does not name a folder with gsm8k/")
 def test_the_gsm8k_preset_rehearses_on_its_real_rows(tmp_path):
     data = {"data_dir": os.environ["SHARPEN_DATA"]}

@@ -525,7 +525,7 @@ def test_an_error_on_a_terminal_holds_no_key(outputs, capsys, monkeypatch):
 @pytest.mark.parametrize("pairs", [("HF_MODEL_ID=/opt/ml/model", "OPENAI_KEY=sk-planted"), ("sk-planted",)])
 def test_a_secret_in_a_setting_is_refused_and_not_shown(pairs):
     given = {"endpoint_environment": ",".join(pairs)}
-    for refused in (lambda: resolve("demo", given), lambda: from_notebook("deploy", {"preset": "demo"} | given)):
+    for refused in (lambda: resolve("demo", given), lambda: from_notebook("cloud", {"preset": "demo"} | given)):
         with pytest.raises(SettingsError, match="^endpoint_environment = .*or AWS Secrets Manager") as error:
             refused()
         assert "sk-planted" not in str(error.value)

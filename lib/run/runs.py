@@ -100,7 +100,7 @@ class Stage:
         if run is None:
             then, now = _setup(manifest), _wanted(self.request.resolved, self.request.stage)
             shared = {name: value for name, value in now.items() if name in then}
-            if different := _differences(then, shared):
+            if different := differences(then, shared):
                 raise RunError(f"run {self.request.run!r}, stage {stage!r}: {different} in this notebook; "
                                f"use the same values, or another run name, or run {notebook} again")  # fmt: skip
         self._remember(self.inputs, Path(os.path.relpath(folder, self.run_folder)).as_posix(), manifest["outputs"])
@@ -111,7 +111,7 @@ class Stage:
         found = Path(in_project(path)).resolve()
         if not found.exists():
             raise RunError(f"{path}: no such file or folder")
-        self._remember(self.external, provenance.relative(found), without_card(_hashes(found)))
+        self._remember(self.external, provenance.relative(found), without_card(hashes_of(found)))
         return found
 
     def uses_code(self, module: str) -> None:
@@ -151,7 +151,7 @@ class Stage:
             "seeds": {name: value for name, value in settings.items() if name.endswith("seed")},
             "git": provenance.git(), "code": provenance.code() | self._code,
             "notebook": notebook_hash(_notebook(self.request)),
-            "inputs": self.inputs, "external": self.external, "outputs": _hashes(self.folder),
+            "inputs": self.inputs, "external": self.external, "outputs": hashes_of(self.folder),
             "versions": provenance.versions(), "started_at": self.started_at, "ended_at": disk.utc_now(),
             "elapsed_seconds": round(time.monotonic() - self._clock, 3), "metrics": metrics,
         } | (workers or {"device": provenance.device(), "peak_memory_bytes": provenance.peak_memory_bytes()})
@@ -277,7 +277,7 @@ def output(run_folder: Path, stage: str, name: str) -> Path:
     path, recorded = run_folder / STAGES[stage].folder / name, read(run_folder, stage)["outputs"]
     now = {}
     if path.exists():
-        now = _hashes(path)
+        now = hashes_of(path)
     for change in _file_changes({name: recorded.get(name, "")}, now):
         raise RunError(f"{path.parent}: {change}: run {STAGES[stage].notebook} again")
     return path
@@ -292,7 +292,7 @@ def read_rows(path: Path, limit: int | None = None, gold: bool = False) -> list[
 
 def changes(run_folder: Path, stage: str) -> list[str]:
     """What happened to a complete stage's outputs since its manifest was written, a phrase a file."""
-    now = _hashes(run_folder / STAGES[stage].folder)
+    now = hashes_of(run_folder / STAGES[stage].folder)
     return _file_changes(read(run_folder, stage)["outputs"], now)
 
 
@@ -303,14 +303,14 @@ def is_current(outputs: Path, run: str, stage: str, resolved: Resolved, notebook
         return False, NOT_COMPLETE
     try:
         manifest = read(run_folder, stage)
-        if different := _differences(_setup(manifest), _wanted(resolved, stage)):
+        if different := differences(_setup(manifest), _wanted(resolved, stage)):
             return False, different
         for key, recorded in manifest["inputs"].items():
             made = run_folder / key / "manifest.json"
             if not made.exists() or disk.load(made).get("outputs") != recorded:
                 return False, f"input {key} changed"
         for key, recorded in manifest["external"].items():
-            now = without_card(_hashes(ROOT / key, recorded))
+            now = without_card(hashes_of(ROOT / key, recorded))
             for change in _file_changes(without_card(recorded), now):
                 return False, f"{key}: {change}"
         for change in changes(run_folder, stage):
@@ -383,7 +383,7 @@ def _put_aside(folder: Path, name: str) -> None:
         folder.rename(aside)
 
 
-def _hashes(path: Path, known: Iterable[str] | None = None) -> Hashes:
+def hashes_of(path: Path, known: Iterable[str] | None = None) -> Hashes:
     """{name: SHA-256} of each file in a folder (or of one file), but for manifests, hidden files and checkpoints.
 
     Files whose names are not `known` are not read: a manifest from elsewhere may name any folder."""
@@ -416,7 +416,7 @@ def _file_changes(then: Hashes, now: Hashes) -> list[str]:
     return lost + new + [f"{name} was changed" for name in then if name in now and then[name] != now[name]]
 
 
-def _differences(then: dict[str, Any], now: dict[str, Any]) -> str:
+def differences(then: dict[str, Any], now: dict[str, Any]) -> str:
     """`learning_rate was 0.1 and is 0.2`, for every value that differs."""
     other = [name for name in now if name not in then or then[name] != now[name]]
     return ", ".join(f"{name} was {then.get(name)!r} and is {now[name]!r}" for name in other)

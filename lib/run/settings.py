@@ -135,8 +135,8 @@ class Sharing(Block):
     """a repository that push_to_hub makes is seen by you alone"""
 
 
-class Cloud(Block):
-    """Machines that are rented, and what is asked of them."""
+class CloudSettings(Block):
+    """Of notebook 42: machines that are rented, and what is asked of them."""
 
     bucket: (
         Annotated[str, Field(pattern=r"^([a-z0-9]+://)?[a-z0-9][a-z0-9._-]{1,61}[a-z0-9]$")] | None
@@ -369,10 +369,6 @@ class ServeSettings(LlamaCpp, Asking, Precision, Model):
     """where the server listens on 127.0.0.1; 0: a port that is free"""
     parallel: int = Field(16, ge=1, le=256)
     """requests that the server answers at once"""
-
-
-class CloudSettings(Cloud, Model):
-    """Of notebook 42."""
 
 
 class Settings(

@@ -39,7 +39,7 @@ STAGES: dict[str, Row] = {
     "cloud": Row("42_cloud", "requests", settings.CloudSettings),
 }  # fmt: skip
 IN_EVERY_RUN = tuple(name for name, row in STAGES.items() if row.in_every_run)
-CLOUD = tuple(settings.Cloud.model_fields)
+CLOUD = tuple(settings.CloudSettings.model_fields)
 RUN_FIELDS = tuple(settings.Sharing.model_fields)  # what `sharpen run` does after the stages, and no notebook reads
 # Programs that are started, places that are written to, what costs money: never taken from a run (maybe another's)
 YOURS = ("llama_cpp_path", *RUN_FIELDS, *CLOUD)

@@ -1,1 +1,1 @@
-"""From adapter to served file: exported, asked the same questions, served here, shared, and in the cloud."""
+"""From adapter to served file: exported, asked the same questions, served, shared, in the cloud."""

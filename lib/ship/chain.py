@@ -1,48 +1,103 @@
-"""Every artefact of an export asked the same questions: accuracy, paired changes, cost, and a gate.
+"""Artefact evaluation: every artefact of an export asked the same questions; what is shipped.
 
-Where no row has a gold to grade by, every artefact reads the rows' own answers instead: perplexity for accuracy."""
+Where no row has a gold, every artefact reads the rows' own answers: perplexity for accuracy."""
 
 import contextlib
 import math
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import ModelCard, ModelCardData
 
 from lib.data import chat
 from lib.engine.client import Served, in_slots
 from lib.engine.llamacpp import LlamaCpp, Server
 from lib.grade import stats
 from lib.judge import answers, evaluate
+from lib.run import runs
 from lib.run.paths import is_local
-from lib.ship.export import ALL_WEIGHTS, size_text
+from lib.run.settings import ExportSettings, ServeSettings
+from lib.ship import export
+from lib.ship.export import size_text
+
+ALTERNATIVES = ("Q5_K_M", "Q6_K", "Q8_0")  # larger types, tried where a file failed the gate
+
+
+# --- asking ---------------------------------------------------------------------------------------
+def questions(data: Path, settings: ExportSettings | ServeSettings) -> list[dict]:
+    """The test rows to ask: those whose answers can be graded or, where there are none, any."""
+    test = data / "test.jsonl"
+    graded = runs.read_rows(test, settings.eval_rows, gold=True)
+    return graded or runs.read_rows(test, settings.eval_rows)
+
+
+def ask(name: str, model: Any, tokenizer: Any, rows: list[dict], settings: ExportSettings,
+        pid: int | None = None) -> tuple[list[dict], dict]:  # fmt: skip
+    """(graded answers, {"seconds", "memory_bytes", "tokens_per_second"}) of one artefact.
+
+    Of rows without a gold: how well it predicts their own answers, {"loss", "tokens"} each."""
+    with watched(pid) as cost:
+        if rows[0]["gold"]:
+            labels = {"model": name, "split": "test"}
+            results = evaluate.ask(model, tokenizer, rows, settings, settings.calculator != "off", labels)
+        else:
+            results = _read(name, model, tokenizer, rows, settings)
+    tokens = sum(result["tokens"] for result in results)
+    return results, cost | {"tokens_per_second": tokens / cost["seconds"]}
+
+
+def _read(name: str, model: Any, tokenizer: Any, rows: list[dict], settings: ExportSettings) -> list[dict]:
+    if isinstance(model, Served):
+        found = losses(model.server, tokenizer, rows)
+    else:
+        found = evaluate.losses(model, tokenizer, rows, settings, "export")
+    return [
+        {"id": row["id"], "model": name, "question": row["messages"][-2]["content"], "gold": None,
+         "reference": row["messages"][-1]["content"], "loss": loss["loss"], "tokens": loss["tokens"]}
+        for row, loss in zip(rows, found)
+    ]  # fmt: skip
 
 
 def losses(server: Server, tokenizer: Any, rows: list[dict]) -> list[dict]:
     """`evaluate.losses` of a served file: {"loss", "tokens"} of each row's own answer, in nats.
 
-    A request a token, as llama-server tells no probabilities of a prompt: as slow as writing the answers."""
+    A request a token, as llama-server tells no probabilities of a prompt: as slow as writing."""
 
     def read(row: dict, slot: int) -> dict:
         encoded = chat.encode(row, tokenizer)
-        ids, labels = encoded["input_ids"], encoded["labels"]
-        learnt = [place for place, label in enumerate(labels) if label != chat.IGNORED]
-        loss = -sum(server.logprob(ids[:place], ids[place], slot) for place in learnt)
-        return {"loss": loss, "tokens": len(learnt)}
+        ids = encoded["input_ids"]
+        supervised = [place for place, label in enumerate(encoded["labels"]) if label != chat.IGNORED]
+        loss = -sum(server.logprob(ids[:place], ids[place], slot) for place in supervised)
+        return {"loss": loss, "tokens": len(supervised)}
 
     return in_slots(server, read, rows)
 
 
+def ask_file(llama: LlamaCpp, path: Path, tokenizer: Any, rows: list[dict], settings: ExportSettings,
+             name: str) -> tuple[list[dict], dict]:  # fmt: skip
+    """`ask` of a GGUF file, through a server that lives only for it."""
+    if rows[0]["gold"]:
+        prompts = [chat.prompt_ids(row["messages"], tokenizer) for row in rows]
+        longest = max(map(len, prompts)) + settings.max_new_tokens
+    else:
+        longest = max(len(chat.encode(row, tokenizer)["input_ids"]) for row in rows)
+    context = 64 * math.ceil((longest + 8) / 64)
+    at_once = replace(settings, eval_batch_size=len(rows))  # else slots would wait for the longest answer of each batch
+    with Server(llama, path, context, slots=min(settings.eval_batch_size, 16)) as server:
+        return ask(name, Served(server), tokenizer, rows, at_once, server.process.pid)
+
+
 @contextlib.contextmanager
 def watched(pid: int | None = None) -> Iterator[dict]:
-    """Seconds and the peak memory of a process (ours by default) while the block runs; on CUDA the allocator's peak."""
+    """Seconds and peak memory of a process (by default ours; on CUDA the allocator's) in the block."""
     import psutil
 
-    process, found, over = psutil.Process(pid), {"memory_bytes": 0}, threading.Event()
+    process, cost, over = psutil.Process(pid), {"memory_bytes": 0}, threading.Event()
     on_gpu = pid is None and torch.cuda.is_available()
     if on_gpu:
         torch.cuda.reset_peak_memory_stats()
@@ -50,51 +105,88 @@ def watched(pid: int | None = None) -> Iterator[dict]:
     def look() -> None:
         while not over.wait(0.2):
             with contextlib.suppress(psutil.NoSuchProcess):
-                found["memory_bytes"] = max(found["memory_bytes"], process.memory_info().rss)
+                cost["memory_bytes"] = max(cost["memory_bytes"], process.memory_info().rss)
 
     thread, began = threading.Thread(target=look, daemon=True), time.monotonic()
     thread.start()
     try:
-        yield found
+        yield cost
     finally:
-        found["seconds"] = time.monotonic() - began
+        cost["seconds"] = time.monotonic() - began
         over.set()
         thread.join()
         if on_gpu:
-            found["memory_bytes"] = torch.cuda.max_memory_allocated()
+            cost["memory_bytes"] = torch.cuda.max_memory_allocated()
 
 
-def ask(name: str, model: Any, tokenizer: Any, rows: list[dict], settings: Any, pid: int | None = None) -> tuple:
-    """(graded answers, {"seconds", "memory_bytes", "tokens_per_second"}) of one artefact of the chain.
+# --- what is shipped ------------------------------------------------------------------------------
+def gate(merged: list[dict], quantized: list[dict], margin: float) -> dict:
+    """Whether a quantised file may be shipped: its difference's lower 95 % bound > -margin points.
 
-    Of rows without a gold: how well it foretells their own answers, {"loss", "tokens"} each."""
-    with watched(pid) as cost:
-        if rows[0]["gold"]:
-            results = evaluate.ask(model, tokenizer, rows, settings, settings.calculator != "off",
-                                   {"model": name, "split": "test"})  # fmt: skip
-        else:
-            found = (losses(model.server, tokenizer, rows) if isinstance(model, Served) else
-                     evaluate.losses(model, tokenizer, rows, settings, "export"))  # fmt: skip
-            results = [{"id": row["id"], "model": name, "question": row["messages"][-2]["content"], "gold": None,
-                        "reference": row["messages"][-1]["content"], "loss": one["loss"], "tokens": one["tokens"]}
-                       for row, one in zip(rows, found)]  # fmt: skip
-    return results, cost | {"tokens_per_second": sum(result["tokens"] for result in results) / cost["seconds"]}
-
-
-def ask_file(llama: LlamaCpp, path: Path, tokenizer: Any, rows: list[dict], settings: Any, name: str) -> tuple:
-    """`ask` of a GGUF file, through a server that lives only for it."""
-    if rows[0]["gold"]:
-        longest = max(len(chat.prompt_ids(row["messages"], tokenizer)) for row in rows) + settings.max_new_tokens
+    Without golds: the upper 95 % bound of what the perplexity rose by is below margin percent."""
+    assert [r["id"] for r in merged] == [r["id"] for r in quantized], "both must be asked the same questions"
+    if merged[0]["gold"]:
+        before, after = [r["correct"] for r in merged], [r["correct"] for r in quantized]
+        interval = stats.non_inferior(before, after, margin / 100, alpha=0.025).interval
+        change = {"difference": interval.estimate, "low": interval.low, "high": interval.high, "n": interval.n}
+        lost, most_lost = -interval.estimate, -interval.low
+        what, unit, asked, bound = "", "points", "questions", f"-{margin:g}"
     else:
-        longest = max(len(chat.encode(row, tokenizer)["input_ids"]) for row in rows)
-    context = -(-(longest + 8) // 64) * 64
-    at_once = replace(settings, eval_batch_size=len(rows))  # else slots would wait for the longest answer of each batch
-    with Server(llama, path, context, slots=min(settings.eval_batch_size, 16)) as server:
-        return ask(name, Served(server), tokenizer, rows, at_once, server.process.pid)
+        change = perplexity_change(merged, quantized)
+        lost, most_lost = change["difference"], change["high"]
+        what, unit, asked, bound = "perplexity ", "%", "answers", f"+{margin:g}"
+    text = f"{what}{_percent(change['difference'])} {unit} {_limits(change)} against merged"
+    if most_lost < margin / 100:
+        reason = f"passes: {text}, within {bound}"
+    elif lost < margin / 100:
+        reason = f"fails: {text}; it may be within {margin:g} {unit}, but {change['n']} {asked} do not show it"
+    else:
+        reason = f"fails: {text}, where at most {bound} is allowed"
+    return {"passes": most_lost < margin / 100, **change, "margin": margin, "reason": reason}
+
+
+def judge(quantized: list[str], judged: Callable[[str], dict]) -> dict[str, dict]:
+    """{type: its gate, `judged(type)`} of the files there are; where one fails, of larger types too."""
+    gates = {label: judged(label) for label in quantized}
+    if _failed(gates):
+        gates |= {label: judged(label) for label in ALTERNATIVES if label not in gates}
+    return gates
+
+
+def ship(gates: dict[str, dict], files: dict[str, Path], merged: Path) -> Path:
+    """The smallest file that passed its gate, else the f16 file, else the merged model.
+
+    Files that failed are moved to `failed/`."""
+    failed = _failed(gates)
+    for label in failed:
+        export.put_aside(files[label])
+    if passed := [files[label] for label in gates if label not in failed]:
+        return min(passed, key=export.size_of)
+    return files.get("f16", merged)
+
+
+def _failed(gates: dict[str, dict]) -> list[str]:
+    return [label for label, verdict in gates.items() if not verdict["passes"]]
+
+
+# --- what every artefact scored -------------------------------------------------------------------
+def sizes(base: Path, adapter: Path, merged: Path, files: dict[str, Path]) -> dict[str, int]:
+    """Bytes of each artefact; an adapter counts with its base."""
+    places = {"base": base, "adapter": adapter, "merged": merged} | files
+    bytes_of = {label: export.size_of(path) for label, path in places.items()}
+    if export.method(adapter) != export.ALL_WEIGHTS:
+        bytes_of["adapter"] += bytes_of["base"]
+    return bytes_of
+
+
+def smallest(bytes_of: dict[str, int]) -> str:
+    """The smallest GGUF file among `sizes`, else the merged model."""
+    files = [label for label in bytes_of if label not in ("base", "adapter", "merged")]
+    return min(files, key=bytes_of.get, default="merged")
 
 
 def row(name: str, results: list[dict], tuned: list[dict], size: int, cost: dict) -> dict:
-    """One artefact in the chain: accuracy with its interval, the paired difference to the tuned model, and its cost.
+    """One artefact: accuracy with its interval, paired difference to the tuned model, and cost.
 
     Without golds: perplexity, and its change as a share."""
     if results[0]["gold"]:
@@ -105,99 +197,109 @@ def row(name: str, results: list[dict], tuned: list[dict], size: int, cost: dict
     else:
         score, change = evaluate.perplexity(results), perplexity_change(tuned, results)
         score["n"] = score.pop("rows")
-    differences = {"difference": change["difference"], **{f"difference_{end}": change[end] for end in ("low", "high")}}
-    return {"artefact": name, **score, **differences, "bytes": size, **cost}
-
-
-def perplexity_change(before: list[dict], after: list[dict]) -> dict:
-    """How much higher the perplexity of the same answers is by the second artefact, as a share, with paired limits."""
-    found = evaluate.loss_change(before, after)
-    return {name: math.expm1(found[name]) for name in ("difference", "low", "high")} | {"n": found["rows"]}
-
-
-def gate(merged: list[dict], quantized: list[dict], margin: float) -> dict:
-    """Whether a quantised file may be shipped: the lower 95 % bound of (quantised - merged) is above -margin points.
-
-    Without golds: the upper 95 % bound of what the perplexity rose by is below margin percent."""
-    assert [r["id"] for r in merged] == [r["id"] for r in quantized], "both must be asked the same questions"
-    graded = bool(merged[0]["gold"])
-    if graded:
-        verdicts = ([r["correct"] for r in results] for results in (merged, quantized))
-        change = stats.non_inferior(*verdicts, margin / 100, alpha=0.025).interval
-        found = {"difference": change.estimate, "low": change.low, "high": change.high, "n": change.n}
-        lost, most_lost = -change.estimate, -change.low
-    else:
-        found = perplexity_change(merged, quantized)
-        lost, most_lost = found["difference"], found["high"]
-    unit, asked, bound = ("points", "questions", f"-{margin:g}") if graded else ("%", "answers", f"+{margin:g}")
-    limits = f"[{100 * found['low']:+.1f}, {100 * found['high']:+.1f}]"
-    text = f"{'' if graded else 'perplexity '}{100 * found['difference']:+.1f} {unit} {limits} against merged"
-    if most_lost < margin / 100:
-        reason = f"passes: {text}, within {bound}"
-    elif lost < margin / 100:
-        reason = f"fails: {text}; it may be within {margin:g} {unit}, but {found['n']} {asked} do not show it"
-    else:
-        reason = f"fails: {text}, where at most {bound} is allowed"
-    return {"passes": most_lost < margin / 100, **found, "margin": margin, "reason": reason}
-
-
-def changed_most(before: list[dict], after: list[dict], count: int = 5) -> list[dict]:
-    """The answers without a gold that the second artefact foretells worse than the first by most, nats a token."""
-    both = [(b["loss"] / b["tokens"] - a["loss"] / a["tokens"], a, b) for a, b in zip(before, after)]
-    return [{"question": b["question"][:200], "its row's answer": b["reference"][:200], "tokens": b["tokens"],
-             f"loss by {a['model']}": a["loss"] / a["tokens"], f"by {b['model']}": b["loss"] / b["tokens"]}
-            for _, a, b in sorted(both, key=lambda one: -one[0])[:count]]  # fmt: skip
-
-
-def score_text(row: dict) -> str:
-    return f"{100 * row['accuracy']:.1f} %" if "accuracy" in row else f"perplexity {row['perplexity']:.3f}"
-
-
-def headline(rows: list[dict], gates: dict[str, dict], best: str) -> str:
-    """`demo-Q4_K_M.gguf to ship; adapter 64.0 %, merged 64.0 %, f16 64.0 %, Q4_K_M 63.1 %, n = 300`."""
-    scores = ", ".join(f"{row['artefact']} {score_text(row)}" for row in rows)
-    failed = [label for label, found in gates.items() if not found["passes"]]
-    return f"{best} to ship; {scores}, n = {rows[0]['n']}" + f"; {', '.join(failed)} failed the gate" * bool(failed)
-
-
-def printable(row: dict) -> dict:
-    """A row of the chain for a table that people read."""
-    change = f"{100 * row['difference']:+.1f} [{100 * row['difference_low']:+.1f}, {100 * row['difference_high']:+.1f}]"
-    if "accuracy" in row:
-        score = {"accuracy [95 %]": answers.percent(row), "against tuned, points": change,
-                 "right to wrong": row["right_to_wrong"], "wrong to right": row["wrong_to_right"],
-                 "p": round(row["p_value"], 3)}  # fmt: skip
-        speed = {"tokens/s": round(row["tokens_per_second"])}
-    else:
-        score = {"perplexity [95 %]": f"{row['perplexity']:.3f} [{row['low']:.3f}, {row['high']:.3f}]",
-                 "against tuned, %": change}  # fmt: skip
-        speed = {"seconds": round(row["seconds"])}  # of reading, which is no speed of writing
     return {
-        "artefact": row["artefact"], "n": row["n"], **score, "size": size_text(row["bytes"]), **speed,
-        "peak memory": size_text(row["memory_bytes"]),
+        "artefact": name, **score, "difference": change["difference"], "difference_low": change["low"],
+        "difference_high": change["high"], "bytes": size, **cost,
     }  # fmt: skip
 
 
-def card(name: str, settings: Any, rows: list[dict], gates: dict[str, dict], rehearse: bool, rounded: bool,
-         method: str = "LoRA") -> str:  # fmt: skip
+def perplexity_change(before: list[dict], after: list[dict]) -> dict:
+    """How much higher the second artefact's perplexity of the same answers is, as a share, paired."""
+    change = evaluate.loss_change(before, after)
+    return {name: math.expm1(change[name]) for name in ("difference", "low", "high")} | {"n": change["rows"]}
+
+
+def changed_most(before: list[dict], after: list[dict], count: int = 5) -> list[dict]:
+    """The answers that the second artefact predicts worse than the first by most, in nats a token."""
+    pairs = sorted(zip(before, after), key=lambda pair: _a_token(pair[0]) - _a_token(pair[1]))
+    return [
+        {"question": b["question"][:200], "its row's answer": b["reference"][:200], "tokens": b["tokens"],
+         f"loss by {a['model']}": _a_token(a), f"by {b['model']}": _a_token(b)}
+        for a, b in pairs[:count]
+    ]  # fmt: skip
+
+
+def _a_token(result: dict) -> float:
+    return result["loss"] / result["tokens"]
+
+
+def headline(rows: list[dict], gates: dict[str, dict], best: str) -> str:
+    """`demo-Q4_K_M.gguf to ship; adapter 64.0 %, merged 64.0 %, Q4_K_M 63.1 %, n = 300`."""
+    if "accuracy" in rows[0]:
+        scores = [f"{row['artefact']} {100 * row['accuracy']:.1f} %" for row in rows]
+    else:
+        scores = [f"{row['artefact']} perplexity {row['perplexity']:.3f}" for row in rows]
+    text = f"{best} to ship; {', '.join(scores)}, n = {rows[0]['n']}"
+    if failed := _failed(gates):
+        text += f"; {', '.join(failed)} failed the gate"
+    return text
+
+
+def printable(row: dict) -> dict:
+    """A row for a table that people read."""
+    limits = {"low": row["difference_low"], "high": row["difference_high"]}
+    change = f"{_percent(row['difference'])} {_limits(limits)}"
+    if "accuracy" in row:
+        score = {"accuracy [95 %]": answers.percent(row), "against tuned, points": change,
+                 "right to wrong": row["right_to_wrong"], "wrong to right": row["wrong_to_right"],
+                 "p": round(row["p_value"], 3), "size": size_text(row["bytes"]),
+                 "tokens/s": round(row["tokens_per_second"])}  # fmt: skip
+    else:
+        score = {"perplexity [95 %]": f"{row['perplexity']:.3f} [{row['low']:.3f}, {row['high']:.3f}]",
+                 "against tuned, %": change, "size": size_text(row["bytes"]),
+                 "seconds": round(row["seconds"])}  # of reading, which is no speed of writing  # fmt: skip
+    return {"artefact": row["artefact"], "n": row["n"], **score, "peak memory": size_text(row["memory_bytes"])}
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:+.1f}"
+
+
+def _limits(change: dict) -> str:
+    return f"[{_percent(change['low'])}, {_percent(change['high'])}]"
+
+
+def card(name: str, settings: ExportSettings, rows: list[dict], gates: dict[str, dict], rehearse: bool, rounded: bool,
+         method: str = "LoRA") -> ModelCard:  # fmt: skip
     """README.md of the exported files: what they are, and what every artefact scored."""
-    verdicts = [f"- {file}: {found['reason']}" for file, found in gates.items()] or ["- no quantised file was asked"]
+    base, hub_id = settings.base_model, settings.base_model
+    if is_local(base):
+        base, hub_id = Path(base).name, None
+    about = ModelCardData(base_model=hub_id, library_name="gguf", pipeline_tag="text-generation", tags=["sharpen"])
     note = "**A rehearsal: its figures are no result.**\n\n" if rehearse else ""
-    calculator = "off" if settings.calculator == "off" else "on (values of `<<expression=value>>` are filled in)"
-    asked = (f"The same {rows[0]['n']} test questions, from token ids, greedy, at most {settings.max_new_tokens} "
-             f"tokens, calculator {calculator}." if "accuracy" in rows[0] else
-             f"No test row has a gold to grade by, so every artefact read the same {rows[0]['n']} rows' own answers, "
-             f"{rows[0]['tokens']:,} tokens: perplexity a token, lower is better.")  # fmt: skip
-    base = Path(settings.base_model).name if is_local(settings.base_model) else settings.base_model
-    onto = " onto the base as rounded to 4 bit in training" * rounded
-    made = ("all of its weights fine-tuned with Sharpen, saved in fp16, converted" if method == ALL_WEIGHTS else
-            f"fine-tuned by {method} with Sharpen, merged in fp32{onto} and saved in fp16, converted")  # fmt: skip
-    return (
-        f"# {name}\n\n{note}{base}, {made} and quantised by llama.cpp.\n\n"
-        f"## What every artefact scored\n\n{asked} Differences are "
-        f"paired, with 95 % intervals. Memory is the process's peak; base, adapter and merged run in a Python process, "
-        f"GGUF files in llama-server.\n\n"
-        + answers.markdown_table([printable(row) for row in rows]) + "\n\n## Gate\n\n" + "\n".join(verdicts)
-        + "\n\n## Use\n\n`ollama create " + name.lower() + " -f Modelfile`, or `llama-server -m FILE.gguf`. "
-        "Ask as it was trained: the chat template is in the file.\n"
-    )  # fmt: skip
+    made = "all of its weights fine-tuned with Sharpen, saved in fp16"
+    if method != export.ALL_WEIGHTS:
+        onto = " onto the base as rounded to 4 bit in training" if rounded else ""
+        made = f"fine-tuned by {method} with Sharpen, merged in fp32{onto} and saved in fp16"
+    if "accuracy" in rows[0]:
+        calculator = "off" if settings.calculator == "off" else "on (values of `<<expression=value>>` are filled in)"
+        asked = (f"The same {rows[0]['n']} test questions, from token ids, greedy, at most {settings.max_new_tokens} "
+                 f"tokens, calculator {calculator}.")  # fmt: skip
+    else:
+        asked = (f"No test row has a gold to grade by, so every artefact read the same {rows[0]['n']} rows' own "
+                 f"answers, {rows[0]['tokens']:,} tokens: perplexity a token, lower is better.")  # fmt: skip
+    verdicts = [f"- {label}: {gate['reason']}" for label, gate in gates.items()]
+    return ModelCard(f"""---
+{about.to_yaml()}
+---
+
+# {name}
+
+{note}{base}, {made}, converted and quantised by llama.cpp.
+
+## What every artefact scored
+
+{asked} Differences are paired, with 95 % intervals. Memory is the process's peak; base, adapter and merged run in a
+Python process, GGUF files in llama-server.
+
+{answers.markdown_table([printable(row) for row in rows])}
+
+## Gate
+
+{chr(10).join(verdicts) or "- no quantised file was asked"}
+
+## Use
+
+`ollama create {name.lower()} -f Modelfile`, or `llama-server -m FILE.gguf`. Ask as it was trained: the chat template is
+in the file.
+""")

@@ -1,7 +1,7 @@
-"""Training in the cloud: a SageMaker job's request, shown or sent, its result fetched; and SkyPilot's file for others.
+"""Training in the cloud: a SageMaker job, shown or sent, its result fetched; SkyPilot's file.
 
-By boto3, whose requests are AWS's own, typed and checked by botocore; the SageMaker SDK wraps them in classes that
-change between its major versions, and brings some 30 packages."""
+By boto3, whose requests are AWS's own, typed and checked by botocore; the SageMaker SDK wraps them
+in classes that change between its major versions, and brings some 30 packages."""
 
 import contextlib
 import functools
@@ -16,6 +16,7 @@ import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Annotated, Any
 
 from pydantic import Field
@@ -23,10 +24,11 @@ from pydantic import Field
 from lib import SharpenError
 from lib.run import disk, presets, runs, untrusted
 from lib.run.paths import ROOT, is_local
-from lib.run.settings import Settings, SettingsError
-from lib.run.stages import STAGES
+from lib.run.settings import CloudSettings, SettingsError, TrainSettings
+from lib.run.stages import CLOUD, STAGES
 
 SKY_ROOT = "~/sharpen-ml"  # where a machine of SkyPilot's has what SageMaker has in /opt/ml
+CHANNELS = ("code", "runs")  # folders in the bucket that a container finds under /opt/ml/input/data
 PORT = 29500  # where several machines of a job meet; SageMaker calls the first of them algo-1
 SOURCES = (
     "lib/**/*.py", "lib/**/*.json", "notebooks/*.ipynb", "environment.yml", "pyproject.toml", "Makefile", "LICENSE",
@@ -57,7 +59,7 @@ Bucket = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]+$")]
 
 
 class CloudError(SharpenError):
-    """The cloud cannot do what is asked, or did not; the message says what, where and the remedy."""
+    """The cloud cannot do what is asked, or did not; the message has the remedy."""
 
 
 class _Noted(disk.Form):
@@ -70,7 +72,7 @@ class _Noted(disk.Form):
 
 @dataclass(frozen=True)
 class Job:
-    """A training job as it would be created: SageMaker's request, and the files that go to the bucket before it."""
+    """A training job as it would be created: the request, and the files that go to the bucket."""
 
     run_folder: Path
     request: dict[str, Any]
@@ -86,13 +88,17 @@ class Job:
 
     def text(self) -> str:
         """What would be created, and at which cost."""
-        size = sum(path.stat().st_size for path in (*self.sources.values(), *self.data.values()))
-        told = json.dumps(self.request, indent=2)
-        return untrusted.redact(
-            f"create_training_job:\n{told}\n\nto s3://{'/'.join(self.place)}: {len(self.sources)} source files, "
-            f"{len(self.data)} files of data, {size / 2**20:.1f} MiB\n{self.cost}"
-            + (f"\nit cannot be sent: {self.problem}" if self.problem else "")
-        )
+        files = {"source files": self.sources, "files of data": self.data}
+        text = show([("create_training_job", self.request)], f"s3://{'/'.join(self.place)}", files, self.cost)
+        return f"{text}\nit cannot be sent: {self.problem}" if self.problem else text
+
+
+def show(requests: list[tuple[str, dict]], place: str, files: dict[str, dict[str, Path]], cost: str) -> str:
+    """Requests with what they upload, by kind, and what they cost, for a reader."""
+    made = "\n".join(f"{operation}:\n{json.dumps(request, indent=2)}" for operation, request in requests)
+    counts = ", ".join(f"{len(paths)} {kind}" for kind, paths in files.items())
+    size = sum(path.stat().st_size for paths in files.values() for path in paths.values())
+    return untrusted.redact(f"{made}\n\nto {place}: {counts}, {size / 2**20:.1f} MiB\n{cost}")
 
 
 @contextlib.contextmanager
@@ -121,7 +127,7 @@ def aws(doing: str) -> Iterator[None]:
 
 @functools.cache
 def client(service: str) -> Any:
-    """A boto3 client; a call that AWS throttles or fails to answer is tried again (AWS_MAX_ATTEMPTS, 3)."""
+    """A boto3 client; a call that AWS throttles or does not answer is repeated (AWS_MAX_ATTEMPTS)."""
     import boto3
     from botocore.config import Config
 
@@ -130,18 +136,18 @@ def client(service: str) -> Any:
 
 
 def check(bucket: str) -> None:
-    """CloudError, before anything is created, where the credentials are refused or the bucket is not to be had."""
+    """CloudError, before anything is created, where credentials are refused or there is no bucket."""
     with aws("asking AWS who we are"):
         client("sts").get_caller_identity()
     with aws(f"looking at bucket {bucket!r}"):
         client("s3").head_bucket(Bucket=bucket)
 
 
-def needed(settings: Settings, *names: str) -> None:
+def needed(settings: CloudSettings, *names: str) -> None:
     """SettingsError that names the settings of a request that are none."""
     if absent := [name for name in names if getattr(settings, name) is None]:
-        about = {name: Settings.model_fields[name].description for name in absent}
-        raise SettingsError([f"{name} = None: needed in the cloud ({text})" for name, text in about.items()])
+        fields = CloudSettings.model_fields
+        raise SettingsError([f"{name} = None: needed in the cloud ({fields[name].description})" for name in absent])
 
 
 def named(run: str, made_from: Any) -> str:
@@ -150,80 +156,109 @@ def named(run: str, made_from: Any) -> str:
     return f"sharpen-{re.sub('[^A-Za-z0-9]+', '-', run)[:36].strip('-')}-{digest[:8]}"
 
 
-# --- training ---------------------------------------------------------------------------------------------------------
+# --- training -------------------------------------------------------------------------------------
 def job(preset: str, run_folder: Path, overrides: dict[str, Any], rehearse: bool) -> Job:
-    """The job that trains a run whose data are prepared here; the same settings, code and data give the same job.
+    """The job that trains a run whose data are here; same settings, code and data: the same job.
 
-    Each setting that training reads is a hyper-parameter. RunError or SettingsError where it could not train."""
-    settings, sent, data = _asked(preset, run_folder, overrides, rehearse)
-    needed(settings, "bucket", "role_arn", "image_uri", "instance_type", "cost_per_hour")
-    sources = _sources(settings.base_model)
-    hashes = [{name: disk.sha256(path) for name, path in files.items()} for files in (sources, data)]
-    name = named(run_folder.name, [sent, settings.image_uri, settings.instance_type, *hashes])
-    place, seconds = f"s3://{settings.bucket}/sharpen/{name}", round(settings.max_hours * 3600)
-    spot = {"MaxWaitTimeInSeconds": 2 * seconds} if settings.use_spot else {}
+    Each setting of training is a hyper-parameter. RunError or SettingsError if it could not
+    train."""
+    asked, training, sent = _asked(preset, run_folder, overrides, rehearse)
+    needed(asked, "bucket", "role_arn", "image_uri", "instance_type", "cost_per_hour")
+    sources, data = _sources(training.base_model), _data(run_folder, training)
+    name = named(run_folder.name, [sent, asked.image_uri, asked.instance_type, _hashes(sources), _hashes(data)])
+    place, seconds = f"s3://{asked.bucket}/sharpen/{name}", round(asked.max_hours * 3600)
+    stopping = {"MaxRuntimeInSeconds": seconds}
+    if asked.use_spot:
+        stopping["MaxWaitTimeInSeconds"] = 2 * seconds
     request = {
         "TrainingJobName": name,
-        "AlgorithmSpecification": {"TrainingImage": settings.image_uri, "TrainingInputMode": "File",
+        "AlgorithmSpecification": {"TrainingImage": asked.image_uri, "TrainingInputMode": "File",
                                    "ContainerEntrypoint": ["bash", "-c", START]},
-        "RoleArn": settings.role_arn,
+        "RoleArn": asked.role_arn,
         "HyperParameters": sent,
         "InputDataConfig": [{
             "ChannelName": channel,
             "DataSource": {"S3DataSource": {"S3DataType": "S3Prefix", "S3Uri": f"{place}/{channel}/",
                                             "S3DataDistributionType": "FullyReplicated"}},
-        } for channel in ("code", "runs")],
+        } for channel in CHANNELS],
         "OutputDataConfig": {"S3OutputPath": place},
         "CheckpointConfig": {"S3Uri": f"{place}/checkpoints", "LocalPath": "/opt/ml/checkpoints"},
-        "ResourceConfig": {"InstanceType": settings.instance_type, "InstanceCount": settings.instance_count,
-                           "VolumeSizeInGB": settings.volume_gib},
-        "EnableManagedSpotTraining": settings.use_spot,
-        "StoppingCondition": {"MaxRuntimeInSeconds": seconds} | spot,
+        "ResourceConfig": {"InstanceType": asked.instance_type, "InstanceCount": asked.instance_count,
+                           "VolumeSizeInGB": asked.volume_gib},
+        "EnableManagedSpotTraining": asked.use_spot,
+        "StoppingCondition": stopping,
         "Tags": [{"Key": "sharpen-run", "Value": run_folder.name}],
     }  # fmt: skip
-    most = settings.cost_per_hour * settings.instance_count * settings.max_hours
-    cost = (f"cost: {settings.cost_per_hour:g} an hour x {settings.instance_count} x {settings.max_hours:g} hours = at "
-            f"most {most:,.2f}{', less the discount of spare machines' * settings.use_spot}, and storage")
-    return Job(run_folder, request, sources, data, cost, _outside(settings.base_model))
+    most = asked.cost_per_hour * asked.instance_count * asked.max_hours
+    discount = ", less the discount of spare machines" if asked.use_spot else ""
+    cost = (f"cost: {asked.cost_per_hour:g} an hour x {asked.instance_count} x {asked.max_hours:g} hours = "
+            f"at most {most:,.2f}{discount}, and storage")  # fmt: skip
+    return Job(run_folder, request, sources, data, cost, _outside(training.base_model))
+
+
+def again(run_folder: Path, asked: CloudSettings) -> Job:
+    """The job that would train a run in the cloud as it was trained here."""
+    prepared, trained = (runs.read(run_folder, stage) for stage in ("prepare", "train"))
+    overrides = runs.made_with(prepared) | runs.made_with(trained) | vars(asked)
+    return job(trained["preset"], run_folder, overrides, trained["rehearse"])
+
+
+def completed(settings: CloudSettings, made_up: dict[str, Any]) -> tuple[CloudSettings, list[str]]:
+    """The cloud's settings with made-up ones for those that are none, and the names of these."""
+    absent = [name for name in made_up if getattr(settings, name) is None]
+    given = {name: getattr(settings, name) for name in CLOUD}
+    return SimpleNamespace(**given | {name: made_up[name] for name in absent}), absent
 
 
 def _asked(
     preset: str, run_folder: Path, overrides: dict[str, Any], rehearse: bool
-) -> tuple[Settings, dict[str, str], dict[str, Path]]:
-    """(the settings, the hyper-parameters, the files of earlier stages) of a run that is to be trained elsewhere."""
-    count = presets.resolve(preset, overrides, rehearse, "train").settings.instance_count
-    if count > 1:
-        overrides = {"rdzv_endpoint": f"algo-1:{PORT}"} | overrides | {"nodes": count}
+) -> tuple[CloudSettings, TrainSettings, dict[str, str]]:
+    """(the cloud's settings, training's, the hyper-parameters) of a run to be trained elsewhere.
+
+    RunError where its data are of other settings."""
+    asked = presets.resolve(preset, overrides, rehearse, "cloud").settings
+    if asked.instance_count > 1:
+        overrides = {"rdzv_endpoint": f"algo-1:{PORT}"} | overrides | {"nodes": asked.instance_count}
     resolved = presets.resolve(preset, overrides, rehearse, "train")
-    settings, train, manifest = resolved.settings, resolved.of_stage("train"), runs.read(run_folder, "prepare")
-    wanted = {"preset": preset, "rehearse": rehearse} | resolved.of_stage("prepare")
+    manifest, training = runs.read(run_folder, "prepare"), resolved.of_stage("train")
     made = {"preset": manifest["preset"], "rehearse": manifest["rehearse"]} | manifest["settings"]
-    problems = [f"{name} was {made.get(name)!r} and is {wanted[name]!r}" for name in wanted
-                if made.get(name) != wanted[name]]  # fmt: skip
-    if problems := problems + runs.changes(run_folder, "prepare"):
-        raise runs.RunError(f"the data of run {run_folder.name!r} are others: {problems[0]}: run 10_prepare_data again")
-    needs = [(run_folder, "prepare")]
-    needs += [(run_folder.with_name(other), "train") for other in filter(None, [settings.continue_from])]
-    data = {}
-    for run, stage in needs:
-        for name in (*runs.read(run, stage)["outputs"], "manifest.json"):
-            data[f"{run.name}/{STAGES[stage].folder}/{name}"] = run / STAGES[stage].folder / name
-    sent = {name: json.dumps(value) for name, value in train.items()} | {
+    wanted = {"preset": preset, "rehearse": rehearse} | resolved.of_stage("prepare")
+    if problem := runs.differences(made, wanted) or "; ".join(runs.changes(run_folder, "prepare")):
+        raise runs.RunError(f"the data of run {run_folder.name!r} are others: {problem}: run 10_prepare_data again")
+    sent = {name: json.dumps(value) for name, value in training.items()} | {
         "preset": preset, "run": run_folder.name, "rehearse": json.dumps(rehearse),
-        "overrides": json.dumps(sorted(set(overrides) & set(train))),
+        "overrides": json.dumps(sorted(overrides.keys() & training.keys())),
     }  # fmt: skip
-    return settings, sent, data
+    return asked, resolved.settings, sent
+
+
+def _data(run_folder: Path, settings: TrainSettings) -> dict[str, Path]:
+    """The files of earlier stages that training reads: {path under the outputs: file}."""
+    folders = {run_folder: "prepare"}
+    if settings.continue_from:
+        folders[run_folder.with_name(settings.continue_from)] = "train"
+    paths = []
+    for folder, stage in folders.items():
+        names = (*runs.read(folder, stage)["outputs"], "manifest.json")
+        paths += [folder / STAGES[stage].folder / name for name in names]
+    return {path.relative_to(run_folder.parent).as_posix(): path for path in paths}
 
 
 def _sources(base_model: str) -> dict[str, Path]:
     """The project's code, and the base model where it is a folder of the project."""
-    folders = [f"{base_model}/*"] if is_local(base_model) and not _outside(base_model) else []
-    found = sorted(path for pattern in (*SOURCES, *folders) for path in ROOT.glob(pattern) if path.is_file())
-    return {path.relative_to(ROOT).as_posix(): path for path in found}
+    patterns = list(SOURCES)
+    if is_local(base_model) and not _outside(base_model):
+        patterns.append(f"{base_model}/*")
+    files = sorted(path for pattern in patterns for path in ROOT.glob(pattern) if path.is_file())
+    return {path.relative_to(ROOT).as_posix(): path for path in files}
+
+
+def _hashes(files: dict[str, Path]) -> dict[str, str]:
+    return {name: disk.sha256(path) for name, path in files.items()}
 
 
 def _outside(base_model: str) -> str | None:
-    """Why a base model cannot be sent, or None. The container has the project elsewhere: its paths must be relative."""
+    """Why a base model cannot be sent, or None: in the container the project lies elsewhere."""
     inside = not os.path.isabs(base_model) and not os.path.normpath(base_model).startswith("..")
     if inside or not is_local(base_model):
         return None
@@ -231,83 +266,94 @@ def _outside(base_model: str) -> str | None:
 
 
 def submit(asked: Job) -> str:
-    """Upload and create the job, and say so; nothing is created where it is there already and has not failed.
+    """Upload and create the job, and say so; nothing where it is there already and has not failed.
 
-    A job that failed or was stopped is followed by another of the same name and a number, which goes on from the same
-    checkpoints. Where the job cannot be created, what was uploaded is removed again."""
+    A job that failed or was stopped is followed by another of the same name and a number, which
+    goes on from the same checkpoints. Where the job cannot be created, what was uploaded is removed
+    again."""
     if asked.problem:
         raise CloudError(asked.problem)
-    (bucket, prefix), sagemaker = asked.place, client("sagemaker")
+    (bucket, prefix), sagemaker, run = asked.place, client("sagemaker"), asked.run_folder.name
     check(bucket)
-    noted = asked.run_folder / "cloud" / "job.json"
-    if noted.exists() and (former := disk.load(noted, _Noted))["folder"] != asked.request["TrainingJobName"]:
-        raise CloudError(f"run {asked.run_folder.name!r} was sent with other settings, code or data, as training job "
-                         f"{former['job']}: sharpen cloud delete {asked.run_folder.name} first, or name another run")
-    name, attempt = asked.request["TrainingJobName"], 1
-    while there := found(sagemaker, "describe_training_job", TrainingJobName=name):
-        if there["TrainingJobStatus"] not in ("Failed", "Stopped"):
+    first, noted = asked.request["TrainingJobName"], _noted(asked.run_folder)
+    if noted and noted["folder"] != first:
+        raise CloudError(f"run {run!r} was sent with other settings, code or data, as training job {noted['job']}: "
+                         f"sharpen cloud delete {run} first, or name another run")  # fmt: skip
+    name, attempt = first, 1
+    while job := describe(sagemaker, "describe_training_job", TrainingJobName=name):
+        if job["TrainingJobStatus"] not in ("Failed", "Stopped"):
             _note(asked, name)
-            return f"training job {name} is there already ({there['TrainingJobStatus']}); nothing was created"
+            return f"training job {name} is there already ({job['TrainingJobStatus']}); nothing was created"
         attempt += 1
-        name = f"{asked.request['TrainingJobName']}-{attempt}"
-    s3 = client("s3")
+        name = f"{first}-{attempt}"
     try:
-        with aws(f"uploading to s3://{bucket}/{prefix}"), tempfile.TemporaryFile() as file:
-            with tarfile.open(fileobj=file, mode="w") as archive:
-                for path_there, path in asked.sources.items():
-                    archive.add(path.resolve(), path_there, recursive=False)
-            file.seek(0)
-            s3.upload_fileobj(file, bucket, f"{prefix}/code/source.tar")
-            for path_there, path in asked.data.items():
-                s3.upload_file(str(path), bucket, f"{prefix}/runs/{path_there}")
+        _upload(asked, bucket, prefix)
         with aws(f"creating training job {name}"):
             sagemaker.create_training_job(**asked.request | {"TrainingJobName": name})
     except BaseException:
-        for channel in ("code", "runs"):
-            clear(bucket, f"{prefix}/{channel}/")
+        _clear_inputs(bucket, prefix)
         raise
     _note(asked, name)
-    return f"training job {name} is created; to fetch its result: sharpen cloud fetch {asked.run_folder.name} --wait"
+    return f"training job {name} is created; to fetch its result: sharpen cloud fetch {run} --wait"
+
+
+def _upload(asked: Job, bucket: str, prefix: str) -> None:
+    s3 = client("s3")
+    with aws(f"uploading to s3://{bucket}/{prefix}"), tempfile.TemporaryFile() as file:
+        with tarfile.open(fileobj=file, mode="w") as archive:
+            for name, path in asked.sources.items():
+                archive.add(path.resolve(), name, recursive=False)
+        file.seek(0)
+        s3.upload_fileobj(file, bucket, f"{prefix}/code/source.tar")
+        for name, path in asked.data.items():
+            s3.upload_file(str(path), bucket, f"{prefix}/runs/{name}")
+
+
+def _clear_inputs(bucket: str, prefix: str) -> None:
+    for channel in CHANNELS:
+        clear(bucket, f"{prefix}/{channel}/")
 
 
 def _note(asked: Job, name: str) -> None:
     """Where the run is trained: `fetch` and `delete` read it."""
-    told = {"job": name, "folder": asked.request["TrainingJobName"], "bucket": asked.place[0]}
-    disk.write_atomically(asked.run_folder / "cloud" / "job.json", [json.dumps(told, indent=2) + "\n"])
+    note = {"job": name, "folder": asked.request["TrainingJobName"], "bucket": asked.place[0]}
+    disk.write_atomically(asked.run_folder / "cloud" / "job.json", [json.dumps(note, indent=2) + "\n"])
+
+
+def _noted(run_folder: Path) -> dict[str, str] | None:
+    path = run_folder / "cloud" / "job.json"
+    return disk.load(path, _Noted) if path.exists() else None
 
 
 def fetch(run_folder: Path, wait: bool = False) -> str:
-    """Bring a finished job's artefact back into the run, as if it had been trained here, and say so.
+    """Bring a finished job's artefact into the run, as if trained here, and say so.
 
-    CloudError where the job failed (what it had uploaded is removed, its checkpoints are kept), or its archive holds
-    anything but the files that the stage's manifest names."""
-    run, noted = run_folder.name, run_folder / "cloud" / "job.json"
-    if not noted.exists():
+    CloudError where the job failed (what it had uploaded is removed, its checkpoints are kept), or
+    its archive holds anything but the files that the stage's manifest names."""
+    run, noted = run_folder.name, _noted(run_folder)
+    if not noted:
         raise CloudError(f"run {run!r} was not sent from here: sharpen cloud train PRESET --run {run} --submit")
-    sent = disk.load(noted, _Noted)
-    name, bucket, prefix = sent["job"], sent["bucket"], f"sharpen/{sent['folder']}"
+    name, bucket, prefix = noted["job"], noted["bucket"], f"sharpen/{noted['folder']}"
     if wait:
         _wait(name)
     with aws(f"asking for training job {name}"):
-        told = client("sagemaker").describe_training_job(TrainingJobName=name)
-    state = told["TrainingJobStatus"]
+        job = client("sagemaker").describe_training_job(TrainingJobName=name)
+    state = job["TrainingJobStatus"]
     if state in ("Failed", "Stopped"):
-        for channel in ("code", "runs"):
-            clear(bucket, f"{prefix}/{channel}/")
-        reason = told.get("FailureReason", "it was stopped, or its time was over")
+        _clear_inputs(bucket, prefix)
+        reason = job.get("FailureReason", "it was stopped, or its time was over")
         raise CloudError(untrusted.redact(
             f"training job {name} {state.lower()}: {reason.strip()}\nits log is in CloudWatch, group "
             f"/aws/sagemaker/TrainingJobs; submit it again after the cause is mended, and it goes on from its "
             f"checkpoints in s3://{bucket}/{prefix}; `sharpen cloud delete {run}` removes those"))  # fmt: skip
     if state != "Completed":
-        return f"training job {name}: {state}, {told.get('SecondaryStatus', '')}; ask again later, or with --wait"
-    place = told["ModelArtifacts"]["S3ModelArtifacts"]
+        return f"training job {name}: {state}, {job.get('SecondaryStatus', '')}; ask again later, or with --wait"
+    place = job["ModelArtifacts"]["S3ModelArtifacts"]
     disk.lock(run_folder, "writer")
     try:
         with aws(f"fetching {place}"), tempfile.TemporaryDirectory(dir=run_folder, prefix=".fetch-") as folder:
-            archive = Path(folder) / "model.tar.gz"
+            archive, unpacked = Path(folder) / "model.tar.gz", Path(folder) / run
             client("s3").download_file(*split_uri(place), str(archive))
-            unpacked = Path(folder) / run
             unpack(archive, unpacked)
             _take(unpacked, run_folder)
     finally:
@@ -316,7 +362,7 @@ def fetch(run_folder: Path, wait: bool = False) -> str:
 
 
 def unpack(archive: Path, folder: Path) -> None:
-    """Unpack plain files and folders; CloudError for a link, a device, a path out of the folder, or a bomb."""
+    """Unpack plain files and folders; CloudError for links, devices, paths out of it, and bombs."""
 
     def plain(member: tarfile.TarInfo, path: str) -> tarfile.TarInfo:
         if not (member.isfile() or member.isdir()):
@@ -331,7 +377,7 @@ def unpack(archive: Path, folder: Path) -> None:
 
 
 def _take(unpacked: Path, run_folder: Path) -> None:
-    """Move a stage that was trained elsewhere into the run; CloudError where it is not what was asked for."""
+    """Move a stage that was trained elsewhere into the run; CloudError where it is another."""
     adapter = unpacked / STAGES["train"].folder
     manifest = runs.read(unpacked, "train")
     problems = runs.changes(unpacked, "train") + untrusted.model_problems(adapter)
@@ -354,24 +400,23 @@ def delete(run_folder: Path) -> list[str]:
     """Stop a run's job and remove its files from the bucket; a line for each thing done.
 
     CloudError where it is complete and was not fetched: its adapter is nowhere else."""
-    run, noted, done = run_folder.name, run_folder / "cloud" / "job.json", []
-    if not noted.exists():
+    noted, done = _noted(run_folder), []
+    if not noted:
         return done
-    sagemaker = client("sagemaker")
-    sent = disk.load(noted, _Noted)
-    name, bucket, prefix = sent["job"], sent["bucket"], f"sharpen/{sent['folder']}/"
-    told = found(sagemaker, "describe_training_job", TrainingJobName=name)
-    state = told["TrainingJobStatus"] if told else "removed"
+    sagemaker, path = client("sagemaker"), run_folder / "cloud" / "job.json"
+    name, bucket, prefix = noted["job"], noted["bucket"], f"sharpen/{noted['folder']}/"
+    job = describe(sagemaker, "describe_training_job", TrainingJobName=name) or {}
+    state = job.get("TrainingJobStatus")
     if state == "Completed" and not runs.is_complete(run_folder, "train"):
-        raise CloudError(f"training job {name} is complete and was not fetched: sharpen cloud fetch {run} first, "
-                         f"or remove {noted} and the job's folder in the bucket yourself")  # fmt: skip
+        raise CloudError(f"training job {name} is complete and was not fetched: sharpen cloud fetch {run_folder.name} "
+                         f"first, or remove {path} and the job's folder in the bucket yourself")  # fmt: skip
     if state == "InProgress":
         with aws(f"stopping training job {name}"):
             sagemaker.stop_training_job(TrainingJobName=name)
         _wait(name)  # until then it writes to the bucket
         done.append(f"training job {name} is stopped")
     done.append(f"{clear(bucket, prefix)} files removed from s3://{bucket}/{prefix}")
-    noted.unlink()
+    path.unlink()
     return done
 
 
@@ -383,7 +428,7 @@ def _wait(name: str) -> None:
         client("sagemaker").get_waiter("training_job_completed_or_stopped").wait(TrainingJobName=name)
 
 
-# --- S3 and SageMaker -------------------------------------------------------------------------------------------------
+# --- S3 and SageMaker -----------------------------------------------------------------------------
 def split_uri(uri: str) -> tuple[str, str]:
     """s3://bucket/key as (bucket, key)."""
     bucket, _, key = uri.removeprefix("s3://").partition("/")
@@ -401,7 +446,7 @@ def clear(bucket: str, prefix: str) -> int:
     return count
 
 
-def found(service: Any, operation: str, **which: Any) -> dict[str, Any] | None:
+def describe(service: Any, operation: str, **which: Any) -> dict[str, Any] | None:
     """What AWS says of a thing, or None where there is no such thing."""
     from botocore.exceptions import ClientError
 
@@ -414,34 +459,37 @@ def found(service: Any, operation: str, **which: Any) -> dict[str, Any] | None:
             raise
 
 
-# --- other clouds -----------------------------------------------------------------------------------------------------
+# --- other clouds ---------------------------------------------------------------------------------
 def sky(preset: str, run_folder: Path, overrides: dict[str, Any], rehearse: bool) -> Path:
-    """Write outputs/<run>/cloud/sky.yaml, SkyPilot's task for any other cloud or Kubernetes, and what it sends.
+    """Write outputs/<run>/cloud/sky.yaml, SkyPilot's task for another cloud or Kubernetes.
 
-    Each machine runs what a SageMaker container does; its outputs lie in the bucket, mounted with a cache."""
+    Each machine runs what a SageMaker container does; its outputs lie in the mounted bucket."""
     import yaml
 
-    settings, sent, data = _asked(preset, run_folder, overrides, rehearse)
-    run, folder = run_folder.name, run_folder / "cloud"
-    needed(settings, "bucket", "accelerators")
-    if problem := _outside(settings.base_model):
+    asked, training, sent = _asked(preset, run_folder, overrides, rehearse)
+    needed(asked, "bucket", "accelerators")
+    if problem := _outside(training.base_model):
         raise CloudError(problem)
-    bucket = settings.bucket if "://" in settings.bucket else f"s3://{settings.bucket}"
+    run, folder = run_folder.name, run_folder / "cloud"
+    bucket = asked.bucket if "://" in asked.bucket else f"s3://{asked.bucket}"
     parameters = disk.write_atomically(folder / "hyperparameters.json", [json.dumps(sent, indent=2) + "\n"])
-    there = {f"{SKY_ROOT}/input/config/hyperparameters.json": parameters}
-    there |= {f"{SKY_ROOT}/input/data/runs/{Path(name).parent}": path.parent for name, path in data.items()}
-    image = {"image_id": f"docker:{settings.image_uri}"} if settings.image_uri else {}
+    mounts = {f"{SKY_ROOT}/input/config/hyperparameters.json": str(parameters)}
+    for name, path in _data(run_folder, training).items():
+        mounts[f"{SKY_ROOT}/input/data/runs/{Path(name).parent}"] = str(path.parent)
+    mounts[f"{SKY_ROOT}/checkpoints"] = {"source": bucket, "mode": "MOUNT_CACHED"}
+    resources = {"accelerators": asked.accelerators, "use_spot": asked.use_spot,
+                 "disk_size": asked.volume_gib}  # fmt: skip
+    if asked.image_uri:
+        resources["image_id"] = f"docker:{asked.image_uri}"
     task = {
         "name": re.sub("[^a-z0-9]+", "-", f"sharpen-{run}".lower()).strip("-"),
         "workdir": str(ROOT),
-        "num_nodes": settings.instance_count,
-        "resources": {"accelerators": settings.accelerators, "use_spot": settings.use_spot,
-                      "disk_size": settings.volume_gib} | image,
-        "file_mounts": {name: str(path) for name, path in there.items()} | {
-            f"{SKY_ROOT}/checkpoints": {"source": bucket, "mode": "MOUNT_CACHED"}},
+        "num_nodes": asked.instance_count,
+        "resources": resources,
+        "file_mounts": mounts,
         "setup": "make setup ENV_TOOL=venv\n",
         "run": f"SHARPEN_ML_ROOT={SKY_ROOT.replace('~', '$HOME')} .venv/bin/python -m lib.ship.cloud_entry\n",
-    }  # fmt: skip
+    }
     head = (f"# sky jobs launch {folder / 'sky.yaml'}   (a managed job: started again where its machines are lost)\n"
             f"# The result: copy {bucket}/{run}/ to {folder.parent}\n")  # fmt: skip
     return disk.write_atomically(folder / "sky.yaml", [head, yaml.safe_dump(task, sort_keys=False)])

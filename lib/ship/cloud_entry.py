@@ -1,7 +1,8 @@
-"""What a machine in the cloud runs: the stage "train" of a run, in the folders that SageMaker gives under /opt/ml.
+"""What a machine in the cloud runs: the stage "train", in SageMaker's folders under /opt/ml.
 
-Its outputs lie in the folder of checkpoints, which is copied to the bucket while it trains and put back before a new
-attempt: so the run goes on as it would here. What is kept of them goes to the folder `model`."""
+Its outputs lie in the folder of checkpoints, which is copied to the bucket while it trains and put
+back before a new attempt: so the run goes on as it would here. What is kept of them goes to the
+folder `model`."""
 
 import json
 import os
@@ -20,7 +21,7 @@ FAILURE_CHARACTERS = 1000  # of a reason, as SageMaker shows it
 
 
 def main(root: Path) -> None:
-    """Train by the hyper-parameters under `root`; why it failed is left where SageMaker looks for it."""
+    """Train by the hyper-parameters under `root`; a failure is noted where SageMaker looks for it."""
     try:
         train(root)
     except Exception as error:
@@ -51,7 +52,7 @@ def train(root: Path) -> None:
 
 
 def machines(root: Path) -> tuple[list[str], str]:
-    """(the machines' names in order, this one's): SkyPilot tells them in the environment, SageMaker in a file."""
+    """(the machines' names in order, this one's), by SkyPilot's environment or SageMaker's file."""
     if "SKYPILOT_NODE_IPS" in os.environ:
         hosts = os.environ["SKYPILOT_NODE_IPS"].split()
         return sorted(hosts), hosts[int(os.environ["SKYPILOT_NODE_RANK"])]
@@ -60,7 +61,7 @@ def machines(root: Path) -> tuple[list[str], str]:
 
 
 def keep(run_folder: Path, model: Path) -> None:
-    """Copy what the stage's manifest names, the manifest, and the executed notebook: no checkpoint, no lock."""
+    """Copy what the manifest names, the manifest, the executed notebook; no checkpoint, no lock."""
     adapter, outputs = STAGES["train"].folder, runs.read(run_folder, "train")["outputs"]
     notebooks = (run_folder / "notebooks").glob("*.ipynb")
     for name in [*(f"{adapter}/{name}" for name in (*outputs, "manifest.json")),

@@ -1,4 +1,4 @@
-"""A run's model behind an autoscaling SageMaker endpoint: what it consists of, made, asked, and all deleted again."""
+"""A run's model behind an autoscaling SageMaker endpoint: made, asked, and all deleted again."""
 
 import contextlib
 import json
@@ -9,9 +9,9 @@ from typing import Any
 
 from lib.run import disk, runs, untrusted
 from lib.run.presets import PRESETS
-from lib.run.settings import Settings
+from lib.run.settings import CloudSettings
 from lib.run.stages import STAGES
-from lib.ship.cloud import Bucket, CloudError, Name, aws, check, clear, client, found, named, needed, split_uri
+from lib.ship.cloud import Bucket, CloudError, Name, aws, check, clear, client, describe, named, needed, show, split_uri
 
 VARIANT = "all"
 SCALE_OUT_COOLDOWN_SECONDS, SCALE_IN_COOLDOWN_SECONDS = 60, 180
@@ -20,7 +20,7 @@ Call = tuple[str, dict[str, Any]]  # an operation of boto3's client, and its arg
 
 
 class _Noted(disk.Form):
-    """What a run's endpoint.json says; one from elsewhere can name no more than what Sharpen made."""
+    """What a run's endpoint.json says; it can name no more than what Sharpen made."""
 
     endpoint: Name
     bucket: Bucket
@@ -37,11 +37,16 @@ class Piece:
 
     def there(self) -> dict[str, Any] | None:
         """What AWS says of it now; None where there is no such thing."""
-        told = found(client(self.service), self.find[0], **self.find[1])
+        operation, which = self.find
+        answer = describe(client(self.service), operation, **which)
         for kind in ("ScalableTargets", "ScalingPolicies", "MetricAlarms"):
-            if told and kind in told:
-                return next(iter(told[kind]), None)
-        return told
+            if answer and kind in answer:
+                return next(iter(answer[kind]), None)
+        return answer
+
+    @property
+    def operation(self) -> str:
+        return self.make[0]
 
     @property
     def name(self) -> str:
@@ -55,7 +60,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class Endpoint:
-    """An endpoint as it would be created: its pieces in order, and the model's files that go to the bucket first."""
+    """An endpoint as it would be created: its pieces in order, and files that go to the bucket."""
 
     run_folder: Path
     name: str
@@ -66,42 +71,41 @@ class Endpoint:
 
     def text(self) -> str:
         """What would be created, and at which cost."""
-        size = sum(path.stat().st_size for path in self.files.values())
-        made = "\n".join(f"{piece.make[0]}:\n{json.dumps(piece.make[1], indent=2)}" for piece in self.pieces)
-        told = f"{made}\n\nto {self.place}: {len(self.files)} files, {size / 2**20:.1f} MiB\n{self.cost}"
-        return untrusted.redact(told)
+        requests = [piece.make for piece in self.pieces]
+        return show(requests, self.place, {"files": self.files}, self.cost)
 
 
-def plan(run_folder: Path, settings: Settings) -> Endpoint:
-    """The endpoint for what notebook 40 left in the run; its name hangs on the run and the artefact's hashes."""
+def plan(run_folder: Path, settings: CloudSettings) -> Endpoint:
+    """The endpoint for what notebook 40 left; its name depends on run and artefact's hashes."""
     needed(settings, "bucket", "role_arn", "endpoint_image_uri", "endpoint_instance_type", "endpoint_cost_per_hour")
     files, hashes = _artefact(run_folder, settings.endpoint_artefact)
     name = named(run_folder.name, hashes)
     place = f"s3://{settings.bucket}/{_prefix(name)}"
-    least, most = (settings.endpoint_cost_per_hour * count for count in (1, settings.endpoint_max_instances))
-    cost = (f"cost: {settings.endpoint_cost_per_hour:g} an hour x 1 to {settings.endpoint_max_instances} machines = "
-            f"{least:g} to {most:g} an hour, until it is deleted, and storage")  # fmt: skip
+    least, machines = settings.endpoint_cost_per_hour, settings.endpoint_max_instances
+    cost = (f"cost: {least:g} an hour x 1 to {machines} machines = {least:g} to {least * machines:g} an hour, "
+            f"until it is deleted, and storage")  # fmt: skip
     return Endpoint(run_folder, name, place, files, _pieces(name, place, settings), cost)
 
 
 def _artefact(run_folder: Path, kind: str) -> tuple[dict[str, Path], dict[str, str]]:
-    """({name: file}, {name: sha256}) of the merged model, or of the smallest GGUF file that notebook 40 passed."""
+    """({name: file}, {name: sha256}) of the merged model, or of the smallest GGUF file that passed."""
     folder, outputs = run_folder / STAGES["export"].folder, runs.read(run_folder, "export")["outputs"]
     if problems := runs.changes(run_folder, "export"):
         raise runs.RunError(f"{folder}: {problems[0]}: run 40_export again")
     if kind == "merged":
-        names = [name for name in outputs if name.startswith("merged/")]
+        paths = [folder / name for name in outputs if name.startswith("merged/")]
     else:
-        names = sorted((name for name in outputs if name.endswith(".gguf") and "/" not in name),
-                       key=lambda name: (folder / name).stat().st_size)[:1]  # fmt: skip
-    if not names:
+        paths = sorted(folder.glob("*.gguf"), key=lambda path: path.stat().st_size)[:1]
+    if not paths:
         raise CloudError(f"endpoint_artefact = {kind!r}: {folder} holds no such: run 40_export, or name the other one")
-    return {Path(name).name: folder / name for name in names}, {Path(name).name: outputs[name] for name in names}
+    files = {path.name: path for path in paths}
+    return files, {name: outputs[path.relative_to(folder).as_posix()] for name, path in files.items()}
 
 
-def _pieces(name: str, place: str, settings: Settings) -> tuple[Piece, ...]:
-    scaled = {"ServiceNamespace": "sagemaker", "ResourceId": f"endpoint/{name}/variant/{VARIANT}",
-              "ScalableDimension": "sagemaker:variant:DesiredInstanceCount"}  # fmt: skip
+def _pieces(name: str, place: str, settings: CloudSettings) -> tuple[Piece, ...]:
+    resource = f"endpoint/{name}/variant/{VARIANT}"
+    scaled = {"ServiceNamespace": "sagemaker", "ScalableDimension": "sagemaker:variant:DesiredInstanceCount"}
+    one_scaled, policy = scaled | {"ResourceId": resource}, scaled | {"ResourceId": resource, "PolicyName": name}
     container = {
         "Image": settings.endpoint_image_uri,
         "ModelDataSource": {"S3DataSource": {"S3Uri": place, "S3DataType": "S3Prefix", "CompressionType": "None"}},
@@ -130,69 +134,77 @@ def _pieces(name: str, place: str, settings: Settings) -> tuple[Piece, ...]:
         "Threshold": settings.endpoint_latency_seconds * 1e6, "EvaluationPeriods": 3,
         "ComparisonOperator": "GreaterThanThreshold",
     }  # fmt: skip
-    target = scaled | {"MinCapacity": 1, "MaxCapacity": settings.endpoint_max_instances}
-    policy = scaled | {"PolicyName": name}
     model, config, endpoint = ({key: name} for key in ("ModelName", "EndpointConfigName", "EndpointName"))
     return (
-        Piece("sagemaker", ("create_model", model | {"ExecutionRoleArn": settings.role_arn,
-                                                     "PrimaryContainer": container}),
-              ("describe_model", model), ("delete_model", model)),
-        Piece("sagemaker", ("create_endpoint_config", config | {"ProductionVariants": [variant]}),
-              ("describe_endpoint_config", config), ("delete_endpoint_config", config)),
-        Piece("sagemaker", ("create_endpoint", endpoint | config),
-              ("describe_endpoint", endpoint), ("delete_endpoint", endpoint)),
-        Piece("application-autoscaling", ("register_scalable_target", target),
-              ("describe_scalable_targets", {"ResourceIds": [scaled["ResourceId"]]} | {
-                  key: scaled[key] for key in ("ServiceNamespace", "ScalableDimension")}),
-              ("deregister_scalable_target", scaled)),
-        Piece("application-autoscaling", ("put_scaling_policy", policy | {
-                  "PolicyType": "TargetTrackingScaling", "TargetTrackingScalingPolicyConfiguration": tracking}),
-              ("describe_scaling_policies", {"PolicyNames": [name]} | scaled), ("delete_scaling_policy", policy)),
-        *(Piece("cloudwatch", ("put_metric_alarm", alarm), ("describe_alarms", {"AlarmNames": [alarm["AlarmName"]]}),
-                ("delete_alarms", {"AlarmNames": [alarm["AlarmName"]]})) for alarm in (errors, latency)),
+        _sagemaker("model", model, {"ExecutionRoleArn": settings.role_arn, "PrimaryContainer": container}),
+        _sagemaker("endpoint_config", config, {"ProductionVariants": [variant]}),
+        _sagemaker("endpoint", endpoint, config),
+        Piece("application-autoscaling",
+              ("register_scalable_target",
+               one_scaled | {"MinCapacity": 1, "MaxCapacity": settings.endpoint_max_instances}),
+              ("describe_scalable_targets", {"ResourceIds": [resource]} | scaled),
+              ("deregister_scalable_target", one_scaled)),
+        Piece("application-autoscaling",
+              ("put_scaling_policy", policy | {"PolicyType": "TargetTrackingScaling",
+                                               "TargetTrackingScalingPolicyConfiguration": tracking}),
+              ("describe_scaling_policies", {"PolicyNames": [name]} | one_scaled),
+              ("delete_scaling_policy", policy)),
+        _alarm(errors),
+        _alarm(latency),
     )  # fmt: skip
 
 
-def create(asked: Endpoint, echo: Callable[[str], Any] = print) -> list[str]:
-    """Make what is missing of an endpoint, and return the operations that this took: none where it is whole.
+def _sagemaker(kind: str, which: dict[str, str], request: dict[str, Any]) -> Piece:
+    create, describe, delete = (f"{deed}_{kind}" for deed in ("create", "describe", "delete"))
+    return Piece("sagemaker", (create, which | request), (describe, which), (delete, which))
 
-    An endpoint that failed is made anew. Where something cannot be made, what this call made is removed again.
-    CloudError too where it is there with another container or machine: deleting it is yours to decide."""
+
+def _alarm(request: dict[str, Any]) -> Piece:
+    which = {"AlarmNames": [request["AlarmName"]]}
+    return Piece("cloudwatch", ("put_metric_alarm", request), ("describe_alarms", which), ("delete_alarms", which))
+
+
+def create(asked: Endpoint, echo: Callable[[str], Any] = print) -> list[str]:
+    """Make what is missing of an endpoint; the operations that this took: none where it is whole.
+
+    An endpoint that failed is made anew. Where something cannot be made, what this call made is
+    removed again. CloudError too where it is there with another container or machine: deleting it
+    is yours to decide."""
     bucket, prefix = split_uri(asked.place)
     check(bucket)
-    there = [piece.there() for piece in asked.pieces]
-    for piece, told in zip(asked.pieces, there):
-        differs = different(piece.make[1], told) if told and piece.make[0].startswith("create") else None
-        if differs:
-            raise CloudError(f"{asked.name} is there already, but {differs}: "
-                             f"sharpen cloud delete {asked.run_folder.name} first")  # fmt: skip
+    states = [(piece, piece.there()) for piece in asked.pieces]
+    remedy = f"sharpen cloud delete {asked.run_folder.name} first"
+    for piece, state in states:
+        if state and piece.operation.startswith("create") and (differs := different(piece.make[1], state)):
+            raise CloudError(f"{asked.name} is there already, but {differs}: {remedy}")
     noted, made, done = asked.run_folder / "cloud" / "endpoint.json", [], []
-    if noted.exists() and (former := disk.load(noted, _Noted))["endpoint"] != asked.name:
-        raise CloudError(f"run {asked.run_folder.name!r} has the endpoint {former['endpoint']} for another artefact: "
-                         f"sharpen cloud delete {asked.run_folder.name} first")  # fmt: skip
+    if noted.exists() and (former := disk.load(noted, _Noted)["endpoint"]) != asked.name:
+        raise CloudError(f"run {asked.run_folder.name!r} has the endpoint {former} for another artefact: {remedy}")
     disk.write_atomically(noted, [json.dumps({"endpoint": asked.name, "bucket": bucket}) + "\n"])
+    is_new = not states[0][1]
     try:
-        if not there[0]:
+        if is_new:
             echo(f"uploading {len(asked.files)} files to {asked.place}")
             with aws(f"uploading to {asked.place}"):
                 for name, path in asked.files.items():
                     client("s3").upload_file(str(path), bucket, prefix + name)
-        for piece, told in zip(asked.pieces, there):
-            if told and told.get("EndpointStatus") == "Failed":
+        for piece, state in states:
+            if state and state.get("EndpointStatus") == "Failed":
                 _remove(piece)
-                told = None
-            if not told or different(piece.make[1], told):
-                made += [piece] * (not told)
-                echo(f"{piece.make[0]} {piece.name}")
+                state = None
+            if not state:
+                made.append(piece)
+            if not state or different(piece.make[1], state):
+                echo(f"{piece.operation} {piece.name}")
                 piece.call(piece.make)
-                done.append(piece.make[0])
-            if piece.make[0] == "create_endpoint":
+                done.append(piece.operation)
+            if piece.operation == "create_endpoint":
                 _wait("endpoint_in_service", asked.name)
     except BaseException:
         echo("it could not be made whole: removing what was made")
         for piece in reversed(made):
             _remove(piece)
-        if not there[0]:
+        if is_new:
             clear(bucket, prefix)
             noted.unlink()
         raise
@@ -200,16 +212,16 @@ def create(asked: Endpoint, echo: Callable[[str], Any] = print) -> list[str]:
 
 
 def _remove(piece: Piece) -> bool:
-    """Remove a piece, and say whether it was there; an endpoint is gone before its configuration and its model go."""
-    told = piece.there()
-    if told and told.get("EndpointStatus") in ("Creating", "Updating"):  # AWS removes none that is on its way
-        with contextlib.suppress(CloudError):
-            _wait("endpoint_in_service", piece.name)
-    if told:
+    """Remove a piece, and say whether it was there; of an endpoint it waits until it is gone."""
+    state = piece.there()
+    if state:
+        if state.get("EndpointStatus") in ("Creating", "Updating"):  # AWS removes none that is on its way
+            with contextlib.suppress(CloudError):
+                _wait("endpoint_in_service", piece.name)
         piece.call(piece.remove)
-    if piece.make[0] == "create_endpoint":
+    if piece.operation == "create_endpoint":
         _wait("endpoint_deleted", piece.name)
-    return bool(told)
+    return bool(state)
 
 
 def _wait(state: str, name: str) -> None:
@@ -221,34 +233,34 @@ def _wait(state: str, name: str) -> None:
         try:
             sagemaker.get_waiter(state).wait(EndpointName=name)
         except WaiterError as error:
-            told = found(sagemaker, "describe_endpoint", EndpointName=name) or {}
-            reason = told.get("FailureReason", f"it is {told.get('EndpointStatus', 'gone')} ({error})")
+            description = describe(sagemaker, "describe_endpoint", EndpointName=name) or {}
+            reason = description.get("FailureReason", f"it is {description.get('EndpointStatus', 'gone')} ({error})")
             raise CloudError(untrusted.redact(f"endpoint {name} failed: {reason.strip()}; its log is in CloudWatch, "
                                               f"group /aws/sagemaker/Endpoints/{name}")) from None  # fmt: skip
 
 
-def different(wanted: Any, told: Any, place: str = "") -> str | None:
-    """The first value that AWS tells otherwise than it was asked for, in words; what it adds is left alone."""
-    if isinstance(wanted, dict) and isinstance(told, dict):
-        pairs = [(wanted[key], told[key], f"{place}.{key}".strip(".")) for key in wanted if key in told]
-    elif isinstance(wanted, list) and isinstance(told, list) and len(wanted) == len(told):
-        pairs = [(*pair, place) for pair in zip(wanted, told)]
+def different(wanted: Any, actual: Any, place: str = "") -> str | None:
+    """The first value that AWS tells otherwise than asked for, in words; what it adds is left alone."""
+    if isinstance(wanted, dict) and isinstance(actual, dict):
+        pairs = [(wanted[key], actual[key], f"{place}.{key}".strip(".")) for key in wanted if key in actual]
+    elif isinstance(wanted, list) and isinstance(actual, list) and len(wanted) == len(actual):
+        pairs = [(*pair, place) for pair in zip(wanted, actual)]
     else:
-        return None if wanted == told else f"its {place} is {told!r} and not {wanted!r}"
+        return None if wanted == actual else f"its {place} is {actual!r} and not {wanted!r}"
     return next(filter(None, (different(*pair) for pair in pairs)), None)
 
 
 def invoke(run_folder: Path, question: str, max_new_tokens: int = 256) -> str:
-    """The answer of a run's endpoint, whose container speaks OpenAI's chat completions; busy ones are asked again."""
-    noted = run_folder / "cloud" / "endpoint.json"
+    """The answer of a run's endpoint, which speaks OpenAI's protocol; a busy one is asked again."""
+    run, noted = run_folder.name, run_folder / "cloud" / "endpoint.json"
     if not noted.exists():
-        raise CloudError(f"run {run_folder.name!r} has no endpoint that was made from here: sharpen cloud endpoint "
-                         f"{run_folder.name} --submit")  # fmt: skip
+        raise CloudError(f"run {run!r} has no endpoint that was made from here: sharpen cloud endpoint {run} --submit")
     name = disk.load(noted, _Noted)["endpoint"]
     body = {"messages": [{"role": "user", "content": question}], "max_tokens": max_new_tokens, "temperature": 0}
     with aws(f"asking endpoint {name}"):
-        asked = {"EndpointName": name, "ContentType": "application/json", "Body": json.dumps(body)}
-        answer = client("sagemaker-runtime").invoke_endpoint(**asked)
+        answer = client("sagemaker-runtime").invoke_endpoint(
+            EndpointName=name, ContentType="application/json", Body=json.dumps(body)
+        )
         text = answer["Body"].read().decode(errors="replace")
     try:
         return json.loads(text)["choices"][0]["message"]["content"]
@@ -258,15 +270,14 @@ def invoke(run_folder: Path, question: str, max_new_tokens: int = 256) -> str:
 
 
 def delete(run_folder: Path) -> list[str]:
-    """Remove a run's endpoint and all that belongs to it, the last made first; a line for each thing done."""
-    path, done = run_folder / "cloud" / "endpoint.json", []
+    """Remove a run's endpoint and all of it, the last made first; a line for each thing done."""
+    path = run_folder / "cloud" / "endpoint.json"
     if not path.exists():
-        return done
+        return []
     noted = disk.load(path, _Noted)
     name, place = noted["endpoint"], f"s3://{noted['bucket']}/{_prefix(noted['endpoint'])}"
-    for piece in reversed(_pieces(name, place, PRESETS["demo"].settings)):  # only what makes them hangs on settings
-        if _remove(piece):
-            done.append(f"{piece.remove[0]} {piece.name}")
+    pieces = _pieces(name, place, PRESETS["demo"].settings)  # only what makes them depends on settings
+    done = [f"{piece.remove[0]} {piece.name}" for piece in reversed(pieces) if _remove(piece)]
     done.append(f"{clear(*split_uri(place))} files removed from {place}")
     path.unlink()
     return done

@@ -1,4 +1,4 @@
-"""Try a run: its adapter asked without a server, and a page with base and tuned model side by side."""
+"""Try a run: its adapter asked without a server, or base and tuned model side by side."""
 
 import contextlib
 import copy
@@ -23,7 +23,7 @@ EXAMPLES = 20
 
 
 class Models:
-    """Base and tuned model of a run; the base's weights are held once where training made an adapter."""
+    """Base and tuned model of a run; with an adapter the base's weights are held once."""
 
     def __init__(self, run_folder: Path):
         from lib.train import qlora  # first: Unsloth patches transformers
@@ -39,15 +39,21 @@ class Models:
 
     @functools.cached_property
     def base(self) -> Any:
-        """The model as it was before training; with an adapter that is the tuned one, which `_untuned` switches."""
-        if hasattr(self.model, "disable_adapter"):
-            return self.model
+        """The model before training, where training made no adapter that could be switched off."""
         from lib.train import qlora
 
         return qlora.load(self.settings)[0]
 
-    def _untuned(self) -> contextlib.AbstractContextManager:
-        return self.model.disable_adapter() if self.base is self.model else contextlib.nullcontext()
+    @contextlib.contextmanager
+    def _chosen(self, tuned: bool) -> Iterator[Any]:
+        """The tuned model or the base, while the block runs."""
+        if tuned:
+            yield self.model
+        elif hasattr(self.model, "disable_adapter"):
+            with self.model.disable_adapter():
+                yield self.model
+        else:
+            yield self.base
 
     def answer(
         self, question: str, tuned: bool = True, calculator: bool = True, chunk: int | None = None,
@@ -59,49 +65,56 @@ class Models:
 
         from lib.data import chat
 
-        ids = chat.prompt_ids([{"role": "user", "content": question}], self.tokenizer)
-        if len(ids) > self.settings.max_length:
-            raise deploy.DeployError(f"the question has {len(ids)} tokens, and the run was made with max_length = "
+        prompt = chat.prompt_ids([{"role": "user", "content": question}], self.tokenizer)
+        if len(prompt) > self.settings.max_length:
+            raise deploy.DeployError(f"the question has {len(prompt)} tokens, and the run was made with max_length = "
                                      f"{self.settings.max_length}: ask a shorter one")  # fmt: skip
-        ends, most, tokens = chat.end_ids(self.tokenizer), self.settings.max_new_tokens, list(ids)
+        ends, most = chat.end_ids(self.tokenizer), self.settings.max_new_tokens
         fill = copy.copy(self.calculator)
         fill.queues = [[]]  # of this answer; they outlive a chunk that ends within a value
-        sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p} if temperature else {
-            "do_sample": False}  # fmt: skip
+        options = {
+            "do_sample": temperature > 0, "repetition_penalty": repetition_penalty,
+            "no_repeat_ngram_size": no_repeat_ngram_size, "logits_processor": [fill] if calculator else [],
+            "eos_token_id": ends, "pad_token_id": self.tokenizer.pad_token_id, "use_cache": True,
+        }  # fmt: skip
+        if temperature:
+            options |= {"temperature": temperature, "top_p": top_p}
         torch.manual_seed(seed)
-        while (new := tokens[len(ids) :]) == [] or (len(new) < most and new[-1] not in ends):
-            batch = torch.tensor([tokens], device=next(self.model.parameters()).device)  # (1, T)
-            with contextlib.nullcontext() if tuned else self._untuned():
-                model = self.model if tuned else self.base
-                tokens = model.generate(
-                    input_ids=batch, attention_mask=torch.ones_like(batch), use_cache=True, **sampling,
-                    max_new_tokens=min(chunk or most, most - len(new)), repetition_penalty=repetition_penalty,
-                    no_repeat_ngram_size=no_repeat_ngram_size, logits_processor=[fill] if calculator else [],
-                    eos_token_id=ends, pad_token_id=self.tokenizer.pad_token_id,
-                )[0].tolist()  # fmt: skip
-            yield self.tokenizer.decode(tokens[len(ids) :], skip_special_tokens=True)
+        new = []
+        while len(new) < most and not (new and new[-1] in ends):
+            ids = torch.tensor([prompt + new], device=next(self.model.parameters()).device)  # (1, T)
+            longest = min(chunk or most, most - len(new))
+            with self._chosen(tuned) as model:
+                output = model.generate(
+                    input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=longest, **options
+                )
+            new = output[0, len(prompt) :].tolist()
+            yield self.tokenizer.decode(new, skip_special_tokens=True)
 
     def both(self, question: str, calculator: bool) -> Iterator[tuple[str, str]]:
         """(base's answer, tuned model's answer) as both grow, a chunk of each in turn."""
-        streams = (self.answer(question, tuned, calculator, CHUNK_TOKENS) for tuned in (False, True))
-        last = ("", "")
-        for found in zip_longest(*streams):
-            last = tuple(then if now is None else now for then, now in zip(last, found))
-            yield last
+        base, tuned = "", ""
+        streams = (self.answer(question, is_tuned, calculator, CHUNK_TOKENS) for is_tuned in (False, True))
+        for grown_base, grown_tuned in zip_longest(*streams):
+            base, tuned = grown_base or base, grown_tuned or tuned
+            yield base, tuned
 
 
 def read_as(answer: str) -> str:
     """What the grader reads in an answer: a number with its unit, a choice, or nothing."""
-    found = reading.parse(answer) or reading.parse(answer, "choice")
-    if found is None or (found.unit == "choice" and found.reading != "marker"):
+    read = reading.parse(answer) or reading.parse(answer, "choice")
+    if read is None or (read.unit == "choice" and read.reading != "marker"):
         return "nothing that can be graded"
-    unit = f" {found.unit}" * (found.unit not in ("none", "choice"))
-    value = f"{found.value:,.10g}" if isinstance(found.value, float) else str(found.value)
-    return value + unit + (", by its last number: no marker" if found.reading != "marker" else "")
+    text = f"{read.value:,.10g}" if isinstance(read.value, float) else str(read.value)
+    if read.unit not in ("none", "choice"):
+        text += f" {read.unit}"
+    if read.reading != "marker":
+        text += ", by its last number: no marker"
+    return text
 
 
 def checked_marks(answer: str) -> list[str]:
-    """Each `<<expression=value>>` of an answer and whether the value is right: `12/4 = 3: right`."""
+    """Each `<<expression=value>>` of an answer, checked: `12/4 = 3: right`."""
     wrong, lines = calculator.wrong_marks(answer), []
     for expression, stated in calculator.MARK.findall(answer):
         verdict = "right"
@@ -115,18 +128,18 @@ def checked_marks(answer: str) -> list[str]:
 
 
 def examples(run_folder: Path) -> dict[str, str]:
-    """{kind: a question that was trained on} of the run's rows; the test's phrasings are shown to nobody."""
-    found: dict[str, str] = {}
+    """{kind: a question that was trained on}; the test's phrasings are shown to nobody."""
+    questions: dict[str, str] = {}
     for row in runs.read_rows(runs.output(run_folder, "prepare", "train.jsonl")):
-        found.setdefault(row["kind"], row["messages"][-2]["content"])
-    return dict(list(found.items())[:EXAMPLES])
+        questions.setdefault(row["kind"], row["messages"][-2]["content"])
+    return dict(list(questions.items())[:EXAMPLES])
 
 
 def page(title: str, questions: dict[str, str], both: Callable[[str, bool], Iterator[tuple[str, str]]]) -> Any:
-    """The page as an application for uvicorn: `both(question, calculator)` yields both answers as they grow.
+    """The page for uvicorn: `both(question, calculator)` yields both answers as they grow.
 
-    Model text stands in text fields only, never in HTML. Nothing is asked of another host, by the server or the page.
-    """
+    Model text stands in text fields only, never in HTML. Nothing is asked of another host, by the
+    server or the page. """
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when Gradio is imported
     import gradio
     from fastapi import FastAPI
@@ -137,7 +150,7 @@ def page(title: str, questions: dict[str, str], both: Callable[[str, bool], Iter
             raise gradio.Error("ask something first")
         try:
             for answers in both(question, fill):
-                yield [part for answer in answers for part in _fields(answer)]
+                yield [*_fields(answers[0]), *_fields(answers[1])]
         except deploy.DeployError as error:
             raise gradio.Error(str(error)) from None
 

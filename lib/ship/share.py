@@ -1,4 +1,4 @@
-"""A finished run for others: its adapter, and a card with scores, data, licences and settings, on the hub."""
+"""A finished run on the hub: its adapter, and a card with scores, data, licences, settings."""
 
 import contextlib
 import json
@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+
+from huggingface_hub import ModelCard, ModelCardData
 
 from lib.data import sources
 from lib.judge import answers
@@ -18,6 +20,7 @@ LICENCES = {  # of the data, as data/README.md has them
     "quant_tasks": "Apache-2.0", "gsm8k": "MIT", "svamp": "MIT", "finqa": "MIT", "tatqa": "CC-BY-4.0",
     "finance_reasoning": "CC-BY-4.0", "investopedia": "CC-BY-NC-4.0",
 }  # fmt: skip
+OWN = "of the uploader's own files: ask"
 FILES = (  # of the adapter's folder; no checkpoint, optimiser, log or row of data
     "adapter_model.safetensors", "adapter_config.json", "model*.safetensors", "model.safetensors.index.json",
     "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
@@ -27,11 +30,11 @@ OF_THIS_MACHINE = ("base_model", "data_dir", "benchmarks", "rdzv_endpoint")  # s
 
 
 class SharingError(runs.RunError):
-    """Nothing was uploaded; the message says why and what to do. The run is as complete as it was."""
+    """Nothing was uploaded; the message says why and what to do."""
 
 
 def check(repo_id: str) -> None:
-    """Ask the hub, before hours of training, whether it knows our token; SharingError where it does not."""
+    """SharingError, before hours of training, where the hub does not know our token."""
     from huggingface_hub import HfApi
 
     with _hub(repo_id):
@@ -41,8 +44,9 @@ def check(repo_id: str) -> None:
 def push(run_folder: Path, repo_id: str, private: bool = True, echo: Callable[[str], Any] = print) -> str:
     """Upload a run's adapter and its card in one commit, and return the page's address.
 
-    A repository that is not there yet is made, seen by its owner alone if `private`. The card is kept in the run's
-    folder too. SettingsError without a token; RunError where the run is incomplete or was changed; SharingError."""
+    A repository that is not there yet is made, seen by its owner alone if `private`. The card is
+    kept in the run's folder too. SettingsError without a token; RunError where the run is
+    incomplete or was changed; SharingError."""
     from huggingface_hub import CommitOperationAdd, HfApi
 
     if problems := rules.hub_problems(repo_id):
@@ -51,17 +55,19 @@ def push(run_folder: Path, repo_id: str, private: bool = True, echo: Callable[[s
     changed = [f"{STAGES[stage].folder}/{text}" for stage in manifests for text in runs.changes(run_folder, stage)]
     if changed:
         raise runs.RunError(f"run {run_folder.name!r} is not what its manifests say: {'; '.join(changed)}")
-    if manifests["train"]["rehearse"]:
+    train = manifests["train"]
+    if train["rehearse"]:
         raise SharingError(f"run {run_folder.name!r} is a rehearsal, which is no result: it is not uploaded")
-    base_model, folder = manifests["train"]["settings"]["base_model"], run_folder / STAGES["train"].folder
+    base_model = train["settings"]["base_model"]
     with _hub(repo_id):
         base_licence = licence(base_model)
-    text = card(run_folder, manifests, repo_id, base_licence)
+    text = str(card(run_folder, manifests, repo_id, base_licence))
     disk.write_atomically(run_folder / "README.md", [text])
+    folder = run_folder / STAGES["train"].folder
     files = sorted(path for pattern in FILES for path in folder.glob(pattern))
     added = [CommitOperationAdd(path.name, _for_others(path, base_model)) for path in files]
-    added += [CommitOperationAdd("README.md", text.encode())]
-    echo(f"uploading {', '.join(one.path_in_repo for one in added)} to {repo_id}")
+    added.append(CommitOperationAdd("README.md", text.encode()))
+    echo(f"uploading {', '.join(file.path_in_repo for file in added)} to {repo_id}")
     api = HfApi()
     with _hub(repo_id):
         api.create_repo(repo_id, private=private, exist_ok=True)
@@ -74,81 +80,118 @@ def licence(base_model: str) -> str:
     from huggingface_hub import HfApi
     from huggingface_hub.errors import RepositoryNotFoundError
 
+    if in_project(base_model) == in_project("data/base"):
+        return "Apache-2.0"
     if is_local(base_model):
-        embedded = in_project(base_model) == in_project("data/base")
-        return "Apache-2.0" if embedded else "of a folder that the uploader has: ask"
-    with contextlib.suppress(RepositoryNotFoundError):
-        told = HfApi().model_info(base_model).card_data or {}
-        if found := told.get("license_name") or told.get("license"):
-            return str(found)
-    return "not told on its page"
+        return "of a folder that the uploader has: ask"
+    try:
+        about = HfApi().model_info(base_model).card_data or {}
+    except RepositoryNotFoundError:
+        about = {}
+    return str(about.get("license_name") or about.get("license") or "not told on its page")
 
 
-def card(run_folder: Path, manifests: dict[str, dict], repo_id: str, base_licence: str) -> str:
-    """README.md for the hub: scores with n and intervals, data by its hashes, licences, settings; no key, no path."""
-    from huggingface_hub import ModelCardData
-
+def card(run_folder: Path, manifests: dict[str, dict], repo_id: str, base_licence: str) -> ModelCard:
+    """README.md for the hub: scores with intervals, data's hashes, licences, settings; no key or path."""
     data, train = manifests["prepare"], manifests["train"]
-    summary = untrusted.read_json(runs.output(run_folder, "evaluate", "summary.json"))
     settings, origins = data["settings"] | train["settings"], data["origins"] | train["origins"]
-    base, whole = _name(settings["base_model"]), settings["full_finetuning"]
-    used = [part.source for part in parts_of(SimpleNamespace(**settings))]
+    base, used = _name(settings["base_model"]), [part.source for part in parts_of(SimpleNamespace(**settings))]
     about = ModelCardData(
         base_model=None if is_local(settings["base_model"]) else base, tags=["sharpen"],
-        library_name="transformers" if whole else "peft", pipeline_tag="text-generation",
+        library_name="transformers" if settings["full_finetuning"] else "peft", pipeline_tag="text-generation",
         datasets=[sources.HUB[name][0] for name in used if name in sources.HUB] or None,
     )  # fmt: skip
-    method = "all weights" if whole else f"{settings['peft_type']} adapter"
-    bits = 4 if settings["load_in_4bit"] else 8 if settings["load_in_8bit"] else 16
-    perplexity = [{"model": model, "answers": f"{found['rows']}",
+    splits = [{"split": split, "rows": f"{count:,}", "sha256": data["outputs"][f"{split}.jsonl"]}
+              for split, count in data["metrics"]["rows"].items()]  # fmt: skip
+    licences = [{"what": f"data: {name}", "licence": LICENCES.get(name, OWN)} for name in used]
+    shown = [{"setting": name, "value": value, "from": origins[name]}
+             for name, value in settings.items() if name not in OF_THIS_MACHINE]  # fmt: skip
+    text = f"""---
+{about.to_yaml()}
+---
+
+# {repo_id.split("/")[1]}
+
+{base}, fine-tuned ({_method(settings)}) with Sharpen: preset `{train["preset"]}`, run `{run_folder.name}`,
+{train["ended_at"][:10]}.
+
+{_scores(untrusted.read_json(runs.output(run_folder, "evaluate", "summary.json")))}
+
+## Data
+
+{answers.markdown_table(splits)}
+
+## Licences
+
+{answers.markdown_table([{"what": f"base: {base}", "licence": base_licence}, *licences])}
+
+Those of base and data bind whoever uses this model; the uploader's own terms come beside them.
+
+## Settings
+
+{answers.markdown_table(shown)}
+
+Sharpen's commit: {train["git"]["commit"]}; {", ".join(f"{name} {v}" for name, v in train["versions"].items() if v)}.
+
+{_use(settings, repo_id)}
+"""
+    return ModelCard(untrusted.redact(untrusted.visible(text)))
+
+
+def _use(settings: dict, repo_id: str) -> str:
+    library, loader = "peft", "AutoPeftModelForCausalLM"
+    if settings["full_finetuning"]:
+        library, loader = "transformers", "AutoModelForCausalLM"
+    template = "the base's own chat template"
+    if settings["chat_template"]:
+        template = f"Unsloth's chat template `{settings['chat_template']}`"
+    return f"""## Use
+
+```python
+from {library} import {loader}
+
+model = {loader}.from_pretrained("{repo_id}")
+```
+
+Ask as it was trained: by {template}."""
+
+
+def _method(settings: dict) -> str:
+    """`lora adapter, base in 4 bit`."""
+    trained = "all weights" if settings["full_finetuning"] else f"{settings['peft_type']} adapter"
+    if settings["load_in_4bit"]:
+        return f"{trained}, base in 4 bit"
+    return f"{trained}, base in {8 if settings['load_in_8bit'] else 16} bit"
+
+
+def _scores(summary: dict) -> str:
+    graded = [row for row in summary["table"] if row["kind"] == "all"]
+    tables = "The test rows have no gold: no answer was graded."
+    if graded:
+        tables = (f"{answers.markdown_table(answers.table_text(graded))}\n\nPaired:\n\n"
+                  f"{answers.markdown_table(answers.pairs_text(summary['paired']))}")  # fmt: skip
+    perplexity = [{"model": model, "answers": found["rows"],
                    "perplexity [95 %]": f"{found['perplexity']:.2f} [{found['low']:.2f}, {found['high']:.2f}]"}
                   for model, found in summary["perplexity"].items()]  # fmt: skip
-    graded = [row for row in summary["table"] if row["kind"] == "all"]
-    rows = [{"split": split, "rows": f"{count:,}", "sha256": data["outputs"][f"{split}.jsonl"]}
-            for split, count in data["metrics"]["rows"].items()]  # fmt: skip
-    licences = [{"what": f"base: {base}", "licence": base_licence}]
-    licences += [{"what": f"data: {name}", "licence": LICENCES.get(name, "of the uploader's own files: ask")}
-                 for name in used]  # fmt: skip
-    shown = [{"setting": name, "value": str(value), "from": origins[name]}
-             for name, value in settings.items() if name not in OF_THIS_MACHINE]  # fmt: skip
-    versions = ", ".join(f"{name} {version}" for name, version in train["versions"].items() if version)
-    loader = ("transformers", "AutoModelForCausalLM") if whole else ("peft", "AutoPeftModelForCausalLM")
-    parts = [
-        f"---\n{about.to_yaml()}\n---",
-        f"# {repo_id.split('/')[1]}",
-        f"{base}, fine-tuned ({method}, base in {bits} bit) with Sharpen: preset `{train['preset']}`, run "
-        f"`{run_folder.name}`, {train['ended_at'][:10]}.",
-        "## Scores",
-        "Test questions, answered greedily by the base and by this model; 95 % intervals. Calculator on: values of "
-        "`<<expression=value>>` are filled in while decoding, which the model alone does not do.",
-        answers.markdown_table(answers.table_text(graded)) or "The test rows have no gold: no answer was graded.",
-        *(["Paired:", answers.markdown_table(answers.pairs_text(summary["paired"]))] if graded else []),
-        f"Held-out loss, paired: {answers.loss_text(summary['loss'])}. Perplexity of the test rows' own answers:",
-        answers.markdown_table(perplexity),
-        "## Data",
-        answers.markdown_table(rows),
-        "## Licences",
-        answers.markdown_table(licences),
-        "Those of base and data bind whoever uses this model; the uploader's own terms come beside them.",
-        "## Settings",
-        answers.markdown_table(shown),
-        f"Sharpen's commit: {train['git']['commit']}; {versions}.",
-        "## Use",
-        f"```python\nfrom {loader[0]} import {loader[1]}\n\n"
-        f'model = {loader[1]}.from_pretrained("{repo_id}")\n```',
-        "Ask as it was trained: by " + (f"Unsloth's chat template `{settings['chat_template']}`."
-                                        if settings["chat_template"] else "the base's own chat template."),
-    ]  # fmt: skip
-    return untrusted.redact(untrusted.visible("\n\n".join(parts) + "\n"))
+    return f"""## Scores
+
+Test questions, answered greedily by the base and by this model; 95 % intervals. Calculator on: values of
+`<<expression=value>>` are filled in while decoding, which the model alone does not do.
+
+{tables}
+
+Held-out loss, paired: {answers.loss_text(summary["loss"])}. Perplexity of the test rows' own answers:
+
+{answers.markdown_table(perplexity)}"""
 
 
 def _name(base_model: str) -> str:
-    """The base as others may know it: its hub id, or its folder's name without the place on this machine."""
+    """The base as others may know it: its hub id, or its folder's name without the place."""
     return Path(base_model).name if is_local(base_model) else base_model
 
 
 def _for_others(path: Path, base_model: str) -> str | bytes:
-    """A file as it goes up: weights as they are; of the rest no key, and no place of the base on this machine."""
+    """A file as it goes up: weights as they are; the rest without keys and places on this machine."""
     if path.suffix != ".json":
         return str(path)
     text = path.read_text(encoding="utf-8")
@@ -171,10 +214,9 @@ def _hub(repo_id: str) -> Iterator[None]:
             403: f"the token may not write to {repo_id}: give it that right (https://huggingface.co/settings/tokens)",
             404: f"there is no {repo_id}, or the token may not see it: look at user and name",
         }
-        told = error.server_message or str(error).splitlines()[0]
-        status = error.response.status_code
-        why = remedies.get(status, "try again later")
-        raise _error(f"the hub answered {status} ({told}): {why}") from error
+        message, status = error.server_message or str(error).splitlines()[0], error.response.status_code
+        remedy = remedies.get(status, "try again later")
+        raise _error(f"the hub answered {status} ({message}): {remedy}") from error
     except (httpx.HTTPError, OSError) as error:
         raise _error(f"the hub does not answer ({type(error).__name__}: {error}): look at the network") from error
 

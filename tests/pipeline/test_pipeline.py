@@ -76,7 +76,7 @@ def go(place, talk=None, **arguments) -> execute.Summary:
         ({"overrides": {"learning_rte": "0.1"}}, "did you mean 'learning_rate'?"),
         ({"overrides": {"r": "many"}}, "r = 'many': must be a whole number"),
         ({"stages": ["trian"]}, "unknown stage 'trian'"),
-        ({"overrides": {"port": 8080}}, "'port' belongs to 41_deploy, which this run does not execute: leave it out"),
+        ({"overrides": {"port": 8080}}, "'port' belongs to 41_serve, which this run does not execute: leave it out"),
         ({"overrides": {"model_size": "tiny"}}, "'model_size' belongs to 20_pretrain_gpt, which this run does not"),
         ({"overrides": {"margin": 3}}, "'margin' belongs to 40_export, which this run does not execute: add --export"),
         ({"overrides": {"base_model": "a/b/c"}}, "base_model = 'a/b/c': neither a folder here nor a hub id"),

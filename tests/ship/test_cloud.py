@@ -277,6 +277,18 @@ def test_delete_leaves_no_file_of_a_job(aws, backend, prepared):
     assert cloud.delete(prepared) and objects(aws) == {} and cloud.delete(prepared) == []
 
 
+def test_a_finished_run_is_asked_for_as_it_was_trained_with_made_up_names_where_none_are_given(write_run, tmp_path):
+    folder = write_run(tmp_path / "outputs", "tuned", {"train_rows": 7, "r": 8}, stages=("prepare", "train"))
+    settings = presets.resolve("demo", {"bucket": "mine", "max_hours": 2.0}, stage="cloud").settings
+    asked, absent = cloud.completed(settings, ASKED)
+    assert (asked.bucket, asked.role_arn, asked.max_hours) == ("mine", ASKED["role_arn"], 2.0)
+    assert "bucket" not in absent and {"role_arn", "image_uri", "endpoint_image_uri"} <= set(absent)
+    made = cloud.again(folder, asked)
+    assert made.request["HyperParameters"]["r"] == "8" and made.place[0] == "mine"
+    assert made.request["RoleArn"] == ASKED["role_arn"]
+    assert not (folder / "cloud").exists()
+
+
 # --- refusals ---------------------------------------------------------------------------------------------------------
 REFUSALS = {
     "ResourceLimitExceeded": "quota is too low",

@@ -174,7 +174,7 @@ def test_a_run_is_served_with_the_settings_that_it_was_made_with(export):
 
 def test_a_run_chooses_no_program_and_nothing_in_the_cloud(export, tmp_path):
     folder = export()
-    planted = {"llama_cpp_path": str(tmp_path), "bucket": "theirs", "submit": True}
+    planted = {"llama_cpp_path": str(tmp_path), "bucket": "theirs", "role_arn": "arn:aws:iam::123456789012:role/theirs"}
     for stage in ("adapter", "export"):
         path = folder / stage / "manifest.json"
         manifest = json.loads(path.read_text())
@@ -183,7 +183,7 @@ def test_a_run_chooses_no_program_and_nothing_in_the_cloud(export, tmp_path):
         path.write_text(json.dumps(manifest))
     assert not planted.keys() & deploy.overrides_of(folder).keys()
     settings = deploy.settings_of(folder)
-    assert (settings.llama_cpp_path, settings.bucket, settings.submit) == (None, None, False)
+    assert (settings.llama_cpp_path, settings.bucket, settings.role_arn) == (None, None, None)
 
 
 def test_a_program_that_is_named_and_not_there_is_told_also_where_nothing_needs_it(export, tmp_path):

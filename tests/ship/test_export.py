@@ -342,7 +342,7 @@ def test_an_earlier_attempts_file_is_taken_over(tmp_path, aside):
     old, new = tmp_path / f"export.{aside}", tmp_path / "export"
     old.mkdir(), new.mkdir()
     export.keep(old, "a.gguf", {"from": 1}, writer("one"))
-    export.put_aside(old, "a.gguf")  # even from failed/: this attempt judges for itself
+    export.put_aside(old / "a.gguf")  # even from failed/: this attempt judges for itself
     assert export.keep(new, "a.gguf", {"from": 1}, never)["bytes"] == 3
     assert (new / "a.gguf").read_text() == "one"
 
@@ -444,7 +444,7 @@ def test_the_texts_hold_numbers_currency_unicode_and_the_chats_marks(tokenizer):
     assert all(part in everything for part in ("€", "日本語", "<|user|>", "<|assistant|>", "What is 3 + 4?", "%", "\n"))
 
 
-# --- the chain --------------------------------------------------------------------------------------------------------
+# --- every artefact ---------------------------------------------------------------------------------------------------
 class FakeServer:
     """Greedy decoding and reading by a transformers model, through the interface of `llamacpp.Server`."""
 
@@ -491,12 +491,55 @@ def test_the_gate_is_the_lower_bound_of_the_paired_difference():
     assert chain.gate(merged[:60], merged[:60], 10.0)["passes"]
 
 
-def test_a_row_of_the_chain_counts_flips_both_ways():
+def test_a_row_of_the_artefact_evaluation_counts_flips_both_ways():
     tuned, other = results([True, True, False, False]), results([True, False, True, True])
     row = chain.row("f16", other, tuned, 2**20, {"tokens_per_second": 9.0, "memory_bytes": 2**31, "seconds": 1.0})
     assert (row["right_to_wrong"], row["wrong_to_right"], row["accuracy"]) == (1, 2, 0.75)
     assert row["difference"] == 0.25 and row["difference_low"] < 0.25 < row["difference_high"]
     assert chain.printable(row)["size"] == "1.0 MiB" and chain.printable(row)["peak memory"] == "2.00 GiB"
+
+
+def verdicts(**passes) -> dict[str, dict]:
+    return {label: {"passes": passed} for label, passed in passes.items()}
+
+
+def test_larger_types_are_judged_only_where_a_file_fails():
+    asked = []
+
+    def judged(label):
+        asked.append(label)
+        return {"passes": label != "Q3_K_M"}
+
+    assert chain.judge([], judged) == {}
+    assert list(chain.judge(["Q4_K_M", "Q6_K"], judged)) == asked == ["Q4_K_M", "Q6_K"]
+    asked.clear()
+    assert list(chain.judge(["Q3_K_M", "Q6_K"], judged)) == asked == ["Q3_K_M", "Q6_K", "Q5_K_M", "Q8_0"]
+
+
+@pytest.mark.parametrize(("gates", "shipped", "failed"), [
+    (verdicts(Q4=True, Q8=True), "m-Q4.gguf", []), (verdicts(Q4=False, Q8=True), "m-Q8.gguf", ["m-Q4.gguf"]),
+    (verdicts(Q4=False, Q8=False), "m-f16.gguf", ["m-Q4.gguf", "m-Q8.gguf"]), ({}, "m-f16.gguf", []),
+])  # fmt: skip
+def test_the_smallest_file_that_passed_is_shipped_and_what_failed_lies_apart(tmp_path, gates, shipped, failed):
+    files = {label: tmp_path / f"m-{label}.gguf" for label in ("f16", "Q8", "Q4")}
+    for size, path in zip((16, 8, 4), files.values()):
+        path.write_bytes(bytes(size))
+    assert chain.ship(gates, files, tmp_path / "merged") == tmp_path / shipped
+    assert sorted(path.name for path in tmp_path.glob("failed/*")) == failed
+    assert not [name for name in failed if (tmp_path / name).exists()] and (tmp_path / shipped).exists()
+
+
+def test_without_any_file_the_merged_model_is_shipped(tmp_path):
+    assert chain.ship({}, {}, tmp_path / "merged") == tmp_path / "merged"
+
+
+def test_an_adapters_size_counts_its_base(tmp_path, base, adapter):
+    (tmp_path / "m-f16.gguf").write_bytes(bytes(16))
+    found = chain.sizes(base, adapter, base, {"f16": tmp_path / "m-f16.gguf"})
+    assert found["f16"] == 16
+    assert found["adapter"] == found["base"] + export.size_of(adapter)
+    assert chain.sizes(base, base, base, {})["adapter"] == found["base"]  # all weights were trained
+    assert (chain.smallest(found), chain.smallest({"base": 1, "merged": 2})) == ("f16", "merged")
 
 
 def read(losses, name="x"):
@@ -540,7 +583,7 @@ def test_without_golds_table_card_and_picture_tell_perplexities():
     gates = {"Q4_K_M": chain.gate(tuned, other, 2.0)}
     assert "adapter perplexity 12.182, Q4_K_M perplexity 12.807, n = 2" in chain.headline(table, gates, "best")
     settings = SimpleNamespace(base_model="data/base", calculator="off", max_new_tokens=9)
-    card = chain.card("m", settings, table, gates, False, False, export.ALL_WEIGHTS)
+    card = str(chain.card("m", settings, table, gates, False, False, export.ALL_WEIGHTS))
     assert "No test row has a gold" in card and "20 tokens" in card and "all of its weights fine-tuned" in card
     assert "perplexity of 2 answers" in plots.chain(table).axes[0].get_xlabel()
     assert [one["question"] for one in chain.changed_most(tuned, other, 1)] == ["q1"]
