@@ -7,7 +7,6 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +86,8 @@ def ask_file(llama: LlamaCpp, path: Path, tokenizer: Any, rows: list[dict], sett
     else:
         longest = max(len(chat.encode(row, tokenizer)["input_ids"]) for row in rows)
     context = 64 * math.ceil((longest + 8) / 64)
-    at_once = replace(settings, eval_batch_size=len(rows))  # else slots would wait for the longest answer of each batch
+    # in batches the slots would wait for the longest answer of each
+    at_once = settings.model_copy(update={"eval_batch_size": len(rows)})
     with Server(llama, path, context, slots=min(settings.eval_batch_size, 16)) as server:
         return ask(name, Served(server), tokenizer, rows, at_once, server.process.pid)
 

@@ -24,7 +24,7 @@ from pydantic import Field
 from lib import SharpenError
 from lib.run import disk, presets, runs, untrusted
 from lib.run.paths import ROOT, is_local
-from lib.run.settings import CloudSettings, SettingsError, TrainSettings
+from lib.run.settings import CloudSettings, SettingsError, TrainSettings, full_name
 from lib.run.stages import CLOUD, STAGES
 
 SKY_ROOT = "~/sharpen-ml"  # where a machine of SkyPilot's has what SageMaker has in /opt/ml
@@ -216,6 +216,7 @@ def _asked(
     """(the cloud's settings, training's, the hyper-parameters) of a run to be trained elsewhere.
 
     RunError where its data are of other settings."""
+    overrides = {full_name(name): value for name, value in overrides.items()}
     asked = presets.resolve(preset, overrides, rehearse, "cloud").settings
     if asked.instance_count > 1:
         overrides = {"rdzv_endpoint": f"algo-1:{PORT}"} | overrides | {"nodes": asked.instance_count}
