@@ -1,6 +1,6 @@
-"""`sharpen grade`: a file of completions with golds -> a table with intervals, and a file of verdicts.
+"""`sharpen grade`: a file of completions with golds -> a table, and a file of verdicts.
 
-A row is `{"id", "completion", "gold"}`; `finished` (false: cut off at the token limit) and `group` are optional.
+A row is `{"id", "completion", "gold"}`, optionally with `finished` (false: cut off at the token limit) and `group`.
 """
 
 import importlib
@@ -31,7 +31,7 @@ class GradingError(SharpenError):
 
 @dataclass(frozen=True)
 class Answer:
-    """One row of the file, checked; `group` ties rows that may be right or wrong together (by default its id)."""
+    """One row of the file, checked; `group` (by default its id) ties rows that may be right together."""
 
     id: str | int
     completion: str
@@ -41,7 +41,7 @@ class Answer:
 
 
 def _answer(line: bytes) -> Answer:
-    """A line as an answer whose gold can be graded, or a ValueError that names the field and the remedy."""
+    """A line as an answer with a valid gold, or a ValueError that names the field and the remedy."""
     try:
         row = json.loads(line)
     except UnicodeDecodeError as error:
@@ -70,12 +70,11 @@ def _answer(line: bytes) -> Answer:
 
 
 def read(path: Path) -> list[Answer]:
-    """The file's rows, in order; blank lines are skipped. GradingError names the lines that cannot be graded."""
+    """The file's rows, without blank lines. GradingError names the lines that cannot be graded."""
     try:
         content = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
     except OSError as error:
-        problem = error.strerror.lower()
-        raise GradingError(f"{path}: {problem}; give a JSON-lines file with rows as {EXAMPLE}") from None
+        raise GradingError(f"{path}: {error.strerror.lower()}; give JSON lines as {EXAMPLE}") from None
     answers, problems = [], []
     for number, line in enumerate(content.split(b"\n"), 1):
         if line.strip():
@@ -93,13 +92,13 @@ def read(path: Path) -> list[Answer]:
 
 
 def check_output(source: Path, out: Path) -> None:
-    """Refuse, before any work, a path that verdicts could not be written to or that would destroy the answers."""
+    """Refuse, before any work, a path that cannot take verdicts or holds the answers."""
     if out.is_dir():
         raise GradingError(f"--out {out} is a folder; name a file in it, as {out / 'verdicts.jsonl'}")
     if not out.parent.is_dir():
         raise GradingError(f"--out {out}: no such folder {out.parent}; make it first, or choose another")
     if out.exists() and out.samefile(source):
-        raise GradingError(f"--out {out} is the file that is graded; choose another, or the answers would be lost")
+        raise GradingError(f"--out {out} is the file that is graded; choose another")
 
 
 def grade(answers: Iterable[Answer]) -> list[scoring.Verdict]:
@@ -114,7 +113,7 @@ def verdict_lines(answers: list[Answer], verdicts: list[scoring.Verdict]) -> Ite
 
 
 def table(answers: list[Answer], verdicts: list[scoring.Verdict]) -> str:
-    """Accuracy, tolerances and format with 95 % intervals, clustered where rows share a group; then what went wrong."""
+    """Scores with 95 % intervals, clustered where rows share a group; then what went wrong."""
     n, groups = len(verdicts), [answer.group for answer in answers]
     clusters = len(set(groups))
     scores = {"correct": [verdict.correct for verdict in verdicts]}
@@ -144,7 +143,7 @@ def table(answers: list[Answer], verdicts: list[scoring.Verdict]) -> str:
 
 
 def _interval(passed: list[bool], groups: list[str | int]) -> stats.Interval | None:
-    """Wilson's where each answer is a group of its own, else clustered; None where there is one group."""
+    """Wilson's where each answer is its own group, else clustered; None where there is one group."""
     clusters = len(set(groups))
     if clusters == len(groups):
         return stats.wilson(sum(passed), len(groups))
@@ -161,7 +160,7 @@ def _line(name: str, count: int, n: int, limits: str = "") -> str:
 
 
 def math_verify_verdicts(answers: list[Answer]) -> list[bool]:
-    """What Math-Verify (Hugging Face) says of the same completions. It knows no units, tolerances or orderings."""
+    """What Math-Verify (Hugging Face) says, which knows no units, tolerances or orderings."""
     try:
         library = importlib.import_module("math_verify")
     except ImportError:
@@ -175,7 +174,7 @@ def math_verify_verdicts(answers: list[Answer]) -> list[bool]:
 
 
 def beside(answers: list[Answer], verdicts: list[scoring.Verdict], others: list[bool], name: str) -> str:
-    """Two graders side by side: a table of agreement, then each disagreement with the end of its text."""
+    """Two graders side by side: how often they agree, then each disagreement."""
     counts = Counter((verdict.correct, other) for verdict, other in zip(verdicts, others, strict=True))
     title = f"{name}: right"
     lines = [

@@ -1,7 +1,7 @@
-"""A line of text -> the number that it shows, however it is written: the numerals of markdown, LaTeX and accounts.
+"""A line of text -> the number that it shows, in the numerals of markdown, LaTeX and accounts.
 
-Nothing is computed (`6*7` is no number) or guessed (`1,2` is neither 12 nor 1.2), and no text can raise or take more
-than linear time.
+Nothing is computed (`6*7` is no number) or guessed (`1,2` is neither 12 nor 1.2), and no text can raise or take
+more than linear time.
 """
 
 import math
@@ -10,13 +10,13 @@ import unicodedata
 from dataclasses import dataclass
 from functools import lru_cache
 
-AS_RATIO = {"ratio": 1.0, "multiple": 1.0, "percent": 1e-2, "basis points": 1e-4}  # what a text can convert
+AS_RATIO = {"ratio": 1.0, "multiple": 1.0, "percent": 1e-2, "basis points": 1e-4}
 LONGEST_ANSWER = 300  # characters read after a marker, so that a line without end stays cheap
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What a text answers: `value` in `unit` ("none" if none is shown); `step` is one unit of the last digit shown."""
+    """What a text answers, in the `unit` shown (or "none"); `step` is one unit of its last digit."""
 
     value: float | str | bool | None
     unit: str = "none"
@@ -33,7 +33,7 @@ SUPERSCRIPTS = re.compile("(?<=[0-9)])[\u2070\u00b9\u00b2\u00b3\u2074-\u2079\u20
 
 @lru_cache(maxsize=4096)
 def _fold(character: str) -> str:
-    """NFKC of one character (of a whole text it takes quadratic time on a run of combining marks)."""
+    """NFKC of one character (of a whole text it can take quadratic time)."""
     if unicodedata.category(character) == "Cf":  # zero-width and direction marks
         return ""
     folded = unicodedata.normalize("NFKC", character)
@@ -65,7 +65,7 @@ LATEX = [
     (re.compile(r"\\approx(?![a-zA-Z])"), " = "),
     (re.compile(r"\\(?:gt|succ|rightarrow|to)(?![a-zA-Z])"), " > "),
     (re.compile(r"\\\$"), "USD "),
-    (re.compile(r"[\\{}]"), ""),  # other commands keep their name, glued to their argument: "sqrt4" is no number
+    (re.compile(r"[\\{}]"), ""),  # other commands stay, glued to their argument: "sqrt4" is no number
 ]
 POWER = re.compile(r"(?<=\d)\*\*(?=[-+(\d])")  # 10**3; other double stars are bold type
 DASHES = re.compile("--+")  # a typewriter's dash is no minus
@@ -84,7 +84,7 @@ def plain(line: str) -> str:
             line = pattern.sub(replacement, line)
     line = POWER.sub("^", line).replace("**", "")
     line = DASHES.sub(" ", line)
-    if line.count("$") % 2 == 0:  # pairs delimit mathematics; an escaped dollar is already spelled out
+    if line.count("$") % 2 == 0:  # pairs delimit mathematics; an escaped dollar is "USD" by now
         line = line.replace("$", "")
     return " ".join(line.replace("`", "").replace("_", " ").split()).strip("*: ")
 
@@ -93,7 +93,7 @@ def plain(line: str) -> str:
 
 
 def _digits(separator: str) -> str:
-    """A pattern for 1234567, 1,234,567, 1 234 567 or 12,34,567, with decimals; `separator` names its group."""
+    """A pattern for 1234567, 1,234,567, 1 234 567 or 12,34,567; `separator` names its group."""
     western = rf"[1-9]\d{{0,2}}(?P<{separator}>[, '\u2019])\d{{3}}(?:(?P={separator})\d{{3}})*+"
     return rf"(?:(?:{western}|[1-9]\d?(?:,\d\d)+,\d{{3}}|\d+)(?:\.\d+)?|\.\d+)(?!\d|[.,]\d)"
 
@@ -134,7 +134,7 @@ def _scale(word: str) -> float:
 
 
 def _number(match: re.Match, aside: bool = False) -> Reading | None:
-    """The number of one NUMBER match; `aside`: right after another number, so parentheses are no accounting minus."""
+    """The number of a match; `aside`: parentheses, right after another number, are no accounting minus."""
     part = match.groupdict("")
     main = part["main"].translate(SEPARATORS)
     value, step = float(main), 10.0 ** -len(main.partition(".")[2])
@@ -167,7 +167,7 @@ def _number(match: re.Match, aside: bool = False) -> Reading | None:
 
 
 def _same(a: Reading, b: Reading) -> bool:
-    """Do two numbers say the same, as rounded as the rougher one: 5.2 million and 5,200,000, or 33 % and 0.33?"""
+    """Are two numbers the same, as rounded as the rougher: 5.2 million and 5,200,000, or 33 % and 0.33?"""
     for ratios in ({}, AS_RATIO):  # as they stand, then by their units
         scale_a, scale_b = ratios.get(a.unit, 1.0), ratios.get(b.unit, 1.0)
         value = a.value * scale_a
@@ -212,7 +212,7 @@ def _answer(part: str) -> Reading | None:
 
 
 def _joins(gap: str, match: re.Match) -> bool:
-    """Does a number go on with the expression or range before it? Then neither number is an answer."""
+    """Does a number go on with what stands before it? Then neither is an answer."""
     return gap in OPERATORS or (gap == "" and bool(match["sign"] or match["sign_after"]))
 
 

@@ -34,7 +34,7 @@ JUNK = " \t.:;!\"'()[]*\u201c\u201d"
 
 
 def truth(line: str) -> Reading:
-    """The truth value that a line answers with: its words agree, or it opens with one (`No, there is no ...`)."""
+    """The truth value of a line: its words agree, or it opens with one (`No, there is no ...`)."""
     line = {"y": "yes", "n": "no"}.get(line.strip(JUNK).casefold(), line).lstrip(JUNK)
     matches = list(TRUTH.finditer(line))
     values = [(match[2].lower() in ("yes", "true")) != bool(match[1]) for match in matches]
@@ -49,7 +49,7 @@ def truth(line: str) -> Reading:
 
 
 def labels_of(text: str) -> tuple[str, ...]:
-    """The labels of a choice or an ordering, best first, without case, separators, notes and generic nouns."""
+    """The labels of a choice or an ordering, best first, without case, notes and generic nouns."""
     text = NOUNS.sub("", text.casefold().lstrip(JUNK))
     text = NOTE.sub("", text).strip(JUNK) or text.strip(JUNK)
     labels = []
@@ -96,7 +96,7 @@ UNIT_AFTER_BOX = re.compile(
 
 
 def _boxed(text: str, start: int, end: int) -> str:
-    """The inside of the box that opens at start:end, with the minus before it and the unit after it."""
+    """The inside of the box that opens at start:end, with the minus before and the unit after it."""
     depth, longest = 1, min(len(text), end + LONGEST_ANSWER)
     for close in range(end, longest):
         depth += {"{": 1, "}": -1}.get(text[close], 0)
@@ -113,7 +113,7 @@ def _boxed(text: str, start: int, end: int) -> str:
 
 
 def _marked(text: str) -> Iterator[list[str]]:
-    """The plain lines after each of the last markers, last first; markers of nothing are skipped."""
+    """The plain lines after each of the last markers, last first, if there are any."""
     for marker in reversed(deque(MARKER.finditer(text), maxlen=20)):
         if marker["box"]:
             lines = [_boxed(text, *marker.span())]
@@ -126,7 +126,7 @@ def _marked(text: str) -> Iterator[list[str]]:
 
 
 def readings(completion: str, unit: str, labels: tuple[str, ...] = ()) -> Iterator[Reading]:
-    """The last marked answer, then those before it; without any the last number, or the last line's choice."""
+    """The last marked answer, then those before; without any the last number, or the last line's choice."""
     text, marked = normal(completion), False
     for lines in _marked(text):
         marked = True
@@ -149,6 +149,6 @@ def _read(lines: list[str], unit: str, labels: tuple[str, ...]) -> Reading:
 
 
 def parse(text: str, unit: str = "none") -> Reading | None:
-    """What `text` answers, a number unless `unit` is "choice" or "bool"; None where it answers nothing, or two."""
+    """What `text` answers, a number unless `unit` is "choice" or "bool"; None for nothing, or two."""
     reading = next(readings(text, unit))
     return None if reading.error else reading

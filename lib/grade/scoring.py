@@ -16,10 +16,10 @@ TOLERANCES = (0.001, 0.01, 0.05)
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """A graded completion: `value` is in the gold's unit, `within` maps relative tolerances to passes of this reading.
+    """A graded completion: `value` is in the gold's unit, `within` maps relative tolerances to passes.
 
-    `error` is None when correct, else: wrong sign, off by 100, off by a power of 1000, rounding, unit, wrong value,
-    no answer, truncated or conflicting answers. `correct_lenient` also takes the last number of an unmarked text.
+    `error` is None when correct, else: wrong sign, off by 100, off by a power of 1000, rounding, unit, wrong
+    value, no answer, truncated or conflicting answers. `correct_lenient` takes an unmarked last number too.
     """
 
     correct: bool
@@ -33,7 +33,7 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class _Target:
-    """A gold, checked: `half_step` is half a unit of its last shown digit, `labels` are those of a choice."""
+    """A gold, checked; `half_step` is half a unit of its last shown digit, `labels` those of a choice."""
 
     value: float | str | bool
     unit: str
@@ -42,7 +42,7 @@ class _Target:
     labels: tuple[str, ...] = ()
 
     def near(self, value: float) -> bool:
-        """|value - gold| <= max(relative * |gold|, half_step), not undone by the last bits of binary fractions."""
+        """|value - gold| <= max(relative * |gold|, half_step), but for the last bits of binary fractions."""
         slack = 4 * math.ulp(max(abs(value), abs(self.value)))
         allowed = max(self.relative * abs(self.value), self.half_step) * (1 + 1e-9)
         return abs(value - self.value) <= allowed + slack
@@ -92,7 +92,7 @@ def _choice(line: str) -> _Target:
 
 
 def _number(value: Real) -> tuple[float, float]:
-    """A number and one unit of the last digit that Python shows of it; not a number where it is too large."""
+    """A number and one unit of the last digit that Python shows of it."""
     if not abs(value) < 1e300:
         return math.nan, 0.0
     mantissa, _, exponent = str(value).partition("e")
@@ -143,12 +143,12 @@ def _judge(reading: Reading, target: _Target) -> Verdict:
 def grade(completion: str, gold: Gold | float | str | bool, finished: bool = True) -> Verdict:
     """Grade a completion against a gold row, or against a bare number, word or truth value.
 
-    A number passes when |p - g| <= max(tolerance * |g|, half a unit of the gold's last shown digit); counts, choices
-    and truth values must be equal. (An exact gold that is no count says so: 18 with tolerance 0 and decimals 6.)
-    A percent sign, `bps` or `x` converts between percent, ratio, basis points and multiple golds, and is flagged; a
-    bare number is taken in the gold's unit. `finished=False`: generation stopped at the token limit.
+    A number passes when |p - g| <= max(tolerance * |g|, half a unit of the gold's last shown digit); counts,
+    choices and truth values must be equal. (An exact gold that is no count: 18 with tolerance 0 and decimals 6.)
+    A percent sign, `bps` or `x` converts between percent, ratio, basis points and multiple golds, and is flagged;
+    a bare number is in the gold's unit. `finished=False`: generation stopped at the token limit.
 
-    Never raises on a completion; a gold with an unknown unit, or a value that its unit does not fit, is a ValueError.
+    No completion raises; a gold with an unknown unit, or a value that its unit does not fit, is a ValueError.
     """
     if not isinstance(gold, dict):
         gold = {"value": gold}

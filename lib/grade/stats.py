@@ -1,6 +1,6 @@
-"""Verdicts -> uncertainty: intervals, paired tests and what a sample of this size can detect. Pure functions.
+"""Verdicts -> uncertainty: intervals, paired tests and what a sample of this size can detect.
 
-Scores are shares from 0 to 1. Heavy imports live inside the functions, so that importing this module costs nothing.
+Scores are shares from 0 to 1. Heavy imports live inside the functions.
 """
 
 import math
@@ -14,7 +14,7 @@ FEWEST_CLUSTERS = 10
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate with its confidence limits over `n` observations (pairs, seeds); `warning` says when to doubt it."""
+    """An estimate with its confidence limits over `n` observations; `warning` says when to doubt it."""
 
     estimate: float
     low: float
@@ -25,7 +25,7 @@ class Interval:
 
 @dataclass(frozen=True)
 class NonInferiority:
-    """Is b at most `margin` worse than a? `interval` is of b - a, at confidence 1 - 2 alpha: both agree."""
+    """Is b at most `margin` worse than a? `interval` is of b - a, with confidence 1 - 2 alpha."""
 
     holds: bool
     p_value: float
@@ -36,8 +36,7 @@ class NonInferiority:
 def wilson(successes: int, n: int, confidence: float = 0.95) -> Interval:
     """Wilson's score interval of a share (Wilson 1927).
 
-    Its exact coverage at n = 50, 200, 1,000 and p = 0.02, 0.3, 0.95 lies in 93 to 97 %, but for 92.2 % at n = 50,
-    p = 0.02; no other interval is better at all nine (`tests/benchmarks/bench_stats.py` prints them).
+    `tests/benchmarks/bench_stats.py` prints its exact coverage and that of others: none is better everywhere.
     """
     if n < 1 or not 0 <= successes <= n:
         raise ValueError(f"a share needs 0 <= successes <= n and n >= 1; got {successes} of {n}")
@@ -54,7 +53,7 @@ def _score_limits(share: float, n: float, critical: float) -> tuple[float, float
 
 
 def mcnemar(right_to_wrong: int, wrong_to_right: int) -> float:
-    """Exact two-sided p-value of McNemar's test on the questions whose verdict changed (1.0 when none did)."""
+    """Exact two-sided p-value of McNemar's test on the verdicts that changed (1.0 when none did)."""
     from scipy.stats import binomtest
 
     if right_to_wrong < 0 or wrong_to_right < 0:
@@ -77,23 +76,20 @@ def _flips(a_correct: Sequence[bool], b_correct: Sequence[bool]) -> tuple[int, i
 
 
 def _tango_score(difference: float, right_to_wrong: int, wrong_to_right: int, n: int) -> float:
-    """Standard score of the observed b - a if `difference` were true (Tango 1998, Statistics in Medicine 17:891)."""
-    # The constrained maximum-likelihood share of right-to-wrong pairs solves 2n q^2 + linear q + constant = 0.
+    """Standard score of the observed b - a if `difference` were true (Tango 1998, Stat. in Medicine 17:891)."""
+    # The likeliest share of right-to-wrong pairs then solves 2n q^2 + linear q + constant = 0.
     linear = -right_to_wrong - wrong_to_right + (2 * n - wrong_to_right + right_to_wrong) * difference
     constant = -right_to_wrong * difference * (1 - difference)
     share = (math.sqrt(max(0.0, linear**2 - 8 * n * constant)) - linear) / (4 * n)
     variance = n * (2 * share + difference * (1 - difference))
     distance = wrong_to_right - right_to_wrong - n * difference
-    if distance == 0:
-        return 0.0
-    return distance / math.sqrt(variance)
+    return distance / math.sqrt(variance) if distance else 0.0
 
 
 def paired_interval(a_correct: Sequence[bool], b_correct: Sequence[bool], confidence: float = 0.95) -> Interval:
     """Tango's score interval of the difference b - a between two shares on the same questions.
 
-    Inverts the score test, so it never leaves [-1, 1] and has width where nothing changed. Newcombe's method 10
-    is as good at most points, but too wide for rare flips (tests/benchmarks/bench_stats.py prints both).
+    It inverts the score test, so it never leaves [-1, 1] and has width where nothing changed.
     """
     return _tango(*_flips(a_correct, b_correct), confidence)
 
@@ -118,7 +114,7 @@ def _tango(right_to_wrong: int, wrong_to_right: int, n: int, confidence: float) 
 def non_inferior(
     a_correct: Sequence[bool], b_correct: Sequence[bool], margin: float, alpha: float = 0.05
 ) -> NonInferiority:
-    """One-sided score test that b is less than `margin` (a share, such as 0.02) worse than a (Tango 1998)."""
+    """One-sided score test that b is less than `margin` (such as 0.02) worse than a (Tango 1998)."""
     from scipy.special import ndtr
 
     if not 0 < margin < 1:
@@ -131,9 +127,9 @@ def non_inferior(
 def clustered(values: Sequence[float], groups: Sequence[Hashable], confidence: float = 0.95) -> Interval:
     """Interval of a mean whose rows come in groups (a template, a page) that may rise and fall together.
 
-    The error is cluster-robust (statsmodels) and its distribution Student's t with one degree of freedom less than
-    groups. For shares (values all 0 or 1) the same error enters Wilson's interval as an effective sample size, which
-    keeps its coverage near 0 and 1 (Franco et al. 2019, Journal of Survey Statistics and Methodology 7:334).
+    The error is cluster-robust, and its distribution Student's t with one degree of freedom less than groups.
+    For shares (all 0 or 1) it enters Wilson's interval as an effective sample size, which keeps the coverage
+    near 0 and 1 (Franco et al. 2019, Journal of Survey Statistics and Methodology 7:334).
     """
     import numpy as np
     import pandas as pd
@@ -163,10 +159,10 @@ def clustered(values: Sequence[float], groups: Sequence[Hashable], confidence: f
 
 
 def detectable(n: int, discordance: float, power: float = 0.8, alpha: float = 0.05) -> float:
-    """Smallest difference that McNemar's exact test on n questions finds with this power; math.inf if there is none.
+    """Smallest difference that McNemar's exact test on n questions finds with this power, or math.inf.
 
-    `discordance` is the share of questions on which the two models differ. Two unrelated models that are each right
-    on a share p differ on 2 p (1 - p); a tuned model and its base often on less. Exact: no normal approximation.
+    `discordance` is the share of questions on which the two models differ. Two unrelated models that are each
+    right on a share p differ on 2 p (1 - p); a tuned model and its base often on less.
     """
     import numpy as np
     from scipy.optimize import brentq
@@ -177,7 +173,8 @@ def detectable(n: int, discordance: float, power: float = 0.8, alpha: float = 0.
     changed = np.arange(n + 1)
     chance = binom.pmf(changed, n, discordance)
     cut = binom.ppf(alpha / 2, changed, 0.5)
-    cut = np.where(binom.cdf(cut, changed, 0.5) <= alpha / 2, cut, cut - 1)  # rejected: at most this many one way
+    # rejected: at most this many one way
+    cut = np.where(binom.cdf(cut, changed, 0.5) <= alpha / 2, cut, cut - 1)
 
     def missing_power(difference: float) -> float:
         tilt = (1 + difference / discordance) / 2
@@ -190,7 +187,7 @@ def detectable(n: int, discordance: float, power: float = 0.8, alpha: float = 0.
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's adjusted p-values, in the given order, for a family of tests such as one per kind (statsmodels)."""
+    """Holm's adjusted p-values, in the given order, for a family of tests such as one per kind."""
     from statsmodels.stats.multitest import multipletests
 
     if not len(p_values):
