@@ -93,11 +93,11 @@ def relative_errors(results: list[dict]) -> list[float]:
 
     Within half a unit of the gold's last shown digit an answer is right at every tolerance, as it is for the grader:
     its error counts as 0. An answer in another unit is as far away as none."""
-    return [_relative_error(result, result["gold"]) for result in results if _is_number(result["gold"]["value"])]
+    return [_relative_error(result, result["gold"]) for result in results if is_number(result["gold"]["value"])]
 
 
 def _relative_error(result: dict, gold: dict) -> float:
-    if not _is_number(result["value"]) or result["reading"] != "marker" or result["error"] == "unit":
+    if not is_number(result["value"]) or result["reading"] != "marker" or result["error"] == "unit":
         return math.inf
     half_step = 0.0
     if gold.get("unit") != "count" and gold.get("decimals") is not None:
@@ -110,7 +110,8 @@ def _relative_error(result: dict, gold: dict) -> float:
     return distance / abs(gold["value"])
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
+    """A finite number, and no truth value."""
     return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
