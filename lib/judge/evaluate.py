@@ -28,14 +28,15 @@ ANSWER = {"completion", "tokens", "finished"}
 def questions(data: Path, settings: EvaluateSettings) -> tuple[dict[str, list[dict]], list[dict], list[dict]]:
     """(questions with a gold by split, those of the test without one, test rows to read for their loss).
 
-    At most `eval_rows` of each split, and `show_answers` of those without a gold; each row says its split."""
-    graded = {}
-    for split in ("test", "test_seen"):
-        rows = [row | {"split": split} for row in runs.read_rows(data / f"{split}.jsonl")]
-        if with_gold := [row for row in rows if row["gold"]][: settings.eval_rows]:
-            graded[split] = with_gold
+    At most `eval_rows` of each split, and `show_answers` of those without a gold; a graded row says its split."""
     test = runs.read_rows(data / "test.jsonl")
-    return graded, [row for row in test if not row["gold"]][: settings.show_answers], test[: settings.eval_rows]
+    graded = {}
+    for split, rows in (("test", test), ("test_seen", runs.read_rows(data / "test_seen.jsonl"))):
+        with_gold = [row | {"split": split} for row in rows if row["gold"]]
+        if with_gold:
+            graded[split] = with_gold[: settings.eval_rows]
+    ungraded = [row for row in test if not row["gold"]]
+    return graded, ungraded[: settings.show_answers], test[: settings.eval_rows]
 
 
 class Calculator(LogitsProcessor):

@@ -440,7 +440,7 @@ def _percent() -> PercentFormatter:
 
 
 def _short(value: float) -> str:
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+    return f"{value:,.0f}" if value >= 100 else f"{value:#.3g}"
 
 
 def _bars(axis: Axes, values: Sequence[float], colour: str) -> None:
