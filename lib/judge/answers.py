@@ -1,4 +1,4 @@
-"""Graded answers -> tables by kind and level, models paired on the same questions, and answers as HTML. No torch."""
+"""Graded answers -> tables, models paired on the same questions, and answers as HTML. No torch."""
 
 import html
 import math
@@ -19,10 +19,10 @@ MODELS = ("base", "tuned")
 
 
 def summarise(results: list[dict], by: str = "kind") -> list[dict]:
-    """A row for each model, split, calculator and kind (and "all"), or each level where `by` is "level".
+    """A row for each model, split, calculator and kind (and "all"), or for each level if `by` is "level".
 
-    n, accuracy with its Wilson interval, shares within the grader's tolerances, format rate; "all" also has
-    "clustered", the interval over groups. Results without a level are in no row by level."""
+    n, accuracy with its Wilson interval, shares within the grader's tolerances, format rate; "all" also
+    has "clustered", the interval over groups. Results without a level are in no row by level."""
     cells = defaultdict(list)
     for result in results:
         way = result["split"], result["model"], result["calculator"]
@@ -34,7 +34,7 @@ def summarise(results: list[dict], by: str = "kind") -> list[dict]:
     for (split, model, calculator, name), members in cells.items():
         row = {"split": split, "model": model, "calculator": calculator, by: name} | _shares(members)
         if name == "all":
-            row["clustered"] = _clustered(_values(members, "correct"), _values(members, "group"))
+            row["clustered"] = _clustered(column(members, "correct"), column(members, "group"))
         table.append(row)
     if by == "level":
         table.sort(key=itemgetter("level"))
@@ -42,45 +42,52 @@ def summarise(results: list[dict], by: str = "kind") -> list[dict]:
 
 
 def _shares(members: list[dict]) -> dict:
-    interval = stats.wilson(sum(_values(members, "correct")), len(members))
-    within = _values(members, "within") if "within" in members[0] else []
+    interval = stats.wilson(sum(column(members, "correct")), len(members))
+    within = Counter()
+    for answer in members:
+        within.update(answer.get("within", {}))
     return {
-        "n": len(members), "accuracy": interval.estimate, "low": interval.low, "high": interval.high,
-        "within": {tolerance: fmean(_values(within, tolerance)) for tolerance in next(iter(within), ())},
-        "format_rate": _values(members, "reading").count("marker") / len(members),
-        "finished": fmean(_values(members, "finished")),
-        "accuracy_last_number": fmean(_values(members, "correct_lenient")),
-        "tokens": fmean(_values(members, "tokens")),
+        "n": interval.n, "accuracy": interval.estimate, "low": interval.low, "high": interval.high,
+        "within": {tolerance: right / interval.n for tolerance, right in within.items()},
+        "format_rate": column(members, "reading").count("marker") / interval.n,
+        "finished": fmean(column(members, "finished")),
+        "accuracy_last_number": fmean(column(members, "correct_lenient")),
+        "tokens": fmean(column(members, "tokens")),
     }  # fmt: skip
 
 
-def _values(rows: Sequence[dict], name: str) -> list:
+def column(rows: Iterable[dict], name: str) -> list:
+    """What every row has under a name."""
     return [row[name] for row in rows]
 
 
 def _clustered(values: Sequence[float], groups: Sequence[str]) -> dict:
-    """{"low", "high", "groups", "warning"}: the interval over groups; no limits where there is only one group."""
+    """{"low", "high", "groups", "warning"}: the interval over groups; one group has no limits."""
     count = len(set(groups))
     if count < 2:
-        return {"low": None, "high": None, "groups": count, "warning": "one group shows no spread between groups"}
+        return _unlimited(groups, "one group shows no spread between groups")
     interval = stats.clustered(values, groups)
     return {"low": interval.low, "high": interval.high, "groups": count, "warning": interval.warning}
 
 
+def _unlimited(groups: Sequence[str], warning: str) -> dict:
+    return {"low": None, "high": None, "groups": len(set(groups)), "warning": warning}
+
+
 def _clustered_change(changes: Sequence[int], groups: Sequence[str]) -> dict:
-    """`_clustered` of verdicts' changes (-1, 0 or 1), which may go below zero even where all that changed rose."""
+    """`_clustered` of verdicts' changes (-1, 0 or 1): it may go below zero even where all changes rise."""
     if len(set(changes)) == 1:
-        return {"low": None, "high": None, "groups": len(set(groups)), "warning": "every question changed alike"}
-    half = _clustered([(change + 1) / 2 for change in changes], groups)  # 0 and 1 alone would be taken for a share
+        return _unlimited(groups, "every question changed alike")
+    half = _clustered([(change + 1) / 2 for change in changes], groups)  # 0 and 1 would pass for a share
     if half["low"] is None:
         return half
     return half | {"low": max(-1.0, 2 * half["low"] - 1), "high": min(1.0, 2 * half["high"] - 1)}
 
 
 def accuracies(table: list[dict]) -> list[dict]:
-    """{"model", "split", "calculator", "accuracy"} over all kinds: what the evaluation's manifest keeps of `table`."""
-    names = ("model", "split", "calculator", "accuracy")
-    return [{name: row[name] for name in names} for row in table if row["kind"] == "all"]
+    """{"model", "split", "calculator", "accuracy"} over all kinds, for the evaluation's manifest."""
+    return [{"model": model, "split": split, "calculator": calculator, "accuracy": row["accuracy"]}
+            for (split, calculator, model), row in overall(table).items()]  # fmt: skip
 
 
 def errors_by_model(results: list[dict]) -> dict[str, list[float]]:
@@ -89,11 +96,11 @@ def errors_by_model(results: list[dict]) -> dict[str, list[float]]:
 
 
 def relative_errors(results: list[dict]) -> list[float]:
-    """How far each answer to a numeric gold is from it, as a share of the gold; math.inf where no number was marked.
+    """How far each answer to a numeric gold is from it, as a share of the gold; inf if no number was marked.
 
-    Within half a unit of the gold's last shown digit an answer is right at every tolerance, as it is for the grader:
-    its error counts as 0. An answer in another unit is as far away as none."""
-    return [_relative_error(result, result["gold"]) for result in results if is_number(result["gold"]["value"])]
+    Within half a unit of the gold's last shown digit an answer is right at every tolerance, as it is for
+    the grader: its error counts as 0. An answer in another unit is as far away as none."""
+    return [_relative_error(row, row["gold"]) for row in results if is_number(row["gold"]["value"])]
 
 
 def _relative_error(result: dict, gold: dict) -> float:
@@ -137,38 +144,31 @@ def arm(results: list[dict], model: str, split: str, calculator: bool) -> list[d
 
 
 def pair(before: list[dict], after: list[dict]) -> dict:
-    """`after` against `before` on the same questions in the same order: flips, exact McNemar p, interval of the
-    difference in accuracy, the same over groups, and the smallest difference that this many questions detect (with
-    80 % power, if as many answers change their verdict as did here; None: even that many are too few)."""
-    _same_questions(before, after)
-    first, second = _values(before, "correct"), _values(after, "correct")
-    changes = [b - a for a, b in zip(first, second)]
+    """`after` against `before` on the same questions in the same order.
+
+    Flips, exact McNemar p, interval of the difference in accuracy, the same over groups, and the smallest
+    difference that this many questions detect (with 80 % power, if as many answers change their verdict as
+    did here; None: even that many are too few)."""
+    changes = [b["correct"] - a["correct"] for a, b in _in_pairs(before, after)]
     lost, won, n = changes.count(-1), changes.count(1), len(changes)
-    interval = stats.paired_interval(first, second)
-    detectable = math.inf
-    if lost + won:
-        detectable = stats.detectable(n, (lost + won) / n)
+    interval = stats.paired_interval(column(before, "correct"), column(after, "correct"))
+    detectable = stats.detectable(n, (lost + won) / n) if lost + won else math.inf
     return {
         "n": n, "right_to_wrong": lost, "wrong_to_right": won, "p_value": stats.mcnemar(lost, won),
         "difference": interval.estimate, "low": interval.low, "high": interval.high,
-        "clustered": _clustered_change(changes, _values(before, "group")),
+        "clustered": _clustered_change(changes, column(before, "group")),
         "detectable": detectable if math.isfinite(detectable) else None,
     }  # fmt: skip
 
 
-def _same_questions(before: list[dict], after: list[dict]) -> None:
-    assert _values(before, "id") == _values(after, "id"), "both models must answer the same questions"
+def _in_pairs(before: list[dict], after: list[dict]) -> list[tuple[dict, dict]]:
+    assert column(before, "id") == column(after, "id"), "both models must answer the same questions"
+    return list(zip(before, after))
 
 
 def paired(results: list[dict], split: str, calculator: bool) -> dict:
     """Tuned against base on one split, asked in one way: what `pair` gives."""
     return pair(arm(results, "base", split, calculator), arm(results, "tuned", split, calculator))
-
-
-def paired_ways(results: list[dict], splits: Iterable[str], calculators: Sequence[bool]) -> list[dict]:
-    """`paired` of each split in each way, with the "split" and "calculator" that it is of."""
-    return [{"split": split, "calculator": calculator, **paired(results, split, calculator)}
-            for split in splits for calculator in calculators]  # fmt: skip
 
 
 def paired_kinds(results: list[dict], split: str, calculator: bool) -> list[dict]:
@@ -181,7 +181,7 @@ def adjusted(rows: list[dict]) -> list[dict]:
     """Results of `pair` with "p_holm", their p-values adjusted by Holm for asking all of them."""
     if not rows:
         return []
-    p_values = stats.holm(_values(rows, "p_value"))
+    p_values = stats.holm(column(rows, "p_value"))
     return [row | {"p_holm": p_value} for row, p_value in zip(rows, p_values, strict=True)]
 
 
@@ -194,7 +194,7 @@ def percent(row: dict) -> str:
 
 
 def change(row: dict) -> str:
-    """`+58.0 points [+52.1, +63.4]`: a paired difference with its 95 % interval, in percentage points."""
+    """`+58.0 points [+52.1, +63.4]`: a paired difference with its 95 % interval."""
     return f"{100 * row['difference']:+.1f} points {_limits(row, '+.1f')}"
 
 
@@ -228,7 +228,7 @@ def p_text(p_value: float) -> str:
 
 
 def asked(split: str, calculator: bool, splits: Iterable[str] = ()) -> str:
-    """How questions were asked, in words; "unseen" is said only beside a split of trained phrasings."""
+    """How questions were asked; "unseen" is said only beside a split of trained phrasings."""
     names = {"test_seen": "trained phrasings"}
     if "test_seen" in splits:
         names["test"] = "unseen phrasings and ranges"
@@ -242,52 +242,50 @@ def calculator_text(calculator: bool) -> str:
 
 def table_text(rows: Sequence[dict]) -> list[dict[str, str]]:
     """Rows of `summarise` in words, for readers."""
-    splits = {row["split"] for row in rows}
-    return [_row_text(row, splits) for row in rows]
-
-
-def _row_text(row: dict, splits: set[str]) -> dict[str, str]:
-    by = "level" if "level" in row else "kind"
-    text = {"asked": asked(row["split"], row["calculator"], splits), "model": row["model"], by: str(row[by]),
-            "n": str(row["n"]), "accuracy [95 %]": percent(row)}  # fmt: skip
-    if "clustered" in row:
-        text["95 % over groups"] = over_groups(row["clustered"])
-    if row["within"]:
-        tolerances = ", ".join(row["within"]).replace(" %", "")
-        shares = ", ".join(f"{100 * share:.0f}" for share in row["within"].values())
-        text[f"within {tolerances} %"] = f"{shares} %"
-    return text | {
-        "format rate": f"{100 * row['format_rate']:.0f} %", "finished": f"{100 * row['finished']:.0f} %",
-        "last number": f"{100 * row['accuracy_last_number']:.1f} %", "tokens an answer": f"{row['tokens']:.0f}",
-    }  # fmt: skip
+    splits, texts = {row["split"] for row in rows}, []
+    for row in rows:
+        by = "level" if "level" in row else "kind"
+        text = {"asked": asked(row["split"], row["calculator"], splits), "model": row["model"],
+                by: str(row[by]), "n": str(row["n"]), "accuracy [95 %]": percent(row)}  # fmt: skip
+        if "clustered" in row:
+            text["95 % over groups"] = over_groups(row["clustered"])
+        if row["within"]:
+            tolerances = ", ".join(row["within"]).replace(" %", "")
+            shares = ", ".join(f"{100 * share:.0f}" for share in row["within"].values())
+            text[f"within {tolerances} %"] = f"{shares} %"
+        texts.append(text | {
+            "format rate": f"{100 * row['format_rate']:.0f} %",
+            "finished": f"{100 * row['finished']:.0f} %",
+            "last number": f"{100 * row['accuracy_last_number']:.1f} %",
+            "tokens an answer": f"{row['tokens']:.0f}",
+        })
+    return texts
 
 
 def pairs_text(rows: Sequence[dict]) -> list[dict[str, str]]:
-    """Results of `pair` (with the split and calculator that they are of) or of `paired_kinds` in words, for readers."""
-    splits = {row.get("split") for row in rows}
-    return [_pair_text(row, splits) for row in rows]
-
-
-def _pair_text(row: dict, splits: set[str]) -> dict[str, str]:
-    text = {}
-    if "kind" in row:
-        text["kind"] = row["kind"]
-    if "split" in row:
-        text["asked"] = asked(row["split"], row["calculator"], splits)
-    text |= {"n": str(row["n"]), "won, lost": won_lost(row), "difference": change(row)}
-    if "kind" not in row:
-        text["95 % over groups"] = over_groups(row["clustered"], "+.1f")
-    text["McNemar"] = p_text(row["p_value"])
-    if "p_holm" in row:
-        text["Holm"] = p_text(row["p_holm"])
-    text["detectable"] = "-"
-    if row["detectable"] is not None:
-        text["detectable"] = f"{100 * row['detectable']:.1f} points"
-    return text
+    """Results of `pair` (with their split and calculator) or of `paired_kinds` in words."""
+    splits, texts = {row.get("split") for row in rows}, []
+    for row in rows:
+        text = {}
+        if "kind" in row:
+            text["kind"] = row["kind"]
+        if "split" in row:
+            text["asked"] = asked(row["split"], row["calculator"], splits)
+        text |= {"n": str(row["n"]), "won, lost": won_lost(row), "difference": change(row)}
+        if "kind" not in row:
+            text["95 % over groups"] = over_groups(row["clustered"], "+.1f")
+        text["McNemar"] = p_text(row["p_value"])
+        if "p_holm" in row:
+            text["Holm"] = p_text(row["p_holm"])
+        text["detectable"] = "-"
+        if row["detectable"] is not None:
+            text["detectable"] = f"{100 * row['detectable']:.1f} points"
+        texts.append(text)
+    return texts
 
 
 def html_table(rows: Sequence[dict[str, str]], upright: bool = False) -> Any:
-    """Rows of text as an HTML table (`upright`: a column each); every cell is escaped, for names are others' text."""
+    """Rows of text as an HTML table (`upright`: a column each); every cell is escaped."""
     import pandas as pd
     from IPython.display import HTML
 
@@ -318,10 +316,13 @@ def _markdown_line(cells: Iterable[Any]) -> str:
 
 def overall(table: list[dict]) -> dict[tuple[str, bool, str], dict]:
     """(split, calculator, model) -> the row of `summarise` over all kinds."""
-    return {(row["split"], row["calculator"], row["model"]): row for row in table if row["kind"] == "all"}
+    whole = [row for row in table if row["kind"] == "all"]
+    return {(row["split"], row["calculator"], row["model"]): row for row in whole}
 
 
-def headline(table: list[dict], pairs: list[dict], perplexity: dict, loss: dict, rehearse: bool) -> dict[str, str]:
+def headline(
+    table: list[dict], pairs: list[dict], perplexity: dict, loss: dict, rehearse: bool
+) -> dict[str, str]:
     """The figures that a reader wants first, each with n, interval and setting."""
     whole, lines = overall(table), {}
     for row in pairs:
@@ -339,7 +340,7 @@ def headline(table: list[dict], pairs: list[dict], perplexity: dict, loss: dict,
 
 
 def loss_text(loss: dict) -> str:
-    """`base 2.310 -> tuned 2.050 nats a token: -0.260 [-0.280, -0.240]`: what `evaluate.loss_change` found."""
+    """`base 2.310 -> tuned 2.050 nats a token: -0.260 [-0.280, -0.240]`, of `evaluate.loss_change`."""
     return (f"base {loss['base']:.3f} -> tuned {loss['tuned']:.3f} nats a token: "
             f"{loss['difference']:+.3f} [{loss['low']:+.3f}, {loss['high']:+.3f}]")  # fmt: skip
 
@@ -350,60 +351,57 @@ CELL = "<td style='text-align:left;vertical-align:top'>"
 
 
 def side_by_side(results: list[dict], split: str, calculator: bool, count: int) -> str:
-    """HTML: base and tuned answers to the same question; by kind in turn, half of them right and half wrong."""
-    base = {answer["id"]: answer for answer in arm(results, "base", split, calculator)}
-    tuned = arm(results, "tuned", split, calculator)
-    right = [answer for answer in tuned if answer["correct"]]
-    wrong = [answer for answer in tuned if not answer["correct"]]
+    """HTML: base and tuned answers to the same question; by kind in turn, half right and half wrong."""
+    base, tuned = (arm(results, model, split, calculator) for model in MODELS)
+    pairs = _in_pairs(base, tuned)
+    right = [(base, tuned) for base, tuned in pairs if tuned["correct"]]
+    wrong = [(base, tuned) for base, tuned in pairs if not tuned["correct"]]
     half = max(count // 2, count - len(wrong))
-    chosen = _in_turn(right, half) + _in_turn(wrong, count - min(half, len(right)))
-    return _table([(base[answer["id"]], answer) for answer in chosen], MODELS)
+    return _table(_in_turn(right, half) + _in_turn(wrong, count - min(half, len(right))), MODELS)
 
 
 def ungraded(results: list[dict]) -> str:
-    """HTML: base and tuned answers to questions without a gold, beside the answers that their rows have."""
-    without_gold = [result for result in results if not result["gold"]]
-    base, tuned = ([result for result in without_gold if result["model"] == model] for model in MODELS)
-    return _table(list(zip(base, tuned)), MODELS)
+    """HTML: base and tuned answers to questions without a gold, beside their rows' own answers."""
+    by_model = grouped((result for result in results if not result["gold"]), "model")
+    return _table(_in_pairs(by_model["base"], by_model["tuned"]), MODELS)
 
 
 def flips(before: list[dict], after: list[dict], names: Sequence[str] = MODELS, most: int = 10) -> str:
-    """HTML: the questions whose verdict changed, with gold and both answers; each answer unfolds to its whole text.
+    """HTML: the questions whose verdict changed, with gold and both answers, which unfold to their whole text.
 
-    Every question that went from right to wrong is listed; of those from wrong to right `most`, kinds in turn, and
-    the rest is counted. `before` and `after`: two models' answers to the same questions in the same order."""
-    _same_questions(before, after)
-    first = {answer["id"]: answer for answer in before}
-    lost = [answer for answer in after if first[answer["id"]]["correct"] and not answer["correct"]]
-    won = [answer for answer in after if answer["correct"] and not first[answer["id"]]["correct"]]
+    Every question that went from right to wrong is listed; of those from wrong to right `most`, kinds in
+    turn, and the rest is counted. `before` and `after`: answers to the same questions in the same order."""
+    pairs = _in_pairs(before, after)
+    lost = [(a, b) for a, b in pairs if a["correct"] and not b["correct"]]
+    won = [(a, b) for a, b in pairs if b["correct"] and not a["correct"]]
     shown = _in_turn(won, most)
-    hidden = ""
-    if len(shown) < len(won):
-        hidden = f", {len(won) - len(shown)} of them not shown"
+    hidden = f", {len(won) - len(shown)} of them not shown" if len(shown) < len(won) else ""
     return (
-        f"<h3>Right, then wrong: {len(lost)} of {len(first)} questions</h3>"
-        + _table([(first[answer["id"]], answer) for answer in lost], names, folded=True)
-        + f"<h3>Wrong, then right: {len(won)} of {len(first)} questions{hidden}</h3>"
-        + _table([(first[answer["id"]], answer) for answer in shown], names, folded=True)
-    )
+        f"<h3>Right, then wrong: {len(lost)} of {len(pairs)} questions</h3>"
+        + _table(lost, names, folded=True)
+        + f"<h3>Wrong, then right: {len(won)} of {len(pairs)} questions{hidden}</h3>"
+        + _table(shown, names, folded=True)
+    )  # fmt: skip
 
 
-def _in_turn(results: Sequence[dict], count: int) -> list[dict]:
-    """The first `count` results, one of each kind in turn."""
+def _in_turn(pairs: list[tuple[dict, dict]], count: int) -> list[tuple[dict, dict]]:
+    """The first `count` pairs, one of each kind in turn."""
     seen, turns = Counter(), []
-    for result in results:
-        seen[result["kind"]] += 1
-        turns.append((seen[result["kind"]], result))
+    for pair in pairs:
+        kind = pair[0]["kind"]
+        seen[kind] += 1
+        turns.append((seen[kind], pair))
     turns.sort(key=itemgetter(0))
-    return [result for _, result in turns[:count]]
+    return [pair for _, pair in turns[:count]]
 
 
 def _table(pairs: Sequence[tuple[dict, dict]], names: Sequence[str], folded: bool = False) -> str:
-    """Questions with their golds and two answers; every text in it is someone's, so all of it is escaped."""
+    """Questions with their golds and two answers; every text in it is escaped."""
     if not pairs:
         return ""
     first, second = map(html.escape, names)
-    rows = f"<tr><th style='width:34%'>question</th><th style='width:33%'>{first}</th><th>{second}</th></tr>"
+    rows = "<tr><th style='width:34%'>question</th>"
+    rows += f"<th style='width:33%'>{first}</th><th>{second}</th></tr>"
     for before, after in pairs:
         cells = _question(after), _answer(before, folded), _answer(after, folded)
         rows += f"<tr>{CELL}{f'</td>{CELL}'.join(cells)}</td></tr>"
@@ -411,8 +409,12 @@ def _table(pairs: Sequence[tuple[dict, dict]], names: Sequence[str], folded: boo
 
 
 def _question(answer: dict) -> str:
-    known = f"gold: {answer['gold']['value']}" if answer["gold"] else f"its row's answer: {answer['reference']}"
-    return f"<b>{html.escape(answer['kind'])}</b><br>{html.escape(answer['question'])}<br>{html.escape(known)}"
+    if answer["gold"]:
+        known = f"gold: {answer['gold']['value']}"
+    else:
+        known = f"its row's answer: {answer['reference']}"
+    kind, question, known = map(html.escape, (answer["kind"], answer["question"], known))
+    return f"<b>{kind}</b><br>{question}<br>{known}"
 
 
 def _answer(answer: dict, folded: bool) -> str:
@@ -425,7 +427,9 @@ def _answer(answer: dict, folded: bool) -> str:
 def _verdict(answer: dict) -> str:
     if not answer["gold"]:
         return "not graded"
-    return "right" if answer["correct"] else f"wrong: {answer['error']}"
+    if answer["correct"]:
+        return "right"
+    return f"wrong: {answer['error']}"
 
 
 def _reading(answer: dict) -> str:

@@ -1,6 +1,5 @@
-"""Finished runs side by side: what each cost, how right its answers are, and whether two runs truly differ."""
+"""Finished runs side by side: what each cost, how right its answers are, and whether two truly differ."""
 
-import hashlib
 import html
 import json
 from collections.abc import Sequence
@@ -15,13 +14,13 @@ from lib.judge import answers
 from lib.judge.answers import MODELS, asked, calculator_text, change, p_text, percent
 from lib.run import runs
 
-COSTS = ("rows", "steps", "trainable_parameters", "train_seconds", "tokens_per_second")  # metrics of a training
+COSTS = ("rows", "steps", "trainable_parameters", "train_seconds", "tokens_per_second")  # of a training
 MARGIN = 0.05  # a run that is surely less than this worse than another may stand in for it
 
 
 @dataclass(frozen=True)
 class Finished:
-    """What a finished run left: manifests by stage, training metrics, and everything about its graded answers."""
+    """What a finished run left: manifests by stage, training metrics, its graded answers."""
 
     name: str
     rehearse: bool
@@ -32,21 +31,22 @@ class Finished:
 
     @cached_property
     def questions(self) -> dict[str, dict[str, str]]:
-        """split -> {id: hash of the question and its gold}: equal only where the very same was asked."""
-        hashes: dict[str, dict[str, str]] = {}
+        """split -> {id: the question and its gold as text}: equal only where the very same was asked."""
+        questions: dict[str, dict[str, str]] = {}
         for row in self.results:
             text = json.dumps([row["question"], row["gold"]], sort_keys=True)
-            hashes.setdefault(row["split"], {})[row["id"]] = hashlib.sha256(text.encode()).hexdigest()
-        return hashes
+            questions.setdefault(row["split"], {})[row["id"]] = text
+        return questions
 
     @cached_property
     def ways(self) -> dict[tuple[str, bool], list[dict]]:
         """(split, calculator) -> the tuned model's answers, in the order in which it was asked."""
-        return answers.grouped((row for row in self.results if row["model"] == "tuned"), "split", "calculator")
+        tuned = [row for row in self.results if row["model"] == "tuned"]
+        return answers.grouped(tuned, "split", "calculator")
 
 
 def load(run_folder: Path) -> Finished:
-    """Read a finished run; RunError names the notebook to run where a stage is not complete, or is not as it was."""
+    """Read a finished run; RunError names the notebook to run if a stage is incomplete or was changed."""
     run_folder = Path(run_folder)
     manifests = {stage: runs.read(run_folder, stage) for stage in ("prepare", "train", "evaluate")}
     for name in COSTS:
@@ -77,20 +77,21 @@ def load_all(stage: runs.Stage) -> list[Finished]:
 
 
 def table(finished: Sequence[Finished]) -> list[dict]:
-    """Right answers: a row for each run, split and calculator setting, with base, tuned and their paired difference."""
+    """Right answers of base and tuned with their paired difference, by run, split and calculator setting."""
     rows = []
     for run in finished:
         whole = answers.overall(run.summary["table"])
         for pair in run.summary["paired"]:
             base, tuned = (whole[pair["split"], pair["calculator"], model] for model in MODELS)
-            rows.append({"run": run.name, **pair, "base": base, "tuned": tuned, "rehearse": run.rehearse})
+            own = {"base": base, "tuned": tuned, "rehearse": run.rehearse}
+            rows.append({"run": run.name, **pair, **own})
     return rows
 
 
 def unlike_answers(finished: Sequence[Finished], rows: Sequence[dict]) -> list[str]:
     """What in `table`'s rows is not what a recount of every kept answer gives; empty where all is."""
-    problems = [f"{run.name} is missing" for run in finished
-                if run.results and run.name not in {row["run"] for row in rows}]  # fmt: skip
+    shown = {row["run"] for row in rows}
+    problems = [f"{run.name} is missing" for run in finished if run.results and run.name not in shown]
     counts = {run.name: recount(run) for run in finished}
     for row in rows:
         name = f"{row['run']}, {asked(row['split'], row['calculator'])}"
@@ -106,10 +107,9 @@ def unlike_answers(finished: Sequence[Finished], rows: Sequence[dict]) -> list[s
 
 
 def recount(run: Finished) -> dict[tuple[str, bool, str], tuple[int, int]]:
-    """(split, calculator, model) -> (right answers, answers), counted afresh from every kept answer."""
+    """(split, calculator, model) -> (right answers, answers), counted from every kept answer."""
     cells = answers.grouped(run.results, "split", "calculator", "model")
-    verdicts = {cell: [row["correct"] for row in rows] for cell, rows in cells.items()}
-    return {cell: (sum(correct), len(correct)) for cell, correct in verdicts.items()}
+    return {cell: (sum(answers.column(rows, "correct")), len(rows)) for cell, rows in cells.items()}
 
 
 def costs(finished: Sequence[Finished]) -> list[dict]:
@@ -121,26 +121,28 @@ def costs(finished: Sequence[Finished]) -> list[dict]:
         gpu = sum(size for name, size in memory.items() if name != "resident")
         rows.append({
             "run": run.name, "preset": train["preset"], "rehearse": run.rehearse,
-            "model": train["settings"].get("base_model"), "source": prepare["settings"].get("source"),
+            "model": train["settings"].get("base_model"),
+            "source": prepare["settings"].get("source"),
             **{name: train["metrics"].get(name) for name in COSTS},
             "memory_bytes": gpu or memory.get("resident"), "memory_of": "GPU" if gpu else "process",
-            "device": train["device"].get("name"), "perplexity": run.summary.get("perplexity") or {},
+            "device": train["device"].get("name"),
+            "perplexity": run.summary.get("perplexity") or {},
         })
     return rows
 
 
 def accuracy_rows(finished: Sequence[Finished]) -> list[dict]:
-    """The runs' rows by kind in one list for `plots.accuracy_by_kind`; with several runs each model bears its run."""
+    """The runs' rows by kind for `plots.accuracy_by_kind`; with several runs each model bears its run."""
     return _named(finished, [run.summary["table"] for run in finished])
 
 
 def level_rows(finished: Sequence[Finished]) -> list[dict]:
-    """The runs' rows by level, counted from the kept answers, for `plots.accuracy_by_level`; named as by kind."""
+    """The runs' rows by level, from the kept answers, for `plots.accuracy_by_level`; named as by kind."""
     return answers.summarise(_named(finished, [run.results for run in finished]), by="level")
 
 
 def asked_alike(finished: Sequence[Finished], split: str, calculator: bool) -> list[dict]:
-    """Every run's answers to one split asked in one way, the models named by their runs, for pictures of errors."""
+    """Every run's answers to one split asked in one way, for pictures of errors; named as by kind."""
     return answers.alike(_named(finished, [run.results for run in finished]), split, calculator)
 
 
@@ -153,28 +155,29 @@ def _named(finished: Sequence[Finished], rows_by_run: Sequence[list[dict]]) -> l
 
 
 def changes(finished: Sequence[Finished]) -> list[dict]:
-    """The runs' paired differences, tuned against base, for `plots.paired_change`; with several runs labelled."""
-    pairs = [pair | {"run": run.name} for run in finished for pair in run.summary["paired"]]
-    if len(finished) == 1:
-        return pairs
-    splits = {pair["split"] for pair in pairs}
-    return [pair | {"label": f"{pair['run']}: {asked(pair['split'], pair['calculator'], splits)}"} for pair in pairs]
+    """The runs' paired differences for `plots.paired_change`; with several runs labelled."""
+    rows = table(finished)
+    if len(finished) > 1:
+        splits = {row["split"] for row in rows}
+        for row in rows:
+            row["label"] = f"{row['run']}: {asked(row['split'], row['calculator'], splits)}"
+    return rows
 
 
 # ---- two runs
 
 
 def different_questions(finished: Sequence[Finished]) -> list[str]:
-    """A sentence for each two runs and split that are not compared, because they were asked other questions."""
+    """A sentence for each two runs and split that were asked other questions, and so are not compared."""
     sentences = []
     for first, other in combinations(finished, 2):
         own, theirs = first.questions, other.questions
         for split in dict.fromkeys([*own, *theirs]):
             if own.get(split) != theirs.get(split):
-                sentences.append(
-                    f"{other.name} was asked other questions than {first.name} on split {split!r} "
-                    f"({len(theirs.get(split, ()))} and {len(own.get(split, ()))}): they are not paired, as a "
-                    "difference between them may be the questions'.")  # fmt: skip
+                sizes = f"{len(theirs.get(split, ()))} and {len(own.get(split, ()))}"
+                sentences.append(f"{other.name} was asked other questions than {first.name} on split {split!r} "
+                                 f"({sizes}): they are not paired, as a difference between them may be the "
+                                 "questions'.")  # fmt: skip
         for split, calculator in sorted(first.ways.keys() ^ other.ways.keys()):
             if own.get(split) == theirs.get(split):
                 sentences.append(f"Only one of {first.name} and {other.name} was asked split {split!r} with the "
@@ -183,10 +186,10 @@ def different_questions(finished: Sequence[Finished]) -> list[str]:
 
 
 def paired_runs(finished: Sequence[Finished]) -> list[dict]:
-    """The tuned models of every two runs against each other, wherever both were asked the very same questions.
+    """The tuned models of every two runs against each other, where both were asked the very same questions.
 
-    A positive difference means that the first of the two is better. Keys as `answers.pair`, and "label", "first",
-    "other"; "p_holm", adjusted for all rows; and "not_worse": does the other stay within MARGIN of the first?
+    A positive difference means that the first of the two is better. Keys as `answers.pair`, and "label",
+    "first", "other"; "p_holm", adjusted for all rows; "not_worse": is the other within MARGIN of the first?
     """
     rows = []
     for first, other in combinations(finished, 2):
@@ -195,7 +198,9 @@ def paired_runs(finished: Sequence[Finished]) -> list[dict]:
             if not pairs:
                 continue
             ours, theirs = zip(*pairs)
-            test = stats.non_inferior([row["correct"] for row in ours], [row["correct"] for row in theirs], MARGIN)
+            test = stats.non_inferior(
+                answers.column(ours, "correct"), answers.column(theirs, "correct"), MARGIN
+            )
             rows.append({
                 "label": f"{first.name} - {other.name}: {asked(split, calculator, first.questions)}",
                 "first": first.name, "other": other.name, "split": split, "calculator": calculator,
@@ -205,26 +210,27 @@ def paired_runs(finished: Sequence[Finished]) -> list[dict]:
     return answers.adjusted(rows)
 
 
-def _paired_answers(first: Finished, other: Finished, split: str, calculator: bool) -> list[tuple[dict, dict]]:
-    """Both tuned models' answers to each question; none unless the very same questions were asked in this way."""
+def _paired_answers(first: Finished, other: Finished, split: str, calculator: bool) -> list[tuple]:
+    """Both tuned models' answers to each question; none unless they were asked the very same in this way."""
     ours = first.ways.get((split, calculator), [])
     theirs = {row["id"]: row for row in other.ways.get((split, calculator), [])}
-    if first.questions.get(split) != other.questions.get(split) or theirs.keys() != {row["id"] for row in ours}:
+    same = first.questions.get(split) == other.questions.get(split)
+    if not same or theirs.keys() != {row["id"] for row in ours}:
         return []
     return [(row, theirs[row["id"]]) for row in ours]
 
 
 def flips(finished: Sequence[Finished], split: str, calculator: bool, most: int = 10) -> str:
-    """HTML: questions whose verdict differs between another run's tuned model and the first run's, with both answers.
+    """HTML: `answers.flips` from each other run's tuned model to the first run's.
 
-    "Right, then wrong" is from the other run to the first. A run that was asked other questions is named instead.
-    """
+    A run that was asked other questions is named instead."""
     first, page = finished[0], ""
     for run in finished[1:]:
         page += f"<h3>From {html.escape(run.name)} to {html.escape(first.name)}</h3>"
         if pairs := _paired_answers(first, run, split, calculator):
             ours, theirs = zip(*pairs)
-            page += answers.flips(theirs, ours, (f"{run.name}, tuned", f"{first.name}, tuned"), most)
+            names = f"{run.name}, tuned", f"{first.name}, tuned"
+            page += answers.flips(theirs, ours, names, most)
         else:
             page += "<p>Not compared: they were asked other questions.</p>"
     return page or "<p>no other run was named</p>"
@@ -234,7 +240,7 @@ def flips(finished: Sequence[Finished], split: str, calculator: bool, most: int 
 
 
 def headline(finished: Sequence[Finished]) -> dict[str, str]:
-    """What the pipeline prints and the report shows first: the first run's tuned model against each other run's."""
+    """What is printed and reported first: the first run's tuned model against each other run's."""
     first = finished[0].name
     if len(finished) == 1:
         return {"runs compared": f"1 (with another: sharpen compare {first} OTHER)"}
@@ -252,10 +258,11 @@ def paired_runs_text(rows: Sequence[dict]) -> list[dict[str, str]]:
     """`paired_runs` in words, for readers."""
     texts = []
     for row, text in zip(rows, answers.pairs_text(rows), strict=True):
-        shown = "shown" if row["not_worse"]["holds"] else "not shown"
-        kept = {name: text[name] for name in ("n", "won, lost", "difference", "95 % over groups", "McNemar", "Holm")}
-        texts.append({"compared": row["label"], **kept, f"second less than {100 * MARGIN:g} points worse":
-                      f"{shown}, {p_text(row['not_worse']['p_value'])}"})  # fmt: skip
+        del text["asked"], text["detectable"]
+        test = row["not_worse"]
+        shown = "shown" if test["holds"] else "not shown"
+        text[f"second less than {100 * MARGIN:g} points worse"] = f"{shown}, {p_text(test['p_value'])}"
+        texts.append({"compared": row["label"], **text})
     return texts
 
 
@@ -268,8 +275,9 @@ def table_text(rows: Sequence[dict]) -> list[dict[str, str]]:
             "asked": asked(row["split"], row["calculator"], splits),
             "n": str(row["n"]), "base": percent(row["base"]), "tuned": percent(row["tuned"]),
             "tuned, over groups": answers.over_groups(row["tuned"].get("clustered")),
-            "difference": change(row), "McNemar": p_text(row["p_value"]), "won, lost": answers.won_lost(row),
-            "format rate": f"{100 * row['base']['format_rate']:.0f} % -> {100 * row['tuned']['format_rate']:.0f} %",
+            "difference": change(row), "McNemar": p_text(row["p_value"]),
+            "won, lost": answers.won_lost(row),
+            "format rate": f"{_rate(row['base'])} -> {_rate(row['tuned'])}",
         }
         for row in rows
     ]  # fmt: skip
@@ -285,11 +293,16 @@ def costs_text(rows: Sequence[dict]) -> list[dict[str, str]]:
             "minutes": _number(row["train_seconds"], ".1f", 60),
             "tokens/s": _number(row["tokens_per_second"]),
             "peak memory": f"{_number(row['memory_bytes'] or 0, '.2f', 2**30)} GiB ({row['memory_of']})",
-            "perplexity": " -> ".join(_perplexity(row["perplexity"].get(model)) for model in MODELS),
-            "device": str(row["device"]), "this is": "a REHEARSAL, no result" if row["rehearse"] else "a result",
+            "perplexity": " -> ".join(map(_perplexity, map(row["perplexity"].get, MODELS))),
+            "device": str(row["device"]),
+            "this is": "a REHEARSAL, no result" if row["rehearse"] else "a result",
         }
         for row in rows
     ]  # fmt: skip
+
+
+def _rate(row: dict) -> str:
+    return f"{100 * row['format_rate']:.0f} %"
 
 
 def _number(value: float | None, form: str = ",.0f", unit: float = 1) -> str:
@@ -297,4 +310,6 @@ def _number(value: float | None, form: str = ",.0f", unit: float = 1) -> str:
 
 
 def _perplexity(found: dict | None) -> str:
-    return f"{found['perplexity']:.3g} [{found['low']:.3g}, {found['high']:.3g}]" if found else "-"
+    if not found:
+        return "-"
+    return f"{found['perplexity']:.3g} [{found['low']:.3g}, {found['high']:.3g}]"

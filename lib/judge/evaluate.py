@@ -1,21 +1,22 @@
-"""Questions through a model: batched greedy answers, calculator or not, graded; losses and perplexity of the rows'
-own answers."""
+"""Questions through a model: greedy answers, with a calculator or not, graded; losses of the rows' own."""
 
 import json
 import math
 import re
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
+from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from lib.data import chat
 from lib.grade import scoring
 from lib.grade.calculator import CalculatorError, calculate, show
-from lib.judge.answers import calculator_text
+from lib.judge.answers import calculator_text, column
 from lib.run import disk, memory, progress, runs
 from lib.run.settings import EvaluateSettings, ExportSettings, TrainSettings
 from lib.run.stages import STAGES
@@ -24,11 +25,13 @@ OPEN_MARK = re.compile(r"<<([^<>=]{1,200})=$")
 CALCULATORS = {"both": (True, False), "on": (True,), "off": (False,)}  # what the setting stands for
 ANSWER = {"completion", "tokens", "finished"}
 
+AskSettings = TrainSettings | EvaluateSettings | ExportSettings  # all of these stages ask
 
-def questions(data: Path, settings: EvaluateSettings) -> tuple[dict[str, list[dict]], list[dict], list[dict]]:
-    """(questions with a gold by split, those of the test without one, test rows to read for their loss).
 
-    At most `eval_rows` of each split, and `show_answers` of those without a gold; a graded row says its split."""
+def questions(data: Path, settings: EvaluateSettings) -> tuple[dict[str, list], list[dict], list[dict]]:
+    """(rows with a gold by split, those of the test without one, test rows to read for their loss).
+
+    At most `eval_rows` of each split, and `show_answers` without a gold; a graded row says its split."""
     test = runs.read_rows(data / "test.jsonl")
     graded = {}
     for split, rows in (("test", test), ("test_seen", runs.read_rows(data / "test_seen.jsonl"))):
@@ -40,7 +43,7 @@ def questions(data: Path, settings: EvaluateSettings) -> tuple[dict[str, list[di
 
 
 class Calculator(LogitsProcessor):
-    """Fills in `<<expression=value>>` while decoding: after the `=` the value's tokens and `>>` are forced.
+    """Fills in `<<expression=value>>` while decoding: forces the value's tokens and `>>` after the `=`.
 
     An expression that cannot be computed is left to the model."""
 
@@ -61,7 +64,7 @@ class Calculator(LogitsProcessor):
         return scores
 
     def value(self, ids: list[int]) -> list[int]:
-        """Tokens of the value and `>>` that follow `ids`; none where no open mark that can be computed ends there."""
+        """Tokens of the value and `>>` that follow `ids`; none without an open mark that can be computed."""
         mark = OPEN_MARK.search(self.tokenizer.decode(ids))
         if not mark:
             return []
@@ -78,18 +81,20 @@ class Calculator(LogitsProcessor):
 
 @torch.inference_mode()
 def generate(
-    model, tokenizer, prompts: list[list[int]], max_new_tokens: int, batch_size: int, calculator: bool,
-    progress: Callable[[int], None] | None = None, kinds: list[str] | None = None, journal: Path | None = None,
+    model, tokenizer, prompts: list[list[int]], max_new_tokens: int, batch_size: int,
+    calculator: bool, progress: Callable[[int], None] | None = None, kinds: list[str] | None = None,
+    journal: Path | None = None,
 ) -> list[dict]:  # fmt: skip
     """Greedy answers to token-id prompts, in their order: {"completion", "tokens", "finished"} each.
 
-    Batches are left-padded and made of prompts of the same kind (their answers end together, so that no batch waits
-    for one long answer) and of similar length; `finished` is False where the answer was cut off at `max_new_tokens`.
-    `journal`: a file that each batch's answers are added to; batches that it holds from an interrupted attempt at the
-    same prompts are not asked again."""
+    Batches are left-padded, of prompts of the same kind (their answers end together, so that no batch waits
+    for a long one) and of similar length; `finished` is False for an answer cut off at `max_new_tokens`.
+    `journal`: a file that each batch's answers are added to; batches that it holds from an interrupted
+    attempt at the same prompts are not asked again."""
     kinds = kinds or [""] * len(prompts)
     order = sorted(range(len(prompts)), key=lambda i: (kinds[i], len(prompts[i])))
-    batches = {start: order[start : start + batch_size] for start in range(0, len(order), batch_size)}
+    starts = range(0, len(order), batch_size)
+    batches = {start: order[start : start + batch_size] for start in starts}
     answered = _read_journal(journal, batches)
     answers: list[dict] = []  # in the order of `order`
     for start, batch in batches.items():
@@ -107,15 +112,17 @@ def generate(
     return [by_prompt[i] for i in range(len(prompts))]
 
 
-def _answer(model, tokenizer, batch: list[list[int]], max_new_tokens: int, calculator: bool) -> list[dict]:
+def _answer(model, tokenizer, batch: list[list[int]], max_new_tokens: int, calculator: bool) -> list:
     device, ends = next(model.parameters()).device, chat.end_ids(tokenizer)
-    ids, mask = _padded(batch, tokenizer.pad_token_id, "left")
+    ids = _padded(batch, tokenizer.pad_token_id, "left")
+    mask = _padded([[1] * len(prompt) for prompt in batch], 0, "left")
     processors = LogitsProcessorList()
     if calculator:
         processors.append(Calculator(tokenizer, len(batch)))
     output = model.generate(
-        input_ids=ids.to(device), attention_mask=mask.to(device), max_new_tokens=max_new_tokens, do_sample=False,
-        use_cache=True, eos_token_id=ends, pad_token_id=tokenizer.pad_token_id, logits_processor=processors,
+        input_ids=ids.to(device), attention_mask=mask.to(device), max_new_tokens=max_new_tokens,
+        do_sample=False, use_cache=True, eos_token_id=ends, pad_token_id=tokenizer.pad_token_id,
+        logits_processor=processors,
     )  # fmt: skip
     answers = []
     for new in output[:, ids.shape[1] :].tolist():
@@ -126,23 +133,20 @@ def _answer(model, tokenizer, batch: list[list[int]], max_new_tokens: int, calcu
     return answers
 
 
-def _padded(rows: list[list[int]], value: int, side: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows of tokens as one batch, and 1 where it holds a row's own: (B, T) both."""
-    def pad(tensors, value):
-        return pad_sequence(tensors, batch_first=True, padding_value=value, padding_side=side)
-
-    tensors = [torch.tensor(row) for row in rows]
-    return pad(tensors, value), pad([torch.ones_like(row) for row in tensors], 0)
+def _padded(rows: list[list[int]], value: int, side: str = "right") -> torch.Tensor:
+    """Rows of different lengths as one batch: (B, T)."""
+    return pad_sequence([torch.tensor(row) for row in rows], True, value, side)
 
 
 def _read_journal(journal: Path | None, batches: dict[int, list[int]]) -> dict[int, list[dict]]:
-    """{where a batch starts: its answers}; a line that a killed process left half written ends it."""
+    """{where a batch starts: its answers}; a line that was left half written is not read."""
     if not journal or not journal.exists():
         return {}
     answered, lines = {}, disk.whole_lines(journal)
     try:
         for start, answers in map(json.loads, lines):
-            if len(answers) != len(batches[start]) or any(set(answer) != ANSWER for answer in answers):
+            whole = all(set(answer) == ANSWER for answer in answers)
+            if len(answers) != len(batches[start]) or not whole:
                 raise ValueError("these are no answers to this batch")
             answered[start] = answers
     except (ValueError, TypeError, LookupError):
@@ -152,15 +156,14 @@ def _read_journal(journal: Path | None, batches: dict[int, list[int]]) -> dict[i
 
 
 def ask(
-    model, tokenizer, rows: list[dict], settings: TrainSettings | EvaluateSettings | ExportSettings, calculator: bool,
-    labels: dict, folder: Path | None = None,
+    model, tokenizer, rows: list[dict], settings: AskSettings, calculator: bool, labels: dict,
+    folder: Path | None = None,
 ) -> list[dict]:  # fmt: skip
-    """Every row's question answered and graded; `labels` ({"model": "tuned"}) and the row's split go into each result.
+    """Every row's question answered and graded; each result has `labels` ({"model": "tuned"}) and its split.
 
-    An answer to a row without a gold has no verdict, but the row's own answer as "reference".
-
-    Rows of several splits are best asked together: fewer and fuller batches. In `folder` a hidden journal keeps what
-    is answered, for an attempt that goes on after this one was stopped."""
+    An answer to a row without a gold has no verdict, but the row's own answer as "reference". Rows of
+    several splits are best asked together: fewer and fuller batches. In `folder` a hidden journal keeps
+    what is answered, for an attempt that goes on after this one was stopped."""
     prompts, began = [chat.prompt_ids(row["messages"], tokenizer) for row in rows], time.monotonic()
     name = f"{', '.join(labels.values())}, {calculator_text(calculator)}"
     journal = folder and folder / f".{name.replace(', ', '-').replace(' ', '-')}.jsonl"
@@ -170,15 +173,15 @@ def ask(
         print(f"{name}: {done} of {len(rows)} answered, {time.monotonic() - began:.1f} s", flush=True)
 
     with memory.memory_told("evaluate", settings):
-        answers = generate(model, tokenizer, prompts, settings.max_new_tokens, settings.eval_batch_size, calculator,
-                           tell, [row["kind"] for row in rows], journal)  # fmt: skip
+        answers = generate(model, tokenizer, prompts, settings.max_new_tokens, settings.eval_batch_size,
+                           calculator, tell, [row["kind"] for row in rows], journal)  # fmt: skip
     results = []
     for row, answer in zip(rows, answers):
         *_, question, reference = (message["content"] for message in row["messages"])
         results.append({
             "id": row["id"], "kind": row["kind"], "level": row.get("level"), "group": row["group"],
-            "split": row.get("split", "test"), **labels, "calculator": calculator, "question": question,
-            "gold": row["gold"], **answer,
+            "split": row.get("split", "test"), **labels, "calculator": calculator,
+            "question": question, "gold": row["gold"], **answer,
         })  # fmt: skip
         results[-1] |= _verdict(answer, row["gold"]) if row["gold"] else {"reference": reference}
     return results
@@ -186,20 +189,16 @@ def ask(
 
 def _verdict(answer: dict, gold: dict) -> dict:
     verdict = scoring.grade(answer["completion"], gold, answer["finished"])
-    return {
-        "correct": verdict.correct, "value": verdict.value, "reading": verdict.reading, "error": verdict.error,
-        "flag": verdict.flag, "correct_lenient": verdict.correct_lenient,
-        "within": {f"{100 * share:g} %": passed for share, passed in verdict.within.items()},
-    }  # fmt: skip
+    within = {f"{100 * share:g} %": passed for share, passed in verdict.within.items()}
+    return asdict(verdict) | {"within": within}
 
 
 @torch.inference_mode()
-def losses(
-    model, tokenizer, rows: list[dict], settings: TrainSettings | EvaluateSettings | ExportSettings,
-    stage: str = "evaluate",
-) -> list[dict]:  # fmt: skip
-    """Each row's summed negative log-likelihood in nats, in the rows' order: {"loss", "tokens"} of its answer (end
-    token included), and {"loss_with_prompt", "tokens_with_prompt"} of all that follows the row's first token."""
+def losses(model, tokenizer, rows: list[dict], settings: AskSettings, stage: str = "evaluate") -> list:
+    """Each row's summed negative log-likelihood in nats, in the rows' order.
+
+    {"loss", "tokens"} of its answer (end token included), and {"loss_with_prompt", "tokens_with_prompt"} of
+    all that follows the row's first token."""
     device = next(model.parameters()).device
     batch_size = getattr(settings, STAGES[stage].memory[0])
     encoded = [chat.encode(row, tokenizer) for row in rows]
@@ -207,13 +206,13 @@ def losses(
     results = {}
     for start in range(0, len(order), batch_size):
         batch = order[start : start + batch_size]
-        ids, mask = _padded([encoded[i]["input_ids"] for i in batch], tokenizer.pad_token_id, "right")
-        labels, _ = _padded([encoded[i]["labels"] for i in batch], chat.IGNORED, "right")
+        ids = _padded([encoded[i]["input_ids"] for i in batch], tokenizer.pad_token_id)
+        labels = _padded([encoded[i]["labels"] for i in batch], chat.IGNORED)
+        mask = _padded([[1] * len(encoded[i]["labels"]) for i in batch], 0)
         with memory.memory_told(stage, settings):
-            logits = model(input_ids=ids.to(device), attention_mask=mask.to(device)).logits.float()  # (B, T, V)
-            every = torch.nn.functional.cross_entropy(
-                logits[:, :-1].transpose(1, 2), ids[:, 1:].to(device), reduction="none"
-            ).cpu()  # (B, T - 1)
+            output = model(input_ids=ids.to(device), attention_mask=mask.to(device))
+            logits = output.logits[:, :-1].float().transpose(1, 2)  # (B, V, T - 1)
+            every = cross_entropy(logits, ids[:, 1:].to(device), reduction="none").cpu()  # (B, T - 1)
         supervised, real = labels[:, 1:] != chat.IGNORED, mask[:, 1:] == 1
         for i, loss, own, whole in zip(batch, every, supervised, real):
             results[i] = {
@@ -224,32 +223,35 @@ def losses(
 
 
 def perplexity(found: list[dict], of: str = "") -> dict:
-    """Perplexity per token of what `losses` found (`of="_with_prompt"`: of prompts too), with a 95 % interval."""
-    mean, reach, tokens = _a_token([row["loss" + of] for row in found], [row["tokens" + of] for row in found])
-    return {"perplexity": math.exp(mean), "low": math.exp(mean - reach), "high": math.exp(mean + reach),
-            "rows": len(found), "tokens": tokens}  # fmt: skip
+    """Perplexity per token of `losses` (`of="_with_prompt"`: of prompts too), with a 95 % interval."""
+    mean, reach, tokens = _a_token(column(found, f"loss{of}"), column(found, f"tokens{of}"))
+    low, high = math.exp(mean - reach), math.exp(mean + reach)
+    return {"perplexity": math.exp(mean), "low": low, "high": high, "rows": len(found), "tokens": tokens}
 
 
 def loss_change(base: list[dict], tuned: list[dict]) -> dict:
-    """Losses of the same answers by both models, nats a token, and tuned - base with its paired 95 % interval."""
-    tokens = [row["tokens"] for row in base]
-    assert tokens == [row["tokens"] for row in tuned], "both models must read the same answers"
-    difference, reach, total = _a_token([b["loss"] - a["loss"] for a, b in zip(base, tuned)], tokens)
+    """Losses of the same answers, nats a token, and tuned - base with its paired 95 % interval."""
+    tokens = column(base, "tokens")
+    assert tokens == column(tuned, "tokens"), "both models must read the same answers"
+    differences = [b["loss"] - a["loss"] for a, b in zip(base, tuned)]
+    difference, reach, total = _a_token(differences, tokens)
     return {
-        "base": sum(row["loss"] for row in base) / total, "tuned": sum(row["loss"] for row in tuned) / total,
+        "base": sum(column(base, "loss")) / total, "tuned": sum(column(tuned, "loss")) / total,
         "difference": difference, "low": difference - reach, "high": difference + reach,
         "rows": len(tokens), "tokens": total,
     }  # fmt: skip
 
 
 def _a_token(sums: list[float], tokens: list[int]) -> tuple[float, float, int]:
-    """(summed values over summed tokens, how far its 95 % interval reaches, tokens): a ratio estimator, rows
-    independent (Cochran 1977, equation 6.9)."""
+    """(summed values over summed tokens, how far its 95 % interval reaches, tokens).
+
+    A ratio estimator, rows independent (Cochran 1977, equation 6.9)."""
     from scipy.stats import t
 
     n, total = len(sums), sum(tokens)
     if n < 2:
         raise ValueError(f"an interval needs at least 2 rows, got {n}")
     mean = sum(sums) / total
-    spread = math.sqrt(n / (n - 1) * sum((value - mean * count) ** 2 for value, count in zip(sums, tokens))) / total
+    squares = sum((value - mean * count) ** 2 for value, count in zip(sums, tokens))
+    spread = math.sqrt(n / (n - 1) * squares) / total
     return mean, float(t.ppf(0.975, n - 1)) * spread, total
