@@ -87,8 +87,9 @@ def write_run():
                     stage.write_rows("generations.jsonl", [{"gold": {"value": 1}, "correct": True}])
                     tuned = {"perplexity": figures["perplexity"]}
                     stage.save_json("summary.json", {"perplexity": {"base": {"perplexity": 9.0}, "tuned": tuned}})
-                    ways = {"tuned, test, calculator on": figures["accuracy"], "base, test, calculator on": 0.0}
-                    stage.finish(accuracy=ways, headline={"test": f"took {time.perf_counter()} s"})
+                    accuracy = [{"model": model, "split": "test", "calculator": True, "accuracy": share}
+                                for model, share in (("tuned", figures["accuracy"]), ("base", 0.0))]  # fmt: skip
+                    stage.finish(accuracy=accuracy, headline={"test": f"took {time.perf_counter()} s"})
                 case "pretrain":
                     stage.finish()
                 case "compare" | "export":

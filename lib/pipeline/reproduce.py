@@ -165,12 +165,24 @@ def _at_most(lines: list[str]) -> list[str]:
 
 def _tables(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
     """A stage's figures by the file that holds them."""
-    tables, curves = {"manifest.json": manifest.get("metrics")}, {}
+    metrics, curves = dict(manifest.get("metrics") or {}), {}
+    if isinstance(metrics.get("accuracy"), dict):
+        metrics["accuracy"] = _accuracy_records(metrics["accuracy"])
+    tables = {"manifest.json": metrics}
     if (folder / "summary.json").exists():
         tables["summary.json"] = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     for line in map(json.loads, disk.whole_lines(folder / "metrics.jsonl")):
         curves.setdefault(f"step {line['step']}", {}).update(line)
     return tables | ({"metrics.jsonl": curves} if curves else {})
+
+
+def _accuracy_records(accuracy: dict[str, float]) -> list[dict]:
+    """`{"tuned, test, calculator on": 0.5}`, as runs made until November 2026 have it, as the records of today."""
+    records = []
+    for way, share in accuracy.items():
+        model, split, calculator = way.split(", ")
+        records.append({"model": model, "split": split, "calculator": calculator == "calculator on", "accuracy": share})
+    return records
 
 
 def _flat(value: Any, name: str = "") -> dict:

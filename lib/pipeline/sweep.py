@@ -119,15 +119,15 @@ def measure(run_folder: Path) -> dict[str, Any]:
     """{"scores": {name: value}, "asked": what they were measured on} of a finished run's tuned model.
 
     The scores: loss on the validation rows (nats a token) where there are any, accuracies (shares), perplexity."""
-    from lib.judge import compare  # matplotlib and numpy: not before the settings are checked
+    from lib.judge import answers, compare  # numpy: not before the settings are checked
 
     finished = compare.load(run_folder)
     data, evaluate = finished.manifests["prepare"], finished.manifests["evaluate"]
     losses = [line["eval_loss"] for line in finished.metrics if "eval_loss" in line]
     scores = {LOSS: losses[-1] if losses else None}
-    for way, accuracy in evaluate["metrics"]["accuracy"].items():  # "tuned, test, calculator on"
-        model, _, asked = way.partition(", ")
-        scores |= {f"accuracy, {asked}": accuracy} if model == "tuned" else {}
+    for row in evaluate["metrics"]["accuracy"]:
+        if row["model"] == "tuned":
+            scores[f"accuracy, {row['split']}, {answers.calculator_text(row['calculator'])}"] = row["accuracy"]
     scores[PERPLEXITY] = finished.summary["perplexity"]["tuned"]["perplexity"]
     asked = {name: data["outputs"][name] for name in ("validation.jsonl", "test.jsonl")} | data["seeds"]
     asked |= {field: evaluate["settings"][field] for field in ("eval_rows", "calculator")}

@@ -87,6 +87,18 @@ def test_the_headline_says_n_interval_and_rehearsal(results):
     assert list(rehearsed.values()) == list(lines.values())
 
 
+def test_the_accuracies_of_a_manifest_are_records_over_all_kinds(results):
+    assert answers.accuracies(answers.summarise(results)) == [
+        {"model": "base", "split": "test", "calculator": True, "accuracy": 0.3},
+        {"model": "tuned", "split": "test", "calculator": True, "accuracy": 0.65},
+    ]
+
+
+def test_errors_are_kept_apart_by_model(results):
+    errors = answers.errors_by_model(results + [result("x", "other", True, gold={"value": "B"})])
+    assert {model: len(own) for model, own in errors.items()} == {"base": 20, "tuned": 20, "other": 0}
+
+
 def test_a_row_is_readable_in_words(results):
     row = next(r for r in answers.summarise(results) if (r["model"], r["kind"]) == ("base", "k2"))
     (told,) = answers.table_text([row])

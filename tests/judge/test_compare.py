@@ -117,6 +117,20 @@ def test_table_agrees_with_a_recount_of_the_answers(two):
             assert (row[model]["accuracy"], row["n"]) == (pytest.approx(right / n), n)
 
 
+def test_a_table_that_is_not_what_the_answers_give_is_told(two):
+    rows = compare.table(two)
+    assert compare.unlike_answers(two, rows) == []
+    right, n = compare.recount(two[0])["test", True, "tuned"]
+    wrong = rows[0] | {"tuned": rows[0]["tuned"] | {"accuracy": 1.0}}
+    told = [f"one, test, calculator on: tuned was right on {right} of {n} answers",
+            "one, test, calculator on: the difference is not that of its two accuracies"]  # fmt: skip
+    assert compare.unlike_answers(two, [wrong, *rows[1:]]) == told
+    beyond = rows[0] | {"low": 0.99}
+    assert compare.unlike_answers(two, [beyond, *rows[1:]]) == [
+        "one, test, calculator on: the difference lies outside its interval"]  # fmt: skip
+    assert compare.unlike_answers(two, [row for row in rows if row["run"] == "one"]) == ["two is missing"]
+
+
 def test_runs_are_paired_question_by_question(two):
     row = next(r for r in compare.paired_runs(two) if r["split"] == "test" and r["calculator"])
     ours, theirs = ({r["id"]: r["correct"] for r in run.results if (r["model"], r["split"], r["calculator"])

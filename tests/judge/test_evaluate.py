@@ -37,6 +37,15 @@ def prompts(rows, tokenizer):
     return [chat.prompt_ids(row["messages"], tokenizer) for row in rows]
 
 
+def test_questions_are_those_with_a_gold_by_split_and_a_few_without(tmp_path):
+    rows = [{"id": n, "gold": None if n % 3 else {"value": n}} for n in range(9)]
+    for name, own in (("test", rows), ("test_seen", rows[1:3])):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in own))
+    graded, ungraded, held_out = evaluate.questions(tmp_path, SimpleNamespace(eval_rows=2, show_answers=3))
+    assert graded == {"test": [row | {"split": "test"} for row in (rows[0], rows[3])]}  # none of test_seen has one
+    assert ungraded == [rows[1], rows[2], rows[4]] and held_out == rows[:2]
+
+
 # --- generation -------------------------------------------------------------------------------------------------------
 def plain_greedy(model, prompt, count, ends=()):
     """The most likely token, one at a time: no cache, no padding, no generate()."""

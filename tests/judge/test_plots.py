@@ -56,6 +56,7 @@ def test_preference_curves_draw_margin_and_accuracy_of_training_and_of_held_out_
     figure = plots.preference_curves({"trial": lines})
     drawn = [[list(map(float, line.get_ydata())) for line in axis.lines[:2]] for axis in figure.axes]
     assert drawn == [[[0.0, 0.3], [0.21]], [[0.4, 0.8], [0.75]]]
+    assert plots.of_pairs({"trial": lines, "plain": [{"step": 1, "loss": 2.0}]}) == {"trial": lines}
     assert "trial: held-out (last 0.75)" in texts(figure) and figure.axes[1].get_ylabel() == "chosen answer ahead"
     assert [plots.loss_curves({"trial": found}).axes[0].get_ylabel() for found in (lines, [{"step": 1, "loss": 2.0}])
             ] == ["loss (dpo: of a pair)", "loss (nats a token)"]  # fmt: skip

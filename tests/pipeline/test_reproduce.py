@@ -47,7 +47,7 @@ def test_equal_figures_are_a_reproduction_whatever_it_took(tmp_path, write_run, 
     manifests = [runs.read(folder, "train") for folder in (first, tmp_path / "first-reproduced")]
     assert manifests[0]["metrics"]["train_seconds"] != manifests[1]["metrics"]["train_seconds"]
     assert found["equal"] and found["causes"] == [] and re.search(r"\nREPRODUCED: all \d+ figures are equal\n", told)
-    assert "equal    accuracy.tuned, test, calculator on: 0.5" in told
+    assert "equal    accuracy.0.accuracy: 0.5" in told
     assert "equal    data/train.jsonl" in told and "DIFFERS  adapter/metrics.jsonl" in told  # it holds a time
     names = {row["name"] for row in found["figures"]}
     assert "step 1.eval_loss" in names and "perplexity.tuned.perplexity" in names
@@ -58,7 +58,7 @@ def test_equal_figures_are_a_reproduction_whatever_it_took(tmp_path, write_run, 
 @pytest.mark.parametrize(
     ("figures", "told"),
     [
-        ({"accuracy": 0.25}, "DIFFERS  accuracy.tuned, test, calculator on: 0.5 -> 0.25"),
+        ({"accuracy": 0.25}, "DIFFERS  accuracy.0.accuracy: 0.5 -> 0.25"),
         ({"loss": 0.30000000000000004}, "DIFFERS  step 1.eval_loss: 0.3 -> 0.30000000000000004"),
         ({"loss": None}, "DIFFERS  step 1.eval_loss: 0.3 -> (absent)"),
         ({"perplexity": 1.6}, "DIFFERS  perplexity.tuned.perplexity: 1.5 -> 1.6"),
@@ -114,6 +114,21 @@ def test_a_run_from_before_the_rooms_is_not_current_but_can_be_compared_reported
     assert [row["complete"] for row in status.table(tmp_path)] == ["prepare, train, evaluate"]
     assert deploy.settings_of(run).base_model == "data/base"
     assert "Sharpen: run first" in report.write(run).read_text()
+
+
+@pytest.mark.parametrize(("share", "verdict"), [(0.5, "equal    accuracy.0.accuracy: 0.5"),
+                                               (0.25, "DIFFERS  accuracy.0.accuracy: 0.25 -> 0.5")])  # fmt: skip
+def test_accuracies_of_a_run_from_before_they_were_records_are_held_against_the_same_figures(
+    tmp_path, write_run, again, share, verdict
+):  # fmt: skip
+    manifest = write_run(tmp_path, "first") / "eval/manifest.json"
+    metrics = json.loads(manifest.read_text())["metrics"]
+    former = {"tuned, test, calculator on": share, "base, test, calculator on": 0.0}
+    edit(manifest, metrics=metrics | {"accuracy": former})
+    found, told = again()
+    assert verdict in told and found["equal"] == (share == 0.5)
+    names = [row["name"] for row in found["figures"] if row["name"].startswith("accuracy")]
+    assert names == [f"accuracy.{n}.{name}" for n in (0, 1) for name in ("model", "split", "calculator", "accuracy")]
 
 
 def test_the_settings_are_the_manifests_whatever_the_preset_says_now(tmp_path, write_run, again, monkeypatch):
