@@ -145,6 +145,7 @@ def _card(manifests: dict[str, dict]) -> str:
         })  # fmt: skip
     minutes = sum(manifest["elapsed_seconds"] for manifest in manifests.values()) / 60
     about = {
+        "preset": "",  # which the loop below fills in, and which stands first
         "finished": f"{manifest['ended_at'][:16].replace('T', ' ')} UTC",
         "took": f"{minutes:.1f} minutes ({', '.join(times)})", "peak memory": ", ".join(peaks),
     }  # fmt: skip
