@@ -21,11 +21,13 @@ from lib.pipeline import sweep as sweeping
 from lib.run import runs
 from lib.run.disk import RunError, write_atomically
 from lib.run.paths import ROOT
-from lib.run.presets import PRESETS
-from lib.run.settings import SettingsError, TrainSettings
+from lib.run.presets import PRESETS, resolve
+from lib.run.rules import not_of, unknown
+from lib.run.settings import SettingsError, TrainSettings, full_name
 from lib.run.untrusted import redact, visible
+from lib.ship import cloud as clouds
 from lib.ship import deploy as deploying
-from lib.ship import playground
+from lib.ship import endpoint, playground
 from lib.train import scale
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
@@ -286,10 +288,6 @@ def demo(run: Run, port: Port = 7860, outputs: Outputs = None) -> None:
 @app.command()
 def deploy(run: Run, settings: Set = None, outputs: Outputs = None) -> None:
     """Execute notebook 41: serve the run, ask and load the server, and stop it."""
-    from lib.pipeline import execute
-    from lib.run import runs
-    from lib.ship import deploy as deploying
-
     folder = _run_folder(run, outputs)
     overrides = deploying.overrides_of(folder) | _of_stage("deploy", settings or [])
     manifest = runs.read(folder, "train")
@@ -305,8 +303,6 @@ app.add_typer(cloud, name="cloud")
 def cloud_train(preset: Preset, run: RunName = None, settings: Set = None, data_dir: DataDir = None,
                 rehearse: Rehearse = False, outputs: Outputs = None, submit: Submit = False) -> None:  # fmt: skip
     """Prepare the data here, and train by a SageMaker job."""
-    from lib.ship import cloud as clouds
-
     job = clouds.job(*_prepared(preset, run, _overrides(settings or [], data_dir), rehearse, outputs))
     typer.echo(clouds.submit(job) if submit else f"{job.text()}\n\nnothing was created: --submit does")
 
@@ -315,8 +311,6 @@ def cloud_train(preset: Preset, run: RunName = None, settings: Set = None, data_
 def cloud_sky(preset: Preset, run: RunName = None, settings: Set = None, data_dir: DataDir = None,
               rehearse: Rehearse = False, outputs: Outputs = None) -> None:  # fmt: skip
     """Prepare the data here, and write SkyPilot's task file for any other cloud or Kubernetes."""
-    from lib.ship import cloud as clouds
-
     asked = _prepared(preset, run, _overrides(settings or [], data_dir), rehearse, outputs)
     typer.echo(f"sky jobs launch {clouds.sky(*asked)}")
 
@@ -324,22 +318,16 @@ def cloud_sky(preset: Preset, run: RunName = None, settings: Set = None, data_di
 @cloud.command("fetch")
 def cloud_fetch(
     run: Run,
-    wait: Annotated[bool, typer.Option("--wait", help="Wait until the job has ended.")] = False,
+    wait: Annotated[bool, Option("--wait", help="Wait until the job has ended.")] = False,
     outputs: Outputs = None,
 ) -> None:
     """Bring what a SageMaker job trained back into the run."""
-    from lib.ship import cloud as clouds
-
     typer.echo(clouds.fetch(_run_folder(run, outputs), wait))
 
 
 @cloud.command("endpoint")
 def cloud_endpoint(run: Run, settings: Set = None, outputs: Outputs = None, submit: Submit = False) -> None:
     """Serve a run's exported model by a SageMaker endpoint that grows and shrinks with its requests."""
-    from lib.run import runs
-    from lib.run.presets import resolve
-    from lib.ship import endpoint
-
     folder = _run_folder(run, outputs)
     preset = runs.read(folder, "export")["preset"]
     asked = endpoint.plan(folder, resolve(preset, _of_stage("cloud", settings or []), stage="cloud").settings)
@@ -354,18 +342,12 @@ def cloud_endpoint(run: Run, settings: Set = None, outputs: Outputs = None, subm
 @cloud.command("invoke")
 def cloud_invoke(run: Run, question: Question, outputs: Outputs = None) -> None:
     """Ask a run's endpoint."""
-    from lib.run.untrusted import visible
-    from lib.ship import endpoint
-
     typer.echo(visible(endpoint.invoke(_run_folder(run, outputs), question)))
 
 
 @cloud.command("delete")
 def cloud_delete(run: Run, outputs: Outputs = None) -> None:
     """Remove all that Sharpen made for a run in the cloud: endpoint, alarms, job, files in the bucket."""
-    from lib.ship import cloud as clouds
-    from lib.ship import endpoint
-
     folder = _run_folder(run, outputs)
     done = endpoint.delete(folder) + clouds.delete(folder)
     typer.echo("\n".join(done) or f"run {run} has nothing in the cloud")
@@ -373,10 +355,6 @@ def cloud_delete(run: Run, outputs: Outputs = None) -> None:
 
 def _prepared(preset: str, run: str | None, overrides: dict[str, str], rehearse: bool, outputs: Path | None) -> tuple:
     """What asks for a training elsewhere, once the run's data lie here."""
-    from lib.pipeline import execute
-    from lib.run.presets import resolve
-    from lib.run.settings import SettingsError
-
     if "push_to_hub" in overrides:
         raise SettingsError(["push_to_hub: there is no adapter yet: fetch it first, then `sharpen push` uploads it"])
     resolve(preset, overrides, rehearse)  # before a kernel starts
@@ -406,8 +384,10 @@ def _run_folder(run: str, outputs: Path | None) -> Path:
     """The folder of a run that exists."""
     folder = runs.run_folder_of(_outputs(outputs), run)
     if not folder.is_dir():
-        there = f" --outputs {shlex.quote(str(folder.parent))}" if outputs else ""
-        raise RunError(f"there is no run {run!r} in {folder.parent}: `sharpen status{there}` lists those there are")
+        command = "sharpen status"
+        if outputs:
+            command += f" --outputs {shlex.quote(str(folder.parent))}"
+        raise RunError(f"there is no run {run!r} in {folder.parent}: `{command}` lists those there are")
     return folder
 
 
@@ -421,9 +401,6 @@ def _outputs(outputs: Path | None) -> Path:
 
 def _of_stage(stage: str, pairs: list[str]) -> dict[str, str]:
     """Settings of one stage's notebook; another's would change nothing."""
-    from lib.run.rules import not_of
-    from lib.run.settings import SettingsError
-
     overrides = _overrides(pairs, None)
     if foreign := not_of(stage, overrides):
         raise SettingsError(foreign)
@@ -432,33 +409,38 @@ def _of_stage(stage: str, pairs: list[str]) -> dict[str, str]:
 
 def _overrides(pairs: list[str], data_dir: Path | None) -> dict[str, str]:
     """`key=value` texts as a dictionary; which type a value has is the setting's to say (`lib.run.presets`)."""
-    from lib.run.rules import unknown
-    from lib.run.settings import SettingsError
-
-    found, problems = {}, []
-    for pair in [*pairs, *([f"data_dir={data_dir}"] if data_dir else [])]:
+    if data_dir:
+        pairs = [*pairs, f"data_dir={data_dir}"]
+    overrides, problems = {}, []
+    for pair in pairs:
         name, equals, value = (part.strip() for part in pair.partition("="))
+        name = full_name(name)
         if not (name and equals):
             problems.append(f"--set {pair!r}: must be KEY=VALUE, as in --set learning_rate=1e-4")
-        elif name in found:
-            problems.append(f"{name} is set twice, to {found[name]!r} and {value!r}: set it once")
+        elif name in overrides:
+            problems.append(f"{name} is set twice, to {overrides[name]!r} and {value!r}: set it once")
         else:
-            found[name] = value
+            overrides[name] = value
     if problems:
-        raise SettingsError(problems + unknown(found))
-    return {name: _from_here(name, value) for name, value in found.items()}
+        raise SettingsError(problems + unknown(overrides))
+    return {name: _from_here(name, value) for name, value in overrides.items()}
 
 
 def _from_here(name: str, value: str) -> str:
     """A setting as it was given; on the command line a path starts where the user is."""
-    if name not in ("data_dir", "llama_cpp_path", "benchmarks") or value.lower() in ("", "none", "null"):
+    if value.lower() in ("", "none", "null"):
         return value
-    paths = value.split(",") if name == "benchmarks" else [value]
-    return ",".join(os.path.realpath(os.path.expanduser(path.strip())) for path in paths)
+    if name == "benchmarks":
+        return ",".join(str(_absolute(path.strip())) for path in value.split(","))
+    if name in ("data_dir", "llama_cpp_path"):
+        return str(_absolute(value))
+    return value
 
 
-def _absolute(outputs: Path | None) -> Path | None:
-    return Path(os.path.realpath(os.path.expanduser(outputs))) if outputs else None  # of any text: no error here
+def _absolute(path: Path | str | None) -> Path | None:
+    if path:
+        return Path(os.path.realpath(os.path.expanduser(path)))  # of any text: no error here
+    return None
 
 
 if __name__ == "__main__":
