@@ -180,7 +180,7 @@ def _accuracy_records(accuracy: dict[str, float]) -> list[dict]:
     """`{"tuned, test, calculator on": 0.5}`, as runs made until November 2026 have it, as the records of today."""
     records = []
     for way, share in accuracy.items():
-        model, split, calculator = way.split(", ")
+        model, split, calculator = (way.split(", ") + ["", ""])[:3]
         records.append({"model": model, "split": split, "calculator": calculator == "calculator on", "accuracy": share})
     return records
 
