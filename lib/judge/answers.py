@@ -289,7 +289,7 @@ def html_table(rows: Sequence[dict[str, str]], upright: bool = False) -> Any:
     import pandas as pd
     from IPython.display import HTML
 
-    table = pd.DataFrame(rows).map(_unbroken).rename(columns=_unbroken)
+    table = pd.DataFrame(rows).fillna("").map(_unbroken).rename(columns=_unbroken)
     with pd.option_context("display.max_colwidth", None):
         if upright:
             return HTML(table.T.to_html(header=False, border=0))

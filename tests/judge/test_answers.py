@@ -280,3 +280,8 @@ def test_table_cells_are_escaped():
     for upright in (True, False):
         shown = answers.html_table([{"<i>run": "<script>alert(1)</script>"}], upright).data
         assert "<script" not in shown and "&lt;script&gt;" in shown and "<i>" not in shown
+
+
+def test_a_cell_that_a_row_lacks_is_empty_and_one_that_is_long_is_whole():
+    shown = answers.html_table([{"run": "a", "device": "long " * 40}, {"run": "b"}]).data
+    assert "long " * 39 in shown and re.search(r"<td>b</td>\s*<td></td>", shown)
