@@ -212,6 +212,8 @@ def merge(base: Path, adapter: Path, folder: Path, tokenizer: Any, rounded: bool
     how = method(adapter)
     source, layers = (adapter, {}) if how == ALL_WEIGHTS else (base, _layers(adapter))
     config = untrusted.read_json(source / "config.json")
+    if config.get("tie_word_embeddings") and layers.keys() & {"model.embed_tokens", "lm_head"}:
+        raise ExportError("the adapter changes the embeddings, which input and output share: untie them first")
     shards = _shards(source)
     check_space(folder.parent, 2 * sum(shards.values()), "the merged model")
     folder.mkdir()
@@ -219,6 +221,8 @@ def merge(base: Path, adapter: Path, folder: Path, tokenizer: Any, rounded: bool
     for file in shards:
         tensors = {}
         for name, tensor in _tensors(source / file):
+            if tensor.dtype not in (torch.float16, torch.bfloat16, torch.float32):
+                raise ExportError(f"{source / file}: {name} is {tensor.dtype}: merging needs 16- or 32-bit weights")
             if rounded:
                 tensor = as_trained(name, tensor)
             layer = name.rpartition(".")[0]

@@ -211,7 +211,8 @@ def test_a_merge_holds_one_shard_at_a_time(tmp_path, tokenizer):
     (tmp_path / "adapter" / "adapter_config.json").write_text('{"peft_type": "LORA", "lora_alpha": 4}')
     start = memory.reset_peak()
     facts = export.merge(tmp_path / "base", tmp_path / "adapter", tmp_path / "merged", tokenizer)
-    assert memory.peak_since(start) < 0.5 * 24 * 16 * 2**20
+    # Measured: 84 to 194 MiB, by what the allocator gives back; 260 and more where all results are held.
+    assert memory.peak_since(start) < 230 * 2**20
     assert facts["shards"] == facts["merged_matrices"] == 24
     assert all((tensor == 1.5).all() for tensor in weights(tmp_path / "merged").values())
 
@@ -291,6 +292,15 @@ def damage(name, base, adapter, folder):
     elif name == "too large":
         file = base / "model.safetensors"
         save_file({key: tensor * 1e7 for key, tensor in load_file(file).items()}, file, metadata={"format": "pt"})
+    elif name == "8-bit weights":
+        file = base / "model.safetensors"
+        whole = {key: tensor.to(torch.int8) for key, tensor in load_file(file).items()}
+        save_file(whole, file, metadata={"format": "pt"})
+    elif name == "shared embeddings":
+        tied = json.loads((base / "config.json").read_text()) | {"tie_word_embeddings": True}
+        (base / "config.json").write_text(json.dumps(tied))
+        pair = {f"base_model.model.model.embed_tokens.lora_{part}.weight": torch.ones(2, 2) for part in "AB"}
+        save_file(tensors | pair, weights)
     return base, adapter
 
 
@@ -301,6 +311,7 @@ DAMAGES = {
     "not finite": "not finite: train again", "another base": "does not have: was it trained on another base",
     "another width": "was it trained on another base", "half a pair": "lora_. for .* do not fit together",
     "trained biases": "bias = 'all', and only plain adapters", "too large": "16-bit floats cannot",
+    "8-bit weights": "is torch.int8: merging needs 16- or 32-bit weights", "shared embeddings": "untie them first",
 }  # fmt: skip
 
 
