@@ -34,6 +34,7 @@ from unsloth.models import fsdp2_native, fsdp2_save
 
 # isort: on
 import torch.distributed as dist
+from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
@@ -69,13 +70,14 @@ def shard(model):
 
 
 def parameter_bytes(model) -> dict[str, int]:
-    """Bytes of parameters: `whole` of the model, and `held` by this rank (its storages)."""
+    """Bytes of parameters: `whole` of the model, `held` by this rank (its storages), `replicated` on every rank."""
     held = {}
     for parameter in model.parameters():
         storage = resume.local(parameter).untyped_storage()
         held[storage.data_ptr()] = storage.nbytes()
     whole = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
-    return {"whole": whole, "held": sum(held.values())}
+    replicated = sum(p.numel() * p.element_size() for p in model.parameters() if not isinstance(p, DTensor))
+    return {"whole": whole, "held": sum(held.values()), "replicated": replicated}
 
 
 class Proof(TrainerCallback):
@@ -172,8 +174,8 @@ def sizes(proof: Proof) -> dict:
     if torch.cuda.is_available():
         peaks = {f"cuda:{i}": size for i, size in enumerate(held)}
     return {
-        "parameter_bytes": proof.bytes["whole"], "memory_bytes_by_rank": held,
-        "parameter_bytes_by_rank": on_every_rank(proof.bytes["held"]),
+        "parameter_bytes": proof.bytes["whole"], "parameter_bytes_replicated": proof.bytes["replicated"],
+        "parameter_bytes_by_rank": on_every_rank(proof.bytes["held"]), "memory_bytes_by_rank": held,
         "workers": {"device": provenance.device() | {"count": len(held)}, "peak_memory_bytes": peaks},
     }  # fmt: skip
 
