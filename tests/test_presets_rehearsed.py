@@ -63,6 +63,13 @@ def grade_school(folder, random) -> None:
         write(folder / f"gsm8k/{split}.jsonl", records)
 
 
+def own(folder, random) -> None:
+    sums = [(random.randrange(10, 99), random.randrange(10, 99)) for _ in range(300)]
+    rows = [f"{random.choice(NAMES)} asks: what is {a} plus {b}?,{a + b}\n" for a, b in sums]
+    (folder / "own").mkdir()
+    (folder / "own/train.csv").write_text("question,answer\n" + "".join(rows), encoding="utf-8")
+
+
 def pairs(folder, random) -> None:
     write(folder / "trader_dpo/train.jsonl", [
         {"prompt": f"Buy or sell? {sentence(random)}", "chosen": f"Sell. {text(random, 1)}", "rejected": "Buy."}

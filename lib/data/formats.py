@@ -194,8 +194,12 @@ def own(fields: dict, place: str, columns: dict[str, str]) -> dict:
 
     The gold is the marked answer (`#### 42`), or the whole answer where it is a number; else there
     is none."""
-    question = text_of(fields, columns.get("question", "question"))
-    name = columns.get("answer", "answer")
+    asked, name = columns.get("question", "question"), columns.get("answer", "answer")
+    for column in (asked, name):
+        if column not in fields:
+            there = ", ".join(map(str, fields))[:200]
+            raise BadRow(f"there is no {column!r} (but {there}); name yours: columns=question=NAME,answer=NAME")
+    question = text_of(fields, asked)
     if type(fields.get(name)) in (int, float):
         answer = f"{number_of(fields, name):.15g}"
     else:

@@ -59,6 +59,19 @@ PUBLISHED: dict[str, dict] = {
             max_new_tokens=540, eval_batch_size=60,
         ),
     ),
+    "own": dict(
+        description="your own CSV or JSON lines (data_dir, columns), a tenth of them held out, on a base of yours "
+        "(base_model) by LoRA in 16 bit; a large one fits with load_in_4bit=true",
+        reference="none: the data are yours",
+        settings=dict(
+            source="own", train_rows=None, validation_rows=10, test_rows=None, held_out_percent=10.0,
+            base_model="HuggingFaceTB/SmolLM2-135M-Instruct", max_length=1024, load_in_4bit=False,
+            r=16, lora_alpha=32, lora_dropout=0.0, target_modules=LINEAR_MODULES,
+            learning_rate=2e-4, lr_scheduler_type="cosine", warmup_steps=0.05, num_train_epochs=3.0,
+            per_device_train_batch_size=4, gradient_accumulation_steps=2, optim="adamw_8bit",
+            calculator="off", max_new_tokens=256, eval_batch_size=16,
+        ),
+    ),
     "llama32_3b_gsm8k": dict(
         description="grade-school word problems, Llama-3.2-3B by QLoRA on one GPU, 1 epoch",
         reference=f"{_GSM8K_BASE} -> 32.90 % after 1 epoch",

@@ -52,6 +52,8 @@ BASES = {  # the presets' bases, so that nothing is fetched to list them
     "mistralai/Mistral-7B-Instruct-v0.3": _shape(4096, 14336, 32, 32, vocabulary=32768),
     "TinyLlama/TinyLlama-1.1B-Chat-v1.0":
         _shape(2048, 5632, 22, 32, vocabulary=32000, num_key_value_heads=4),
+    "HuggingFaceTB/SmolLM2-135M-Instruct":
+        _shape(576, 1536, 30, 9, tied=True, vocabulary=49152, num_key_value_heads=3),
     "unsloth/Qwen3-1.7B-Base": _shape(2048, 6144, 28, 16, tied=True, **_QWEN3),
     "unsloth/Qwen3-4B-Base": _shape(2560, 9728, 36, 32, tied=True, **_QWEN3),
     "unsloth/Qwen3-8B-Base": _shape(4096, 12288, 36, 32, **_QWEN3),

@@ -122,8 +122,10 @@ def test_your_own_columns_are_mapped_and_their_golds_typed():
         assert (row["gold"] and tuple(row["gold"][name] for name in ("value", "unit", "decimals"))) == gold
         assert not gold or scoring.grade(text, row["gold"]).correct
     assert formats.own({"question": "q", "answer": "a"}, "x:1", {})["group"] == "own-x:1"
-    with pytest.raises(BadRow, match="field 'reply' is missing"):
+    with pytest.raises(BadRow, match=r"no 'reply' \(but prompt, page, filing\); name yours: columns=question=NAME"):
         formats.own(fields, "x", columns)
+    with pytest.raises(BadRow, match="field 'reply' is missing, empty"):
+        formats.own(fields | {"reply": " "}, "x", columns)
 
 
 def test_a_document_is_packed_into_blocks_of_whole_sentences_and_loses_nothing():
