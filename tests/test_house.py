@@ -19,8 +19,8 @@ from lib.ship import cloud
 ROOMS = ("data", "engine", "gpt", "grade", "judge", "pipeline", "run", "ship", "train")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 TEXTS = sorted(
-    [path for pattern in ("lib/**/*.py", "notebooks/*.ipynb", "data/**/*.md", ".github/**/*.yml")
-     for path in ROOT.glob(pattern)] + [ROOT / name for name in ("README.md", "Makefile", ".ci/run")]
+    [path for pattern in ("lib/**/*.py", "notebooks/*.ipynb", "data/**/*.md", "docs/*.md", "*.md", "outputs/README.md", ".github/**/*.yml")
+     for path in ROOT.glob(pattern)] + [ROOT / name for name in ("Makefile", ".ci/run")]
 )  # fmt: skip
 
 
@@ -92,8 +92,8 @@ def test_every_place_that_is_named_exists(path):
     assert {*re.findall(r"(?<![\w.])lib\.([a-z_]+)", text)} <= {*ROOMS, "cli", "doctor"}
 
 
-def test_the_readme_names_every_module_of_every_room_and_no_other():
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+def test_the_architecture_names_every_module_of_every_room_and_no_other():
+    text = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
     for room in ROOMS:
         (row,) = re.findall(rf"^\| `{room}` \|.*\|(.*)\|$", text, flags=re.MULTILINE)
         named = re.findall(r"`([a-z_]+)`", row)

@@ -25,7 +25,7 @@ DEMO_KINDS = (
 
 @dataclass(frozen=True)
 class Problem:
-    """One question with its worked answer and typed gold (see the row schema in README.md)."""
+    """One question with its worked answer and typed gold (see docs/data.md for the row)."""
 
     id: str
     kind: str
