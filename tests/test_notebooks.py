@@ -2,6 +2,9 @@
 
 import json
 import os
+import re
+import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -71,6 +74,20 @@ def test_the_report_holds_every_notebook(demo):
     for title in ("Prepare the data", "Train by QLoRA on one device", "Ask base and tuned model the same questions"):
         assert title in text
     assert "REHEARSAL" not in text
+
+
+def test_commands_about_a_finished_run_work_as_they_are_typed(demo, outputs):
+    """Those of the README, in a process of their own, on a copy of the run as a second one."""
+    shutil.copytree(outputs / "demo", outputs / "rank8")
+    asked = "You invest $3,000 at 4% a year, compounded annually. How much is it worth after 5 years?"
+    found = {}
+    for words in ("status", "clean", "compare demo rank8", f"ask demo '{asked}'"):
+        command = [sys.executable, "-m", "lib.cli", *shlex.split(words), "--outputs", outputs]
+        found[words.split()[0]] = subprocess.run(command, check=True, cwd=ROOT, capture_output=True, text=True).stdout
+    shutil.rmtree(outputs / "rank8")
+    assert re.search(r"^demo .*complete", found["status"], flags=re.MULTILINE) and "in all" in found["clean"]
+    between = runs.read(demo.run_folder, "compare")["metrics"]["runs"]
+    assert between == ["demo", "rank8"] and "read as: 3,649.96" in found["ask"]
 
 
 def test_notebook_20_pretrains_a_base_that_the_tokenizer_fits(tmp_path):

@@ -240,8 +240,8 @@ def generated_test_rows_of_a_mixture_end(s):
 def what_is_on_no_hub_is_read_from_files(s):
     files = [name for name in _sources(s) if name not in (*FROM_HUB, "quant_tasks")]
     if files and s.data_dir is None:
-        return (f"data_dir = None: {', '.join(files)} can only be read from files (data/README.md says where they are "
-                f"from)")  # fmt: skip
+        return (f"data_dir = None: {', '.join(files)} can only be read from files: name the file or folder "
+                "(--data-dir; data/README.md says where published ones are)")  # fmt: skip
 
 
 @about("source", "data_dir")
