@@ -16,6 +16,7 @@ from lib.train import scale
 
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "outputs/README.md", ROOT / "data/README.md"])
 STARTS = ("sharpen ", "make ", "papermill ", "pytest ", "python ", "OMP_NUM_THREADS=", "SHARPEN_KILLS=", "PIP_EXTRA")
+NAMED = r"…|^sharpen \S+$|COMMAND|PRESET|^papermill -p$|--help|--set$"  # only spoken of
 FINISHED = "test_notebooks.py::test_commands_about_a_finished_run_work_as_they_are_typed"
 SERVED = "ship/test_deploy.py::test_the_served_run_answers_and_both_ways_to_stop_it_leave_nothing"
 TESTED = {  # a command of the pages -> the test that does what it says; settings and words may be others there
@@ -23,7 +24,8 @@ TESTED = {  # a command of the pages -> the test that does what it says; setting
     "sharpen presets llama32_3b_gsm8k": "test_cli.py::test_a_preset_tells_the_rest_within_80_columns",
     "sharpen presets demo --yaml my.yaml": "test_cli.py::test_a_presets_file_resolves_to_the_preset",
     "sharpen settings demo --yaml again.yaml": "test_cli.py::test_a_runs_file_resolves_to_its_settings",
-    "sharpen settings --markdown > docs/settings.md": "test_cli.py::test_the_page_of_settings_is_what_the_command_prints",
+    "sharpen settings --markdown > docs/settings.md":
+        "test_cli.py::test_the_page_of_settings_is_what_the_command_prints",
     "sharpen doctor": "test_doctor.py::test_a_line_for_each_check_with_its_remedy",
     "sharpen status": FINISHED,
     "sharpen clean": FINISHED,
@@ -80,7 +82,7 @@ def commands() -> dict[str, str]:
         lines += [" ".join(code.split()) for code in re.findall(r"`([^`|]+)`", prose)]
         for line in lines:
             command = " ".join(re.sub(r"\s#\s.*", "", line).split())
-            if command.startswith(STARTS) and not re.search(r"…|^sharpen \S+$|COMMAND|PRESET|^papermill -p$|--help|--set$", command):
+            if command.startswith(STARTS) and not re.search(NAMED, command):
                 there[command] = page.name
     return there
 

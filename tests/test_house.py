@@ -18,10 +18,9 @@ from lib.ship import cloud
 
 ROOMS = ("data", "engine", "gpt", "grade", "judge", "pipeline", "run", "ship", "train")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-TEXTS = sorted(
-    [path for pattern in ("lib/**/*.py", "notebooks/*.ipynb", "data/**/*.md", "docs/*.md", "*.md", "outputs/README.md", ".github/**/*.yml")
-     for path in ROOT.glob(pattern)] + [ROOT / name for name in ("Makefile", ".ci/run")]
-)  # fmt: skip
+PATTERNS = ("lib/**/*.py", "notebooks/*.ipynb", "*.md", "docs/*.md", "data/**/*.md", "outputs/*.md",
+            ".github/**/*.yml", "Makefile", ".ci/run")  # fmt: skip
+TEXTS = sorted(path for pattern in PATTERNS for path in ROOT.glob(pattern))
 
 
 def lint(folder) -> subprocess.CompletedProcess:

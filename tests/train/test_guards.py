@@ -355,7 +355,7 @@ def test_every_stage_has_advice_by_settings_that_it_reads(stage):
     assert named <= set(names_of(stage)) and (named or "close other programs" in advice)
 
 
-# --- the table of troubles ----------------------------------------------------------------------------------------------
+# --- the table of troubles ------------------------------------------------------------------------------------------
 def texts() -> list[str]:
     """Every text in lib's code that is no docstring; a value's place in it is an ellipsis."""
     found = []
