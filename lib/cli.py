@@ -1,12 +1,16 @@
 """The command `sharpen`: run presets and watch them, look at the machine, compare runs, grade a file of answers."""
 
+import glob
+import json
 import os
+import re
 import shlex
 import signal
 import sys
+import textwrap
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from typer import Argument, Option
@@ -18,25 +22,46 @@ from lib.pipeline import execute
 from lib.pipeline import reproduce as reproducing
 from lib.pipeline import status as run_status
 from lib.pipeline import sweep as sweeping
-from lib.run import runs
+from lib.run import listing, runs, settings_file
+from lib.run import presets as published
 from lib.run.disk import RunError, write_atomically
-from lib.run.paths import ROOT
-from lib.run.presets import PRESETS, resolve
+from lib.run.paths import ROOT, from_folder, is_local
+from lib.run.presets import PRESETS, preset_of, resolve
 from lib.run.rules import not_of, unknown
-from lib.run.settings import SettingsError, TrainSettings, full_name
+from lib.run.settings import FIELDS, SettingsError, TrainSettings, full_name
 from lib.run.untrusted import redact, visible
 from lib.ship import cloud as clouds
 from lib.ship import deploy as deploying
 from lib.ship import endpoint, playground
 from lib.train import scale
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
-Preset = Annotated[str, Argument(help="A preset's name: see `sharpen presets`.")]
-Run = Annotated[str, Argument(help="A run's name: see `sharpen status`.")]
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
+MAKE, LOOK, USE, KEEP = "Make a run", "Look", "Ask and serve", "Share and tidy"  # groups of commands
+
+
+def _presets(incomplete: str) -> list[str]:
+    return [name for name in PRESETS if name.startswith(incomplete)]
+
+
+def _runs(context: typer.Context, incomplete: str) -> list[str]:
+    folder = Path(context.params.get("outputs") or ROOT / "outputs")
+    return sorted(path.name for path in folder.glob(f"{glob.escape(incomplete)}*") if path.is_dir())
+
+
+def _settings(incomplete: str) -> list[str]:
+    return [f"{name}=" for name in FIELDS if name.startswith(incomplete)]
+
+
+Preset = Annotated[str, Argument(
+    help="A preset's name (see `sharpen presets`), or a settings file (my.yaml).", autocompletion=_presets,
+)]  # fmt: skip
+Run = Annotated[str, Argument(help="A run's name: see `sharpen status`.", autocompletion=_runs)]
 RunName = Annotated[str | None, Option("--run", help="The run's name; by default the preset's.")]
 Set = Annotated[list[str] | None, Option(
-    "--set", metavar="KEY=VALUE", help="Change a setting (see lib/run/settings.py); may be repeated.",
+    "--set", metavar="KEY=VALUE", help="Change a setting (see `sharpen settings`); may be repeated.",
+    autocompletion=_settings,
 )]  # fmt: skip
+Yaml = Annotated[Path | None, Option("--yaml", metavar="FILE", help="Write a settings file to start from.")]
 DataDir = Annotated[Path | None, Option(help="File or folder of local data: gsm8k/train.jsonl, ...")]
 Rehearse = Annotated[bool, Option("--rehearse", help="Walk the whole path, small, on the embedded base.")]
 Force = Annotated[bool, Option("--force", help="Run stages again though nothing changed.")]
@@ -47,7 +72,7 @@ Question = Annotated[str, Argument(help="What to ask.")]
 Port = Annotated[int, Option(min=0, max=65535, help="Port on 127.0.0.1; 0 takes a free one.")]
 
 
-@app.command()
+@app.command(rich_help_panel=MAKE)
 def run(preset: Preset, run: RunName = None, settings: Set = None, data_dir: DataDir = None,
         rehearse: Rehearse = False, outputs: Outputs = None, force: Force = False,
         export: Export = False) -> None:  # fmt: skip
@@ -62,7 +87,7 @@ def run(preset: Preset, run: RunName = None, settings: Set = None, data_dir: Dat
 
             share.check(settings.push_to_hub)
 
-    overrides = _overrides(settings or [], data_dir)
+    preset, run, overrides, rehearse = _asked(preset, run, settings, data_dir, rehearse)
     summary = execute.run(
         preset, run, overrides, rehearse, _absolute(outputs), force, export=export, check=check)
     if repo_id := summary.settings.push_to_hub:
@@ -70,38 +95,90 @@ def run(preset: Preset, run: RunName = None, settings: Set = None, data_dir: Dat
         push(summary.run_folder.name, repo_id, public, summary.run_folder.parent)
 
 
-@app.command()
-def presets() -> None:
-    """List the presets: base model, data, method, memory, time, and the published result that each is set beside."""
-    from rich.console import Console
-    from rich.table import Table
+@app.command(rich_help_panel=LOOK)
+def presets(
+    name: Annotated[str | None, Argument(help="Tell all of one preset.", autocompletion=_presets)] = None,
+    yaml: Yaml = None,
+) -> None:
+    """The presets, a line each; of one all that it sets, or (--yaml) a settings file with it."""
+    if name is None:
+        if yaml:
+            raise SettingsError([f"--yaml {yaml}: name the preset to write, as in sharpen presets demo --yaml my.yaml"])
+        rows = [["preset", "base", "data", "GiB", "time"]]
+        for preset in PRESETS.values():
+            s = preset.settings
+            base = s.base_model if is_local(s.base_model) else s.base_model.split("/")[-1]
+            memory, time = scale.gib(scale.needed(s)), scale.time_text(preset.name, s)
+            took = re.search(r"\d+ (min|h)( a million)?|unknown", time)[0].replace(" a million", "*")
+            rows.append([preset.name, base, s.source, memory.removesuffix(" GiB"), took])
+        typer.echo("\n".join(execute.columns(rows)))
+        typer.echo("\nGiB a GPU and training time are estimates (* a million tokens of yours).\n"
+                   "`sharpen presets NAME` tells the rest of one.")  # fmt: skip
+        return
+    preset, own = preset_of(name)
+    if yaml:
+        _write_new(yaml, settings_file.text(name, own))
+    else:
+        typer.echo(_about(preset, own))
 
-    table = Table(show_lines=True)
-    table.add_column("preset", no_wrap=True)  # a name must be whole to be typed
-    for column in ("base", "data", "method", "GPU memory", "time"):
-        table.add_column(column, overflow="fold")
-    for preset in PRESETS.values():
-        s = preset.settings
-        rows = f"{s.train_rows:,}" if s.train_rows else "all"
-        length = f"{s.max_steps} steps" if s.max_steps > 0 else f"epochs {s.num_train_epochs:g}"
-        adapter = "QLoRA" if s.load_in_4bit else "LoRA"
-        memory = scale.gib(scale.needed(s))
-        if s.devices > 1:
-            memory += f" on each of {s.devices}"
-        table.add_row(
-            preset.name, s.base_model, f"{', '.join(s.mixture) or s.source}, {rows} rows",
-            f"{adapter} r {s.r}, alpha {s.lora_alpha}, lr {s.learning_rate:g}, {length}", memory,
-            scale.time_text(preset.name, s),
-        )  # fmt: skip
-    Console().print(table)
+
+def _about(preset: published.Preset, own: dict[str, Any]) -> str:
+    """A preset in words of 80 columns: what it is, what it needs, what it sets."""
+    s = preset.settings
+    rows = f"{s.train_rows:,}" if s.train_rows else "all"
+    memory = scale.gib(scale.needed(s))
+    if s.devices > 1:
+        memory += f" on each of {s.devices}"
     speed = f"{scale.PEAK / 1e12:.0f} TFLOP/s, of which {scale.UTILISATION:.0%} are assumed to be reached"
-    typer.echo("Memory and time are estimates; time: training alone, on A100s, "
-               f"tokens x 6 x parameters / ({speed}).")  # fmt: skip
-    for preset in PRESETS.values():
-        typer.echo(f"{preset.name}: {preset.description}\n  published: {preset.reference}")
+    lines = [f"{preset.name}: {preset.description}", ""]
+    for label, text in {
+        "published": preset.reference, "base": s.base_model,
+        "data": f"{', '.join(s.mixture) or s.source}, {rows} rows", "GPU memory": f"{memory} (an estimate)",
+        "time": f"{scale.time_text(preset.name, s)}; training alone, on A100s: tokens x 6 x parameters / ({speed})",
+    }.items():  # fmt: skip
+        lines.append(f"{label:<12}{text}")
+    lines += ["", "It sets (`sharpen settings NAME` tells what a setting means):"]
+    lines += [f"  {name:<30}{_plain(value)}" for name, value in own.items()]
+    indents = {"subsequent_indent": " " * 12, "break_long_words": False, "break_on_hyphens": False}
+    return "\n".join(textwrap.fill(line, 80, **indents) if line else "" for line in lines)
 
 
-@app.command()
+def _plain(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or "none"
+    return json.dumps(value).strip('"').replace("null", "none")
+
+
+@app.command(rich_help_panel=LOOK)
+def settings(
+    word: Annotated[str, Argument(help="Only settings whose name holds this.")] = "",
+    of: Annotated[str | None, Option("--of", metavar="RUN", help="A run, whose settings --yaml writes.",
+                                     autocompletion=_runs)] = None,
+    yaml: Yaml = None,
+    markdown: Annotated[bool, Option("--markdown", help="As the page docs/settings.md.")] = False,
+    outputs: Outputs = None,
+) -> None:  # fmt: skip
+    """Every setting with its type, bounds, default and the notebooks that read it; or (--of) those of a run."""
+    if bool(of) != bool(yaml):
+        raise SettingsError(["--of RUN and --yaml FILE go together: they turn a run back into a settings file"])
+    if of:
+        preset, made_with, rehearse = runs.asked_for(_run_folder(of, outputs))
+        _write_new(yaml, settings_file.text(preset, made_with, f"{of}-again", rehearse))
+    elif markdown:
+        typer.echo(listing.markdown(), nl=False)
+    else:
+        typer.echo(listing.in_words(word), nl=False)
+
+
+def _write_new(path: Path, text: str) -> None:
+    """Write a settings file; one that is there is kept."""
+    if path.exists():
+        raise SettingsError([f"--yaml {path}: is there already; name another file, or remove it"])
+    write_atomically(path, [text])
+    typer.echo(f"{path}: change what you like, then: sharpen run {shlex.quote(str(path))}")
+
+
+@app.command(rich_help_panel=LOOK)
 def doctor() -> None:
     """Look at the device, memory, disk, versions and the hub, each with its remedy; exits with 1 on a failure."""
     from lib import doctor as examination
@@ -112,9 +189,10 @@ def doctor() -> None:
         raise typer.Exit(1)
 
 
-@app.command()
+@app.command(rich_help_panel=LOOK)
 def compare(
-    runs: Annotated[list[str], Argument(help="Names of finished runs; the first gets the figures.")],
+    runs: Annotated[list[str], Argument(
+        help="Names of finished runs; the first gets the figures.", autocompletion=_runs)],
     outputs: Outputs = None,
 ) -> None:
     """Tables and figures over finished runs, written into the first one."""
@@ -129,7 +207,7 @@ def compare(
                 stages=["compare"], again=_again())
 
 
-@app.command()
+@app.command(rich_help_panel=LOOK)
 def status(outputs: Outputs = None) -> None:
     """The runs there are: stages that are complete, the one at work, its step and loss, and the time that is left."""
     folder = _outputs(outputs)
@@ -144,7 +222,7 @@ def status(outputs: Outputs = None) -> None:
     typer.echo(visible("\n".join(execute.columns(rows))))
 
 
-@app.command()
+@app.command(rich_help_panel=KEEP)
 def clean(
     names: Annotated[list[str] | None, Argument(metavar="RUN", help="Runs; all, if none is named.")] = None,
     yes: Annotated[bool, Option("--yes", help="Free it, without asking.")] = False,
@@ -163,7 +241,7 @@ def clean(
         typer.echo("nothing was freed; --yes frees it")
 
 
-@app.command()
+@app.command(rich_help_panel=LOOK)
 def grade(
     file: Annotated[Path, Argument(help='JSON lines: {"id", "completion", "gold": {"value", "unit"?, ...}}.')],
     out: Annotated[Path | None, Option(help="Write a verdict a row here, in the same order.")] = None,
@@ -188,25 +266,27 @@ def grade(
         typer.echo(visible("\n" + grading.beside(answers, verdicts, others, beside)))
 
 
-@app.command()
+@app.command(rich_help_panel=MAKE)
 def sweep(
     preset: Preset,
     grid: Annotated[list[str] | None, Option(
-        "--grid", metavar="KEY=VALUE,VALUE", help="Values to try; may be repeated.")] = None,
+        "--grid", metavar="KEY=VALUE,VALUE", help="Values to try; may be repeated.", autocompletion=_settings,
+    )] = None,
     seeds: Annotated[int, Option(min=1, help="Runs of each cell, each with the next seed.")] = 3,
     run: Annotated[str | None, Option("--run", help="The sweep's name; by default PRESET-sweep.")] = None,
     settings: Set = None, data_dir: DataDir = None, rehearse: Rehearse = False,
     outputs: Outputs = None,
 ) -> None:  # fmt: skip
     """Run a preset over a grid of settings and several seeds; say what is best, and whether that may be luck."""
-    overrides, values = _overrides(settings or [], data_dir), sweeping.read_grid(grid or [])
+    preset, run, overrides, rehearse = _asked(preset, run, settings, data_dir, rehearse)
+    values = sweeping.read_grid(grid or [])
     for name in values:
-        values[name] = [_from_here(name, text) for text in values[name]]
+        values[name] = [from_folder(name, text, Path.cwd()) for text in values[name]]
     if sweeping.run(preset, values, seeds, run, overrides, rehearse, _absolute(outputs))["failed"]:
         raise typer.Exit(1)
 
 
-@app.command()
+@app.command(rich_help_panel=KEEP)
 def push(
     run: Run,
     to: Annotated[str, Option("--to", metavar="USER/NAME", help="The repository; made if it is not there.")],
@@ -219,7 +299,7 @@ def push(
     typer.echo(f"uploaded: {share.push(_run_folder(run, outputs), to, not public, typer.echo)}")
 
 
-@app.command()
+@app.command(rich_help_panel=MAKE)
 def reproduce(run: Run, outputs: Outputs = None) -> None:
     """Make a run again from its manifests alone, as RUN-reproduced; exits with 1 where a figure is not equal."""
     folder = _run_folder(run, outputs)
@@ -229,7 +309,7 @@ def reproduce(run: Run, outputs: Outputs = None) -> None:
         raise typer.Exit(1)
 
 
-@app.command()
+@app.command(rich_help_panel=USE)
 def serve(
     run: Run,
     engine: Annotated[str, Option(help="auto, llama-server, vllm or transformers.")] = "auto",
@@ -253,7 +333,7 @@ def serve(
     typer.echo("stopped")
 
 
-@app.command()
+@app.command(rich_help_panel=USE)
 def ask(
     run: Run,
     question: Question,
@@ -276,7 +356,7 @@ def ask(
     typer.echo(visible("\n".join(lines)))
 
 
-@app.command()
+@app.command(rich_help_panel=USE)
 def demo(run: Run, port: Port = 7860, outputs: Outputs = None) -> None:
     """Serve a page on 127.0.0.1: a question, base and tuned answers side by side, their arithmetic checked."""
     folder, port = _run_folder(run, outputs), llamacpp.free_port(port)
@@ -285,7 +365,7 @@ def demo(run: Run, port: Port = 7860, outputs: Outputs = None) -> None:
     playground.serve(playground.page(run, questions, models.both), port)
 
 
-@app.command()
+@app.command(rich_help_panel=USE)
 def deploy(run: Run, settings: Set = None, outputs: Outputs = None) -> None:
     """Execute notebook 41: serve the run, ask and load the server, and stop it."""
     folder = _run_folder(run, outputs)
@@ -296,14 +376,14 @@ def deploy(run: Run, settings: Set = None, outputs: Outputs = None) -> None:
 
 
 cloud = typer.Typer(no_args_is_help=True, help="Train and serve in the cloud; nothing is created without --submit.")
-app.add_typer(cloud, name="cloud")
+app.add_typer(cloud, name="cloud", rich_help_panel=USE)
 
 
 @cloud.command("train")
 def cloud_train(preset: Preset, run: RunName = None, settings: Set = None, data_dir: DataDir = None,
                 rehearse: Rehearse = False, outputs: Outputs = None, submit: Submit = False) -> None:  # fmt: skip
     """Prepare the data here, and train by a SageMaker job."""
-    job = clouds.job(*_prepared(preset, run, _overrides(settings or [], data_dir), rehearse, outputs))
+    job = clouds.job(*_prepared(*_asked(preset, run, settings, data_dir, rehearse), outputs))
     typer.echo(clouds.submit(job) if submit else f"{job.text()}\n\nnothing was created: --submit does")
 
 
@@ -311,7 +391,7 @@ def cloud_train(preset: Preset, run: RunName = None, settings: Set = None, data_
 def cloud_sky(preset: Preset, run: RunName = None, settings: Set = None, data_dir: DataDir = None,
               rehearse: Rehearse = False, outputs: Outputs = None) -> None:  # fmt: skip
     """Prepare the data here, and write SkyPilot's task file for any other cloud or Kubernetes."""
-    asked = _prepared(preset, run, _overrides(settings or [], data_dir), rehearse, outputs)
+    asked = _prepared(*_asked(preset, run, settings, data_dir, rehearse), outputs)
     typer.echo(f"sky jobs launch {clouds.sky(*asked)}")
 
 
@@ -399,6 +479,17 @@ def _outputs(outputs: Path | None) -> Path:
     return folder
 
 
+def _asked(
+    preset: str, run: str | None, pairs: list[str] | None, data_dir: Path | None, rehearse: bool
+) -> tuple[str, str | None, dict[str, Any], bool]:
+    """(preset, run, overrides, rehearse) as they were typed, over those of a settings file where one is named."""
+    overrides = _overrides(pairs or [], data_dir)
+    if not preset.endswith(settings_file.ENDINGS):
+        return preset, run, overrides, rehearse
+    asked = settings_file.read(Path(preset), overrides, rehearse)
+    return asked.preset, run or asked.run, asked.overrides, asked.rehearse
+
+
 def _of_stage(stage: str, pairs: list[str]) -> dict[str, str]:
     """Settings of one stage's notebook; another's would change nothing."""
     overrides = _overrides(pairs, None)
@@ -423,18 +514,7 @@ def _overrides(pairs: list[str], data_dir: Path | None) -> dict[str, str]:
             overrides[name] = value
     if problems:
         raise SettingsError(problems + unknown(overrides))
-    return {name: _from_here(name, value) for name, value in overrides.items()}
-
-
-def _from_here(name: str, value: str) -> str:
-    """A setting as it was given; on the command line a path starts where the user is."""
-    if value.lower() in ("", "none", "null"):
-        return value
-    if name == "benchmarks":
-        return ",".join(str(_absolute(path.strip())) for path in value.split(","))
-    if name in ("data_dir", "llama_cpp_path"):
-        return str(_absolute(value))
-    return value
+    return {name: from_folder(name, value, Path.cwd()) for name, value in overrides.items()}
 
 
 def _absolute(path: Path | str | None) -> Path | None:

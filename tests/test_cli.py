@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import re
 import subprocess
 import sys
@@ -13,8 +14,10 @@ import lib
 from lib import cli
 from lib.grade import stats
 from lib.pipeline import execute
+from lib.run import parameters, settings, settings_file
 from lib.run.paths import ROOT
-from lib.run.presets import PRESETS
+from lib.run.presets import PRESETS, resolve
+from lib.run.settings import FIELDS, SettingsError
 
 
 @pytest.fixture
@@ -46,7 +49,7 @@ def asked(monkeypatch):
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["run", "gsm9k"], "unknown preset 'gsm9k'; choose from demo, llama32_3b_gsm8k"),
+        (["run", "gsm9k"], "unknown preset 'gsm9k'; choose from demo, own, llama32"),
         (["run", "demo", "--set", "learning_rte=1e-4"], "did you mean 'learning_rate'?"),
         (["run", "demo", "--set", "learning_rate"], "must be KEY=VALUE"),
         (["run", "demo", "--run", "../up"], "run = '../up': must be a name"),
@@ -102,11 +105,180 @@ def test_a_failed_stage_is_exit_code_1_and_an_interrupt_130(sharpen, monkeypatch
     assert sharpen("run", "demo")[0] == 130
 
 
-def test_presets_lists_every_preset_with_its_published_result():
-    out = subprocess.check_output([sys.executable, "-m", "lib.cli", "presets"], text=True, cwd=ROOT)
-    assert all(name in out for name in PRESETS) and "32.90 %" in out and "QLoRA" in out
-    assert out.count("GiB") == len(PRESETS)
-    assert "estimates; time: training alone, on A100s, tokens x 6 x parameters / (312 TFLOP/s, of which 20%" in out
+def test_presets_is_a_line_a_preset_within_80_columns(sharpen):
+    code, out, _ = sharpen("presets")
+    lines = out.splitlines()
+    assert code == 0 and max(map(len, lines)) <= 80
+    assert [line.split()[0] for line in lines[1 : 1 + len(PRESETS)]] == list(PRESETS)
+    assert re.search(r"^best_8b +Qwen3-8B-Base +gsm8k +7\.8 +34 min$", out, flags=re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_tells_the_rest_within_80_columns(sharpen, name):
+    code, out, _ = sharpen("presets", name)
+    assert code == 0 and max(map(len, out.splitlines())) <= 80
+    told, preset = " ".join(out.split()), PRESETS[name]
+    for text in (preset.description, preset.reference, preset.settings.base_model, str(preset.settings.learning_rate)):
+        assert " ".join(text.split()) in told
+    assert "tokens x 6 x parameters / (312 TFLOP/s, of which 20%" in told and " GiB" in told
+
+
+def test_a_preset_that_is_not_there_is_answered_with_the_nearest(sharpen):
+    assert "did you mean 'best_4b'?" in sharpen("presets", "best4b")[2]
+
+
+def test_settings_lists_all_with_type_bounds_default_and_notebooks(sharpen):
+    code, out, _ = sharpen("settings")
+    assert code == 0 and max(map(len, out.splitlines())) <= 80
+    listed = re.findall(r"^  ([\w.]+) = .*  \[.+\]$", out, flags=re.MULTILINE)
+    assert sorted(listed) == sorted(FIELDS)
+    entry = out[out.index("  max_grad_norm = 1.0  [21, 22]") :].splitlines()[:3]
+    assert entry[1:] == ["      gradients are clipped to this norm", "      (a number above 0)"]
+    assert "lora_alpha" in sharpen("settings", "lora")[1] and "max_steps" not in sharpen("settings", "lora")[1]
+    assert "no setting is named like 'rank'; did you mean 'r'?" in sharpen("settings", "rank")[2]
+
+
+def test_the_page_of_settings_is_what_the_command_prints(sharpen):
+    assert (ROOT / "docs/settings.md").read_text(encoding="utf-8") == sharpen("settings", "--markdown")[1]
+
+
+MEANT = {"lr": "learning_rate", "epochs": "num_train_epochs", "batch_size": "per_device_train_batch_size",
+         "rank": "r", "model": "base_model", "seq_length": "max_length"}  # fmt: skip
+
+
+@pytest.mark.parametrize(("typed", "meant"), MEANT.items())
+def test_names_that_people_type_are_answered_with_the_setting_that_they_mean(sharpen, tmp_path, typed, meant):
+    (tmp_path / "my.yaml").write_text(f"preset: demo\nsettings:\n  {typed}: 1\n")
+    answers = [sharpen("run", "demo", "--set", f"{typed}=1")[2], sharpen("run", str(tmp_path / "my.yaml"))[2],
+               sharpen("sweep", "demo", "--grid", f"{typed}=1,2")[2]]  # fmt: skip
+    for changes in ({"changes": {typed: 1}}, {typed: 1}):
+        with pytest.raises(SettingsError) as refused:
+            parameters.from_notebook("train", {"preset": "demo", **changes})
+        answers.append(str(refused.value))
+    assert [answer for answer in answers if f"unknown setting '{typed}'" not in answer] == []
+    assert [answer for answer in answers if f"did you mean '{meant}'?" not in answer] == []
+
+
+def test_no_name_that_people_type_is_a_setting_and_each_means_one():
+    assert not settings.MEANT.keys() & FIELDS.keys() and set(settings.MEANT.values()) <= FIELDS.keys()
+
+
+# ---- a settings file
+
+
+def test_a_presets_file_resolves_to_the_preset(sharpen, tmp_path):
+    for name in PRESETS:
+        path = tmp_path / f"{name}.yaml"
+        assert sharpen("presets", name, "--yaml", str(path))[0] == 0
+        nothing = {"data_dir": str(tmp_path)} if PRESETS[name].settings.source not in ("quant_tasks", "gsm8k") else {}
+        asked = settings_file.read(path, nothing)
+        assert asked.preset == name and len(asked.overrides) > 15
+        assert resolve(name, asked.overrides).settings == resolve(name, nothing).settings
+    assert "is there already" in sharpen("presets", "demo", "--yaml", str(tmp_path / "demo.yaml"))[2]
+
+
+def test_a_runs_file_resolves_to_its_settings(sharpen, write_run, tmp_path):
+    changed = {"r": 8, "kinds": ("CAGR", "beta"), "calculator": "on", "loraplus_lr_ratio": 16.0, "eval_steps": None,
+               "llama_cpp_path": "/not/yours"}  # fmt: skip
+    for rehearse in (False, True):
+        run = write_run(tmp_path, f"run-{rehearse}", changed, rehearse)
+        path = tmp_path / f"{rehearse}.yaml"
+        assert sharpen("settings", "--of", run.name, "--yaml", str(path), "--outputs", str(tmp_path))[0] == 0
+        asked = settings_file.read(path, {})
+        assert (asked.preset, asked.run, asked.rehearse) == ("demo", f"{run.name}-again", rehearse)
+        again, then = (resolve("demo", given, rehearse) for given in (asked.overrides, changed))
+        for stage in ("prepare", "train", "evaluate"):
+            assert again.for_stage(stage) == then.for_stage(stage)
+        assert "/not/yours" not in path.read_text()
+
+
+def test_a_file_starts_its_paths_where_it_lies_and_the_command_line_wins(sharpen, asked, tmp_path):
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub/rows.csv").write_text("question,answer\n")
+    (tmp_path / "sub/base").mkdir()
+    text = """\
+preset: own
+run: mine
+data: rows.csv
+settings:
+  base_model: base
+  learning_rate: 1e-4   # a text to YAML
+  calculator: on        # a truth to YAML
+  use_dora: yes
+  eval_steps:
+  benchmarks: [b.jsonl]
+  r: 8
+"""
+    (tmp_path / "sub/my.yaml").write_bytes(b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode())
+    (tmp_path / "sub/b.jsonl").write_text("")
+    assert sharpen("run", str(tmp_path / "sub/my.yaml"), "--set", "r=4", "--run", "other")[0] == 0
+    (((preset, run, overrides, rehearse, *_), _),) = asked
+    found = resolve(preset, overrides).settings
+    assert (preset, run, rehearse) == ("own", "other", False)
+    assert (found.learning_rate, found.calculator, found.use_dora, found.eval_steps) == (1e-4, "on", True, None)
+    assert (found.r, found.data_dir) == (4, f"{tmp_path}/sub/rows.csv")
+    assert (found.base_model, found.benchmarks) == (f"{tmp_path}/sub/base", (f"{tmp_path}/sub/b.jsonl",))
+
+
+@pytest.mark.parametrize(("text", "told"), [
+    ("preset: demo\nrnu: x\n", ":2: unknown key 'rnu'; did you mean 'run'?"),
+    ("preset: demo\nr: 8\n", ":2: unknown key 'r'; it is a setting: write it under `settings:`"),
+    ("preset: dmo\n", ":1: unknown preset 'dmo'; choose from"),
+    ("run: x\n", ":1: the key `preset` is missing"),
+    ("preset: demo\nsettings:\n  lerning_rate: 1\n", ":3: unknown setting 'lerning_rate' = '1'; did you mean 'learn"),
+    ("preset: demo\nsettings:\n  save_steps: 0\n  r: eight\n", ":4: r = 'eight': must be a whole number"),
+    ("preset: demo\nsettings:\n  r: 8\n  r: 9\n", ":4: 'r' is given twice"),
+    ("preset: demo\nsettings:\n  kinds: [CAGR, [x]]\n", ":3: kinds must be a text or a number"),
+    ("preset: demo\nsettings: [r]\n", ":2: `settings` must hold lines of `name: value`"),
+    ("preset: demo\nsettings:\n  ? [a]\n  : b\n", ":3: a key must be a text"),
+    ("preset: demo\ndata: a\nsettings:\n  data_dir: b\n", ":2: `data` is the setting data_dir"),
+    ("preset: demo\nrun: ../up\n", ":2: run = '../up': must be a name"),
+    ("preset: demo\nrehearse: maybe\n", ":2: rehearse must be true or false"),
+    ("preset: demo\n\tsettings: x\n", ":2: no YAML: found character"),
+    ("preset: !!python/object/apply:os.system ['true']\n", ":1: preset must be a text"),
+    ("", ":1: a settings file must hold lines"), ("- demo\n", ":1: a settings file must hold lines"),
+    ("preset: " + "[" * 10_000, "is nested too deeply"), ("#" * 2_000_000, "this is no settings file"),
+])  # fmt: skip
+def test_what_is_wrong_in_a_file_is_told_with_its_line(sharpen, asked, tmp_path, text, told):
+    (tmp_path / "my.yaml").write_text(text)
+    code, out, err = sharpen("run", str(tmp_path / "my.yaml"))
+    assert code == 2 and asked == [] and "Traceback" not in out + err
+    assert [line for line in err.splitlines() if line.startswith(f"{tmp_path}/my.yaml") and told in line]
+
+
+def test_a_file_that_is_not_there_is_named(sharpen, asked, tmp_path):
+    assert f"{tmp_path}/no.yaml cannot be read" in sharpen("run", str(tmp_path / "no.yaml"))[2]
+    (tmp_path / "dir.yml").mkdir()
+    assert "is no file" in sharpen("run", str(tmp_path / "dir.yml"))[2] and asked == []
+
+
+# ---- help and completion
+
+
+def test_help_groups_commands_by_what_one_wants_to_do(sharpen):
+    code, out, _ = sharpen("--help")
+    groups = re.split(r"─ ([A-Z][a-z ]+) ─", out)
+    boxes = zip(groups[1::2], groups[2::2])
+    commands = {name: re.findall(r"^│ ([a-z]+) ", box, flags=re.MULTILINE) for name, box in boxes}
+    assert code == 0 and commands["Make a run"] == ["run", "sweep", "reproduce"]
+    assert commands["Look"] == ["presets", "settings", "doctor", "compare", "status", "grade"]
+    assert commands["Ask and serve"] == ["serve", "ask", "demo", "deploy", "cloud"]
+    assert commands["Share and tidy"] == ["clean", "push"]
+
+
+@pytest.mark.parametrize(("words", "completed"), [
+    ("sharpen pres", "presets"), ("sharpen run best_4", "best_4b"), ("sharpen run demo --set learn", "learning_rate="),
+    ("sharpen compare --outputs OUT de", "demo"), ("sharpen ask --outputs OUT de", "demo"),
+    ("sharpen sweep demo --grid lora_a", "lora_alpha="),
+])  # fmt: skip
+def test_the_shell_completes_commands_presets_runs_and_settings(write_run, tmp_path, words, completed):
+    write_run(tmp_path, "demo")
+    words = words.replace("OUT", str(tmp_path))
+    asked = {"_SHARPEN_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(len(words.split()) - 1)}
+    program = "import sys; sys.argv = ['sharpen']; from lib import cli; cli.app(prog_name='sharpen')"
+    command, environment = [sys.executable, "-c", program], os.environ | asked
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
+    assert (done.stdout.split(), done.stderr) == ([completed], "")
 
 
 def test_the_command_starts_without_any_library_that_takes_long():

@@ -23,7 +23,7 @@ TESTED = {  # a command of the pages -> the test that does what it says; setting
     "sharpen presets": "test_cli.py::test_presets_is_a_line_a_preset_within_80_columns",
     "sharpen presets llama32_3b_gsm8k": "test_cli.py::test_a_preset_tells_the_rest_within_80_columns",
     "sharpen presets demo --yaml my.yaml": "test_cli.py::test_a_presets_file_resolves_to_the_preset",
-    "sharpen settings demo --yaml again.yaml": "test_cli.py::test_a_runs_file_resolves_to_its_settings",
+    "sharpen settings --of demo --yaml again.yaml": "test_cli.py::test_a_runs_file_resolves_to_its_settings",
     "sharpen settings --markdown > docs/settings.md":
         "test_cli.py::test_the_page_of_settings_is_what_the_command_prints",
     "sharpen doctor": "test_doctor.py::test_a_line_for_each_check_with_its_remedy",
@@ -78,11 +78,12 @@ def commands() -> dict[str, str]:
     for page in PAGES:
         blocks = re.findall(r"^```\n(.*?)^```$", text_of(page), flags=re.MULTILINE | re.DOTALL)
         lines = "".join(blocks).replace("\\\n", " ").splitlines()
+        lines = [re.sub(r"\s#\s.*", "", line) for line in lines]
         prose = re.sub(r"^```.*?^```$", "", text_of(page), flags=re.MULTILINE | re.DOTALL)
-        lines += [" ".join(code.split()) for code in re.findall(r"`([^`|]+)`", prose)]
+        lines += [code for code in re.findall(r"`([^`|]+)`", prose) if not re.search(NAMED, code)]
         for line in lines:
-            command = " ".join(re.sub(r"\s#\s.*", "", line).split())
-            if command.startswith(STARTS) and not re.search(NAMED, command):
+            command = " ".join(line.split())
+            if command.startswith(STARTS):
                 there[command] = page.name
     return there
 

@@ -20,7 +20,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import httpx
 import psutil
 
 from lib import SharpenError
@@ -276,6 +275,8 @@ class Program:
     environment: Mapping[str, str] = field(default_factory=dict)
 
     def __enter__(self) -> "Program":
+        import httpx  # here, as it takes a tenth of a second that `sharpen --help` need not wait
+
         self.port = free_port(self.port)
         environment = {name: value for name, value in os.environ.items() if not name.startswith("LLAMA_ARG_")}
         # no proxy: a request to ourselves must not leave; no time limit: a long answer takes as long as it takes
@@ -309,6 +310,8 @@ class Program:
 
     def _wait(self) -> None:
         """Until the model is loaded: /health answers 503 before, or nothing, and 200 from then on."""
+        import httpx
+
         until = time.monotonic() + self.start_seconds
         while time.monotonic() < until:
             if self.process.poll() is not None:
@@ -326,6 +329,8 @@ class Program:
 
     def post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         """A request's answer; LlamaCppError with the program's own words where it refuses or has died."""
+        import httpx
+
         try:
             answer = self.client.post(path, json=body)
         except httpx.TransportError as error:

@@ -52,3 +52,22 @@ def is_local(name: str) -> bool:
 def in_project(path: str | Path) -> str:
     """A path as an absolute one; a relative one lies in the project, wherever the notebook runs."""
     return os.path.join(ROOT, os.path.expanduser(path))
+
+
+def from_folder(name: str, value: Any, folder: Path) -> Any:
+    """A setting's value; a relative path in it starts at `folder`, where the one who wrote it is."""
+    if isinstance(value, tuple):
+        return tuple(from_folder(name, part, folder) for part in value)
+    if not isinstance(value, str) or value.lower() in ("", "none", "null"):
+        return value
+    if name == "benchmarks":
+        return ",".join(_absolute(path.strip(), folder) for path in value.split(","))
+    if name in ("data_dir", "llama_cpp_path"):
+        return _absolute(value, folder)
+    if name == "base_model" and (folder / value).is_dir() and not is_local(value):
+        return _absolute(value, folder)  # else it lies in the project, or on the hub
+    return value
+
+
+def _absolute(path: str, folder: Path) -> str:
+    return os.path.realpath(folder / os.path.expanduser(path))  # of any text: no error here

@@ -32,6 +32,21 @@ PRESETS: dict[str, Preset] = {
     for name, row in PUBLISHED.items()
 }
 
+
+
+def preset_of(name: str) -> tuple[Preset, dict[str, Any]]:
+    """A preset and the settings that it gives, in JSON's types; SettingsError where there is none of this name."""
+    if name not in PRESETS:
+        raise SettingsError([_no_preset(name)])
+    given = _published(name)
+    own = {field: value for field, value in flat(PRESETS[name].settings, "json").items() if field in given}
+    return PRESETS[name], own
+
+
+def _no_preset(name: Any) -> str:
+    return f"unknown preset {short(name)}; choose from {', '.join(PRESETS)}{nearest(name, PRESETS)}"
+
+
 # A rehearsal walks a preset's whole path with its own training rows and settings, but small and offline.
 REHEARSAL = {
     "base_model": "data/base", "chat_template": None, "max_steps": 6, "torch_compile": False, "ablation_runs": 1,
@@ -71,7 +86,7 @@ def resolve(
     problems, preset = [], name
     known = isinstance(name, str) and name in PRESETS
     if not known:
-        problems.append(f"unknown preset {short(name)}; choose from {', '.join(PRESETS)}{nearest(name, PRESETS)}")
+        problems.append(_no_preset(name))
         preset = "demo"  # so that an unknown preset does not hide the other problems
     base = PRESETS[preset].settings
     values = flat(base)

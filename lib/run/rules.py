@@ -34,7 +34,7 @@ def unknown(named: Mapping[str, Any], known: Iterable[str] = FIELDS) -> list[str
     problems = []
     for name, value in named.items():
         if name not in known:
-            hint = nearest(name, known) or "; see lib/run/settings.py"
+            hint = nearest(name, known) or "; `sharpen settings` lists those there are"
             problems.append(f"unknown setting {short(name)} = {short(value)}{hint}")
     return problems
 

@@ -272,6 +272,18 @@ def made_with(manifest: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in manifest["settings"].items() if name not in YOURS}
 
 
+def asked_for(run_folder: Path) -> tuple[str, dict[str, Any], bool]:
+    """(preset, settings that are no defaults, is it a rehearsal) of a run, from its manifests; but for YOURS."""
+    manifests = [read(run_folder, stage) for stage in STAGES if is_complete(run_folder, stage)]
+    if not manifests:
+        raise RunError(f"{run_folder}: no stage of this run is complete")
+    settings = {}
+    for manifest in manifests:
+        given = {name for name, origin in manifest["origins"].items() if origin in ("preset", "override")}
+        settings |= {name: value for name, value in made_with(manifest).items() if name in given}
+    return manifests[0]["preset"], settings, manifests[0]["rehearse"]
+
+
 def output(run_folder: Path, stage: str, name: str) -> Path:
     """A file that a complete stage wrote; RunError where it is not as the manifest says."""
     path, recorded = run_folder / STAGES[stage].folder / name, read(run_folder, stage)["outputs"]

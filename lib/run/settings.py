@@ -27,6 +27,17 @@ KIND_NAMES = (  # of the generated tasks, as `lib.data.kinds` defines them
     "net present value", "loan payment", "value at risk", "Kelly fraction", "portfolio variance",
     "information ratio", "break-even",
 )  # fmt: skip
+MEANT = {  # what people type -> the setting that they mean
+    "lr": "learning_rate", "epochs": "num_train_epochs", "num_epochs": "num_train_epochs", "steps": "max_steps",
+    "batch_size": "per_device_train_batch_size", "train_batch_size": "per_device_train_batch_size",
+    "micro_batch_size": "per_device_train_batch_size", "grad_accum": "gradient_accumulation_steps",
+    "gradient_accumulation": "gradient_accumulation_steps", "rank": "r", "lora_r": "r", "lora_rank": "r",
+    "alpha": "lora_alpha", "dropout": "lora_dropout", "model": "base_model", "model_name": "base_model",
+    "model_name_or_path": "base_model", "seq_length": "max_length", "seq_len": "max_length",
+    "max_seq_length": "max_length", "max_seq_len": "max_length", "optimizer": "optim", "scheduler": "lr_scheduler_type",
+    "lr_scheduler": "lr_scheduler_type", "warmup_ratio": "warmup_steps", "dataset": "source", "data": "data_dir",
+    "max_tokens": "max_new_tokens", "template": "chat_template", "quantization": "quantizations",
+}  # fmt: skip
 GUARDS = ("loss", "supervised_tokens", "grad_norm", "eval_loss", "adapter")  # what training is watched for
 
 
@@ -290,6 +301,7 @@ class TrainSettings(Devices, Trainer, Precision, Model):
     learning_rate: float = Field(gt=0, le=1)
     """peak learning rate"""
     lr_scheduler_type: Literal["cosine", "linear", "constant", "constant_with_warmup"] = Field("cosine")
+    """how the learning rate goes on after the warm-up"""
     warmup_steps: float = Field(0.0, ge=0)
     """share of all steps if below 1, else a whole number of steps"""
     num_train_epochs: float = Field(gt=0, le=1000)
@@ -301,6 +313,7 @@ class TrainSettings(Devices, Trainer, Precision, Model):
     gradient_accumulation_steps: int = Field(1, ge=1)
     """forward passes an optimiser step"""
     optim: Literal["adamw_torch", "adamw_torch_fused", "adamw_8bit", "paged_adamw_8bit", "paged_adamw_32bit"]
+    """the optimiser, by transformers' name"""
     weight_decay: float = Field(0.0, ge=0, le=1)
     """AdamW's decoupled weight decay"""
     max_grad_norm: float = Field(1.0, gt=0)
@@ -472,6 +485,8 @@ def nearest(name: Any, choices: Any) -> str:
     """The end of a message that proposes the choice that was most likely meant; empty where none is near."""
     if not isinstance(name, str):
         name = short(name)
+    if MEANT.get(name.lower()) in choices:
+        return f"; did you mean {MEANT[name.lower()]!r}?"
     longer = {choice.lower(): choice for choice in choices if len(choice) > 2}  # `lr` is no `r`
     for match in difflib.get_close_matches(name[:100].lower(), longer, n=1):
         return f"; did you mean {longer[match]!r}?"
