@@ -18,6 +18,7 @@ from lib.run import runs
 COSTS = ("rows", "steps", "trainable_parameters", "train_seconds", "tokens_per_second")  # of a training
 MARGIN = 0.05  # a run that is surely less than this worse than another may stand in for it
 NAMES = {"preset": "preset", "base_model": "base model", "source": "data"}  # what a run is called by
+WIDEST = 7  # settings in a table that fits a page
 UNGRADED = "No question of these runs has a gold answer, so nothing was graded."
 MACHINES = ("rdzv_endpoint",)  # settings that say where a run was made, not how
 
@@ -105,19 +106,22 @@ def about(finished: Sequence[Finished]) -> list[str]:
     return sentences + _around(finished)
 
 
-def settings_text(finished: Sequence[Finished]) -> list[dict[str, str]]:
-    """A row for each run: the settings that are not the same in all. Of one run, those that its preset does
-    not have. Empty where there is no such setting."""
+def settings_text(finished: Sequence[Finished]) -> list[list[dict[str, str]]]:
+    """Tables with a row for each run, which hold the settings that are not the same in all, WIDEST at a time.
+
+    Of one run, those that were changed from its preset's. No table where there is no such setting."""
     settings = [_settings(run) for run in finished]
     names = differing(settings)
     if len(finished) == 1:
         names = _overrides(finished[0])
-    if not names:
-        return []
-    rows = []
-    for run, own in zip(finished, settings):
-        rows.append({"run": run.title} | {name: _value(own[name]) for name in names if name in own})
-    return rows
+    tables = []
+    for start in range(0, len(names), WIDEST):
+        shown = names[start : start + WIDEST]
+        rows = []
+        for run, own in zip(finished, settings):
+            rows.append({"run": run.title} | {name: _value(own[name]) for name in shown if name in own})
+        tables.append(rows)
+    return tables
 
 
 def differing(facts: Sequence[Mapping[str, Any]]) -> list[str]:

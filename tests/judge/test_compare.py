@@ -301,11 +301,11 @@ def test_settings_that_differ_are_columns_and_no_others(tmp_path):
     make_run(tmp_path, "six", per_kind=2, r=8, calculator="on")
     finished = [compare.load(tmp_path / name) for name in ("one", "two", "six")]
     all_modules = "q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj"
-    assert compare.settings_text(finished) == [
+    assert compare.settings_text(finished) == [[
         {"run": "one", "data_seed": "0", "r": "32", "target_modules": all_modules, "calculator": "both"},
         {"run": "two", "data_seed": "7", "r": "8", "target_modules": "q_proj, v_proj", "calculator": "both"},
         {"run": "six", "data_seed": "0", "r": "8", "target_modules": all_modules, "calculator": "on"},
-    ]
+    ]]  # fmt: skip
     assert compare.about(finished) == ["All runs: preset demo, base model data/base, data quant_tasks."]
     assert compare.settings_text(finished[:1] * 2) == []
     assert compare.about(finished[:1] * 2)[1:] == ["No setting differs between these runs."]
@@ -313,12 +313,24 @@ def test_settings_that_differ_are_columns_and_no_others(tmp_path):
 
 def test_of_one_run_the_settings_are_shown_that_its_preset_does_not_have(tmp_path):
     changed = compare.load(make_run(tmp_path, "changed", per_kind=2, learning_rate=1e-4, data_seed=5))
-    assert compare.settings_text([changed]) == [{"run": "changed", "data_seed": "5", "learning_rate": "0.0001"}]
+    assert compare.settings_text([changed]) == [
+        [{"run": "changed", "data_seed": "5", "learning_rate": "0.0001"}]]  # fmt: skip
     assert compare.about([changed])[0].endswith("data quant_tasks, but with these settings:")
     plain = compare.load(make_run(tmp_path, "plain", per_kind=2))
     assert compare.settings_text([plain]) == []
     assert compare.about([plain]) == ["plain: preset demo, base model data/base, data quant_tasks, "
                                       "with no setting changed."]  # fmt: skip
+
+
+def test_many_settings_that_differ_are_split_over_tables_that_fit_a_page(two):
+    manifests = copy.deepcopy(two[1].manifests)
+    manifests["train"]["settings"] = dict.fromkeys(manifests["train"]["settings"], "other")
+    tables = compare.settings_text([two[0], dataclasses.replace(two[1], manifests=manifests)])
+    names = [list(rows[0])[1:] for rows in tables]
+    assert len(tables) > 2 and max(map(len, names)) == compare.WIDEST
+    assert {list(rows[0])[0] for rows in tables} == {"run"}
+    shared = manifests["evaluate"]["settings"].keys() | {"rdzv_endpoint"}  # the evaluation says these again
+    assert {n for part in names for n in part} == manifests["train"]["settings"].keys() - shared
 
 
 def test_a_setting_that_an_early_run_did_not_have_is_no_difference():
