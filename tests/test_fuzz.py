@@ -269,7 +269,8 @@ def test_500_damaged_run_folders_are_told_in_words_and_nothing_is_lost(whole, tm
             status.line(folder, stage)
         if finished := asked(lambda: compare.load(folder), "trial"):  # noqa: B023
             assert compare.table_text(compare.table([finished])) and compare.costs_text(compare.costs([finished]))
-            assert compare.headline([finished]) and compare.flips([finished], "test", True)
+            assert compare.about([finished]) and compare.scores_text([finished], compare.table([finished]))
+            compare.settings_text([finished]), compare.interrupted([finished])
         cli.status(outputs)
         for named in (None, ["trial"]):
             asked(lambda: cli.clean(named, False, outputs), "trial")  # noqa: B023

@@ -13,6 +13,7 @@ from typing import Any
 from lib.grade import stats
 
 MODELS = ("base", "tuned")
+NUMBER = re.compile(r"[+-]?[\d,.]+|-|")  # of a table's cell; "-" and nothing stand for none
 
 
 # ---- tables
@@ -284,16 +285,37 @@ def pairs_text(rows: Sequence[dict]) -> list[dict[str, str]]:
     return texts
 
 
-def html_table(rows: Sequence[dict[str, str]], upright: bool = False) -> Any:
-    """Rows of text as an HTML table (`upright`: a column each); every cell is escaped."""
-    import pandas as pd
+def html_lines(lines: Iterable[str]) -> Any:
+    """Sentences as HTML, a paragraph each; all are escaped."""
     from IPython.display import HTML
 
-    table = pd.DataFrame(rows).fillna("").map(_unbroken).rename(columns=_unbroken)
-    with pd.option_context("display.max_colwidth", None):
-        if upright:
-            return HTML(table.T.to_html(header=False, border=0))
-        return HTML(table.to_html(index=False, border=0, justify="left"))
+    return HTML("".join(f"<p>{html.escape(line)}</p>" for line in lines))
+
+
+def html_table(rows: Sequence[dict[str, str]]) -> Any:
+    """Rows of text as an HTML table, none where there are none; every cell is escaped.
+
+    Columns of numbers alone are set right, so that their digits stand below each other."""
+    from IPython.display import HTML
+
+    if not rows:
+        return HTML("")
+    sides = {name: "left" for row in rows for name in row}
+    for name in sides:
+        if all(NUMBER.fullmatch(row.get(name, "")) for row in rows):
+            sides[name] = "right"
+    lines = [_line("th", dict(zip(sides, sides)), sides)]
+    lines += [_line("td", row, sides) for row in rows]
+    return HTML(f"<table>{''.join(lines)}</table>")
+
+
+def _line(tag: str, texts: dict[str, str], sides: dict[str, str]) -> str:
+    """A row of an HTML table: the text of each column that has a side."""
+    cells = ""
+    for name, side in sides.items():
+        text = html.escape(_unbroken(texts.get(name, "")))
+        cells += f"<{tag} style='text-align:{side}'>{text}</{tag}>"
+    return f"<tr>{cells}</tr>"
 
 
 def _unbroken(text: str) -> str:

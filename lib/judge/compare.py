@@ -1,8 +1,9 @@
-"""Finished runs side by side: what each cost, how right its answers are, and whether two truly differ."""
+"""Finished runs side by side: what differs between them, how right their answers are, and what each cost."""
 
 import html
 import json
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations
@@ -11,11 +12,15 @@ from typing import Any
 
 from lib.grade import stats
 from lib.judge import answers
-from lib.judge.answers import MODELS, asked, calculator_text, change, p_text, percent
+from lib.judge.answers import MODELS, asked, calculator_text, change, column, p_text, percent
 from lib.run import runs
 
 COSTS = ("rows", "steps", "trainable_parameters", "train_seconds", "tokens_per_second")  # of a training
 MARGIN = 0.05  # a run that is surely less than this worse than another may stand in for it
+NAMES = {"preset": "preset", "base_model": "base model", "source": "data"}  # what a run is called by
+WIDEST = 7  # settings in a table that fits a page
+UNGRADED = "No question of these runs has a gold answer, so nothing was graded."
+MACHINES = ("rdzv_endpoint",)  # settings that say where a run was made, not how
 
 
 @dataclass(frozen=True)
@@ -28,6 +33,11 @@ class Finished:
     metrics: list[dict]
     summary: dict[str, Any]
     results: list[dict]
+
+    @property
+    def title(self) -> str:
+        """The run's name for readers, who must not take a rehearsal for a result."""
+        return f"{self.name} (REHEARSAL)" if self.rehearse else self.name
 
     @cached_property
     def questions(self) -> dict[str, dict[str, str]]:
@@ -73,6 +83,113 @@ def load_all(stage: runs.Stage) -> list[Finished]:
     return [load(stage.run_folder.with_name(name)) for name in names]
 
 
+# ---- what differs
+
+
+def about(finished: Sequence[Finished]) -> list[str]:
+    """Sentences: what is the same in all runs, whether any setting differs, and what differs around them.
+
+    Of one run: what it is, and whether its preset was changed."""
+    settings = [_settings(run) for run in finished]
+    different = differing(settings)
+    known = [f"{word} {settings[0].get(name)}" for name, word in NAMES.items() if name not in different]
+    alike = ", ".join(known)
+    if len(finished) == 1:
+        if _overrides(finished[0]):
+            return [f"{finished[0].title}: {alike}, but with these settings:"]
+        return [f"{finished[0].title}: {alike}, with no setting changed."]
+    sentences = []
+    if known:
+        sentences.append(f"All runs: {alike}.")
+    if not different:
+        sentences.append("No setting differs between these runs.")
+    return sentences + _around(finished)
+
+
+def settings_text(finished: Sequence[Finished]) -> list[list[dict[str, str]]]:
+    """Tables with a row for each run, which hold the settings that are not the same in all, WIDEST at a time.
+
+    Of one run, those that were changed from its preset's. No table where there is no such setting."""
+    settings = [_settings(run) for run in finished]
+    names = differing(settings)
+    if len(finished) == 1:
+        names = _overrides(finished[0])
+    tables = []
+    for start in range(0, len(names), WIDEST):
+        shown = names[start : start + WIDEST]
+        rows = []
+        for run, own in zip(finished, settings):
+            rows.append({"run": run.title} | {name: _value(own[name]) for name in shown if name in own})
+        tables.append(rows)
+    return tables
+
+
+def differing(facts: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The names whose values are not equal in all that have them, in the order in which they come."""
+    first, different = {}, set()
+    for own in facts:
+        for name, value in own.items():
+            if first.setdefault(name, value) != value:
+                different.add(name)
+    return [name for name in first if name in different]
+
+
+def _settings(run: Finished) -> dict[str, Any]:
+    """The preset and every setting that prepare, train and evaluate were run with."""
+    settings = {"preset": run.manifests["prepare"]["preset"]}
+    for manifest in run.manifests.values():
+        settings |= manifest["settings"]
+    return {name: value for name, value in settings.items() if name not in MACHINES}
+
+
+def _overrides(run: Finished) -> list[str]:
+    """The settings that were changed from the preset's."""
+    origins = {}
+    for manifest in run.manifests.values():
+        origins |= manifest["origins"]
+    return [name for name in _settings(run) if origins.get(name) == "override"]
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or "none"
+    return "none" if value is None else str(value)
+
+
+def _around(finished: Sequence[Finished]) -> list[str]:
+    """One sentence on the commit, device, versions and code that were not the same; none where all were."""
+    facts = [_surroundings(run) for run in finished]
+    parts, files = [], []
+    for name in differing(facts):
+        if name.startswith("lib/"):
+            files.append(name)
+            continue
+        values = [own.get(name, "unknown") for own in facts]
+        parts.append(f"{name} ({' / '.join(values)})")
+    if files:
+        more = f" and {len(files) - 3} more" if len(files) > 3 else ""
+        parts.append(f"code ({', '.join(files[:3])}{more})")
+    if not parts:
+        return []
+    return [f"Besides the settings, these differ, in the order of the runs: {', '.join(parts)}."]
+
+
+def _surroundings(run: Finished) -> dict[str, str]:
+    """Commit, device, versions and code (SHA-256 by file) that a run's stages were made with."""
+    found = defaultdict(list)
+    for manifest in run.manifests.values():
+        found["git commit"].append(_commit(manifest["git"]))
+        found["device"].append(str(manifest["device"].get("name")))
+        for name, value in (manifest["versions"] | manifest["code"]).items():
+            found[name].append(str(value))
+    return {name: ", ".join(dict.fromkeys(values)) for name, values in found.items()}
+
+
+def _commit(git: dict) -> str:
+    commit = (git["commit"] or "none")[:8]
+    return f"{commit} with uncommitted changes" if git["dirty"] else commit
+
+
 # ---- each run
 
 
@@ -113,10 +230,10 @@ def recount(run: Finished) -> dict[tuple[str, bool, str], tuple[int, int]]:
 
 
 def costs(finished: Sequence[Finished]) -> list[dict]:
-    """What each run is made of and took: model, data, rows, steps, speed, memory, minutes, perplexity."""
+    """What each run is made of and took: model, data, rows, steps, tokens, speed, memory, seconds, perplexity."""
     rows = []
     for run in finished:
-        prepare, train = run.manifests["prepare"], run.manifests["train"]
+        prepare, train, evaluate = (run.manifests[stage] for stage in ("prepare", "train", "evaluate"))
         memory = train["peak_memory_bytes"]
         gpu = sum(size for name, size in memory.items() if name != "resident")
         rows.append({
@@ -125,10 +242,29 @@ def costs(finished: Sequence[Finished]) -> list[dict]:
             "source": prepare["settings"].get("source"),
             **{name: train["metrics"].get(name) for name in COSTS},
             "memory_bytes": gpu or memory.get("resident"), "memory_of": "GPU" if gpu else "process",
+            "tokens": _trained_tokens(train["metrics"]),
+            "evaluate_seconds": evaluate["elapsed_seconds"],
             "device": train["device"].get("name"),
             "perplexity": run.summary.get("perplexity") or {},
         })
     return rows
+
+
+def _trained_tokens(metrics: dict) -> float | None:
+    """Tokens that were trained on, padding left out, each as often as it was seen."""
+    seconds, speed = metrics.get("train_seconds"), metrics.get("tokens_per_second")
+    return None if seconds is None or speed is None else seconds * speed
+
+
+def interrupted(finished: Sequence[Finished]) -> list[str]:
+    """A sentence for each training or evaluation that was gone on from: its cost holds the last part alone."""
+    sentences = []
+    for run in finished:
+        if since := run.manifests["train"]["metrics"].get("resumed_from"):
+            sentences.append(f"{run.name}: training went on from {since}; minutes and tokens count from there.")
+        if run.manifests["evaluate"].get("resumed"):
+            sentences.append(f"{run.name}: the evaluation was gone on with; its minutes count from there.")
+    return sentences
 
 
 def accuracy_rows(finished: Sequence[Finished]) -> list[dict]:
@@ -164,6 +300,20 @@ def changes(finished: Sequence[Finished]) -> list[dict]:
     return rows
 
 
+def first_way(rows: Sequence[dict]) -> tuple[str, bool]:
+    """(split, calculator) of `table`'s first row: the way of asking that the page begins with."""
+    return (rows[0]["split"], rows[0]["calculator"]) if rows else ("test", False)
+
+
+def run_rows(finished: Sequence[Finished], rows: Sequence[dict]) -> list[dict]:
+    """Base and tuned model of each run on the first way of asking, for `plots.accuracy_by_run`."""
+    titles = {run.name: run.title for run in finished}
+    found = []
+    for row in answers.alike(rows, *first_way(rows)):
+        found += [row[model] | {"run": titles[row["run"]]} for model in MODELS]
+    return found
+
+
 # ---- two runs
 
 
@@ -185,6 +335,12 @@ def different_questions(finished: Sequence[Finished]) -> list[str]:
     return sentences
 
 
+def unlike_first(finished: Sequence[Finished]) -> list[str]:
+    """Those sentences of `different_questions` that name the first run, for readers."""
+    first, *others = finished
+    return [f"Careful: {text}" for run in others for text in different_questions([first, run])]
+
+
 def paired_runs(finished: Sequence[Finished]) -> list[dict]:
     """The tuned models of every two runs against each other, where both were asked the very same questions.
 
@@ -201,8 +357,9 @@ def paired_runs(finished: Sequence[Finished]) -> list[dict]:
             test = stats.non_inferior(
                 answers.column(ours, "correct"), answers.column(theirs, "correct"), MARGIN
             )
+            way = asked(split, calculator, first.questions)
             rows.append({
-                "label": f"{first.name} - {other.name}: {asked(split, calculator, first.questions)}",
+                "label": f"{first.name} - {other.name}: {way}", "asked": way,
                 "first": first.name, "other": other.name, "split": split, "calculator": calculator,
                 **answers.pair(theirs, ours),
                 "not_worse": {"holds": test.holds, "p_value": test.p_value, "margin": test.margin},
@@ -220,48 +377,121 @@ def _paired_answers(first: Finished, other: Finished, split: str, calculator: bo
     return [(row, theirs[row["id"]]) for row in ours]
 
 
-def flips(finished: Sequence[Finished], split: str, calculator: bool, most: int = 10) -> str:
-    """HTML: `answers.flips` from each other run's tuned model to the first run's.
+def turned(row: dict) -> dict:
+    """A row of `paired_runs` from the other side: a positive difference means that the other run is better.
 
-    A run that was asked other questions is named instead."""
+    So it reads as gain or loss of its "other" run over its "first"."""
+    clustered = row["clustered"]
+    if clustered["low"] is not None:
+        clustered = clustered | _negated(clustered)
+    return row | _negated(row) | {
+        "label": f"{row['other']} against {row['first']}: {row['asked']}",
+        "difference": 0 - row["difference"], "clustered": clustered,
+        "right_to_wrong": row["wrong_to_right"], "wrong_to_right": row["right_to_wrong"],
+    }  # fmt: skip
+
+
+def _negated(limits: dict) -> dict[str, float]:
+    return {"low": 0 - limits["high"], "high": 0 - limits["low"]}
+
+
+def to_first(finished: Sequence[Finished], rows: Sequence[dict], way: tuple[str, bool]) -> list[dict]:
+    """Of `turned` rows those of one way of asking against the first run; Holm adjusts for these alone."""
+    first = finished[0].name
+    return answers.adjusted([row for row in answers.alike(rows, *way) if row["first"] == first])
+
+
+def flips(finished: Sequence[Finished], split: str, calculator: bool, most: int = 10) -> str:
+    """HTML: `answers.flips` from the first run's tuned model to each other run's.
+
+    A run that was asked other questions is left out: `different_questions` names it."""
     first, page = finished[0], ""
     for run in finished[1:]:
-        page += f"<h3>From {html.escape(run.name)} to {html.escape(first.name)}</h3>"
         if pairs := _paired_answers(first, run, split, calculator):
             ours, theirs = zip(*pairs)
-            names = f"{run.name}, tuned", f"{first.name}, tuned"
-            page += answers.flips(theirs, ours, names, most)
-        else:
-            page += "<p>Not compared: they were asked other questions.</p>"
-    return page or "<p>no other run was named</p>"
+            names = f"{first.name}, tuned", f"{run.name}, tuned"
+            page += f"<h3>From {html.escape(first.name)} to {html.escape(run.name)}</h3>"
+            page += answers.flips(ours, theirs, names, most)
+    return page
 
 
 # ---- for readers
 
 
-def headline(finished: Sequence[Finished]) -> dict[str, str]:
-    """What is printed and reported first: the first run's tuned model against each other run's."""
+def headline(finished: Sequence[Finished], rows: Sequence[dict]) -> dict[str, str]:
+    """What is printed and reported first: each other run's tuned model against the first's, of `to_first`."""
     first = finished[0].name
     if len(finished) == 1:
         return {"runs compared": f"1 (with another: sharpen compare {first} OTHER)"}
     lines = {"runs compared": ", ".join(run.name for run in finished)}
     if different_questions(finished):
         lines["runs compared"] += " (asked different questions)"
-    for row in paired_runs(finished):
-        if row["first"] == first:
-            holm = f"{p_text(row['p_holm'])} (Holm, over all comparisons)"
-            lines[row["label"]] = f"{change(row)}, n = {row['n']}, {holm}"
+    for row in rows:
+        lines[row["label"]] = f"{change(row)}, n = {row['n']}, {p_text(row['p_holm'])} (Holm)"
     return lines
 
 
+def asked_text(rows: Sequence[dict]) -> str:
+    """How the questions behind `scores_text` were asked, or that there are none."""
+    if not rows:
+        return UNGRADED
+    splits = {row["split"] for row in rows}
+    return f"Asked first: {asked(*first_way(rows), splits)}."
+
+
+def scores_text(finished: Sequence[Finished], rows: Sequence[dict]) -> list[dict[str, str]]:
+    """A row for each run: `table`'s first way of asking in words. Empty where nothing was graded."""
+    asked_first = {row["run"]: row for row in answers.alike(rows, *first_way(rows))}
+    texts = []
+    for run in finished:
+        row = asked_first.get(run.name)
+        if row is None:
+            texts.append({"run": run.title, "n": "not asked"})
+            continue
+        texts.append({
+            "run": run.title, "n": str(row["n"]),
+            "tuned": percent(row["tuned"]), "base": percent(row["base"]),
+            "tuned, over groups": answers.over_groups(row["tuned"].get("clustered")),
+            "format rate": f"{_rate(row['base'])} -> {_rate(row['tuned'])}",
+        })  # fmt: skip
+    return texts if asked_first else []
+
+
+def other_scores_text(finished: Sequence[Finished], rows: Sequence[dict]) -> list[dict[str, str]]:
+    """A row for each run: the tuned model on `table`'s other ways of asking, and both perplexities."""
+    splits, texts = {row["split"] for row in rows}, []
+    for run in finished:
+        text = {"run": run.title}
+        for row in rows:
+            way = row["split"], row["calculator"]
+            if row["run"] == run.name and way != first_way(rows):
+                text[asked(*way, splits)] = f"{percent(row['tuned'])} of {row['n']}"
+        for model in MODELS[::-1]:
+            text[f"perplexity, {model}"] = _perplexity((run.summary.get("perplexity") or {}).get(model))
+        texts.append(text)
+    return texts
+
+
+def to_first_text(finished: Sequence[Finished], rows: Sequence[dict]) -> list[dict[str, str]]:
+    """A row for each run but the first: `to_first` in words; of a run that is not paired, why."""
+    found = dict(zip(column(rows, "other"), paired_runs_text(rows)))
+    unpaired = f"not paired: no graded question in common with {finished[0].name}"
+    texts = []
+    for run in finished[1:]:
+        text = found.get(run.name, {"difference": unpaired})
+        text.pop("compared", None)
+        texts.append({"run": run.title, **text})
+    return texts
+
+
 def paired_runs_text(rows: Sequence[dict]) -> list[dict[str, str]]:
-    """`paired_runs` in words, for readers."""
+    """`turned` rows in words, for readers."""
     texts = []
     for row, text in zip(rows, answers.pairs_text(rows), strict=True):
         del text["asked"], text["detectable"]
         test = row["not_worse"]
         shown = "shown" if test["holds"] else "not shown"
-        text[f"second less than {100 * MARGIN:g} points worse"] = f"{shown}, {p_text(test['p_value'])}"
+        text[f"less than {100 * MARGIN:g} points worse"] = f"{shown}, {p_text(test['p_value'])}"
         texts.append({"compared": row["label"], **text})
     return texts
 
@@ -271,7 +501,7 @@ def table_text(rows: Sequence[dict]) -> list[dict[str, str]]:
     splits = {row["split"] for row in rows}
     return [
         {
-            "run": f"{row['run']} (REHEARSAL)" if row["rehearse"] else row["run"],
+            "run": _title(row),
             "asked": asked(row["split"], row["calculator"], splits),
             "n": str(row["n"]), "base": percent(row["base"]), "tuned": percent(row["tuned"]),
             "tuned, over groups": answers.over_groups(row["tuned"].get("clustered")),
@@ -287,18 +517,20 @@ def costs_text(rows: Sequence[dict]) -> list[dict[str, str]]:
     """`costs` in words, for readers."""
     return [
         {
-            "run": row["run"], "model": str(row["model"]), "data": str(row["source"]),
-            "training rows": _number(row["rows"]), "steps": _number(row["steps"]),
-            "trained parameters": _number(row["trainable_parameters"]),
-            "minutes": _number(row["train_seconds"], ".1f", 60),
-            "tokens/s": _number(row["tokens_per_second"]),
+            "run": _title(row),
+            "training, minutes": _number(row["train_seconds"], ".1f", 60),
             "peak memory": f"{_number(row['memory_bytes'] or 0, '.2f', 2**30)} GiB ({row['memory_of']})",
-            "perplexity": " -> ".join(map(_perplexity, map(row["perplexity"].get, MODELS))),
+            "trained tokens": _number(row["tokens"]), "tokens/s": _number(row["tokens_per_second"]),
+            "evaluation, minutes": _number(row["evaluate_seconds"], ".1f", 60),
+            "steps": _number(row["steps"]), "trained parameters": _number(row["trainable_parameters"]),
             "device": str(row["device"]),
-            "this is": "a REHEARSAL, no result" if row["rehearse"] else "a result",
         }
         for row in rows
     ]  # fmt: skip
+
+
+def _title(row: dict) -> str:
+    return f"{row['run']} (REHEARSAL)" if row["rehearse"] else row["run"]
 
 
 def _rate(row: dict) -> str:

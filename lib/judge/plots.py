@@ -188,6 +188,12 @@ def accuracy_by_level(table: Sequence[dict], rehearse: bool = False) -> Picture:
     return accuracy_by_kind(levels, "Accuracy by level, with 95 % Wilson intervals", rehearse, "level")
 
 
+def accuracy_by_run(rows: Sequence[dict], rehearse: bool = False) -> Picture:
+    """Accuracy of base and tuned model, a row for each run: rows of `compare.run_rows`."""
+    named = [row | {"kind": row["run"]} for row in rows]
+    return accuracy_by_kind(named, "Accuracy by run, with 95 % Wilson intervals", rehearse, "run")
+
+
 def tolerance_curve(errors_by_model: Mapping[str, Sequence[float]], rehearse: bool = False) -> Picture:
     """Share of questions answered within each relative tolerance from 0.01 % to 10 %, a curve a model.
 
@@ -330,18 +336,6 @@ def _counted(kind: str, n: int, others: int, what: str) -> str:
 
 
 # ---- cost
-
-
-def speed_and_memory(rows: Sequence[dict], rehearse: bool = False) -> Picture:
-    """Tokens a second and peak GiB of each run: rows of `compare.costs`."""
-    figure = _picture_of_rows(9, len(rows), "Training speed and peak memory", rehearse)
-    left, right = figure.subplots(1, 2, sharey=True)
-    kinds = " or ".join(sorted({row.get("memory_of") or "process" for row in rows}))
-    _bars(left, [row.get("tokens_per_second") or 0 for row in rows], COLOURS[0], "tokens a second, training")
-    _bars(right, [(row.get("memory_bytes") or 0) / 2**30 for row in rows], COLOURS[1],
-          f"peak memory while training, GiB ({kinds})")  # fmt: skip
-    _name_rows(left, [row["run"] for row in rows])
-    return figure
 
 
 def ablation(rows: Sequence[dict], rehearse: bool = False) -> Picture:

@@ -277,11 +277,18 @@ def test_flips_escape_what_models_runs_and_data_say():
 
 
 def test_table_cells_are_escaped():
-    for upright in (True, False):
-        shown = answers.html_table([{"<i>run": "<script>alert(1)</script>"}], upright).data
-        assert "<script" not in shown and "&lt;script&gt;" in shown and "<i>" not in shown
+    evil = "<script>alert(1)</script>"
+    shown = answers.html_table([{"<i>run": evil}]).data + answers.html_lines([evil]).data
+    assert "<script" not in shown and shown.count("&lt;script&gt;") == 2 and "<i>" not in shown
+
+
+def test_columns_of_numbers_alone_are_set_right():
+    shown = answers.html_table([{"run": "2024", "steps": "1,228"}, {"run": "b", "steps": "-"}]).data
+    found = re.findall(r"text-align:(left|right)'>([^<]+)<", shown)
+    assert [text for side, text in found if side == "right"] == ["steps", "1,228", "-"]
+    assert answers.html_table([]).data == ""
 
 
 def test_a_cell_that_a_row_lacks_is_empty_and_one_that_is_long_is_whole():
     shown = answers.html_table([{"run": "a", "device": "long " * 40}, {"run": "b"}]).data
-    assert "long " * 39 in shown and re.search(r"<td>b</td>\s*<td></td>", shown)
+    assert "long " * 39 in shown and re.search(r">b</td><td[^>]*></td>", shown)

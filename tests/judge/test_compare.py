@@ -1,8 +1,11 @@
 """Claims about finished runs side by side, on small made-up runs that keep the run contract."""
 
+import copy
+import dataclasses
 import json
 from pathlib import Path
 
+import nbformat
 import numpy as np
 import pytest
 from statsmodels.stats.contingency_tables import mcnemar
@@ -11,7 +14,8 @@ from statsmodels.stats.multitest import multipletests
 from lib.grade import stats
 from lib.judge import answers as graded
 from lib.judge import compare
-from lib.run import disk, parameters, runs
+from lib.run import disk, parameters, runs, stages
+from lib.run.paths import ROOT
 
 KINDS = ("compounding", "position sizing")
 
@@ -69,14 +73,14 @@ def summary(results: list[dict]) -> dict:
 
 def make_run(
     outputs: Path, name: str, tuned: float = 0.7, seed: int = 0, per_kind: int = 20, first_id: int = 0,
-    rehearse: bool = False,
+    rehearse: bool = False, **changed,
 ) -> Path:  # fmt: skip
-    """A finished run, written through lib.run.runs as the notebooks write theirs."""
+    """A finished run, written through lib.run.runs as the notebooks write theirs; `changed`: its settings."""
 
     def stage_of(stage: str) -> runs.Stage:
-        return runs.begin(parameters.from_notebook(
-            stage, {"preset": "demo", "run": name, "outputs": str(outputs), "rehearse": rehearse}
-        ))  # fmt: skip
+        own = {setting: value for setting, value in changed.items() if setting in stages.names_of(stage)}
+        names = {"preset": "demo", "run": name, "outputs": str(outputs), "rehearse": rehearse, "changes": own}
+        return runs.begin(parameters.from_notebook(stage, names))
 
     prepare = stage_of("prepare")
     prepare.write_rows("train.jsonl", [{"id": "train-1"}])
@@ -142,6 +146,12 @@ def test_runs_are_paired_question_by_question(two):
     assert not compare.different_questions(two)
 
 
+def to_first(finished) -> list[dict]:
+    """What the notebook shows against the first run."""
+    pairs = [compare.turned(row) for row in compare.paired_runs(finished)]
+    return compare.to_first(finished, pairs, compare.first_way(compare.table(finished)))
+
+
 def three(two) -> list[compare.Finished]:
     """Two runs, and a third that is a little worse than the second: a few of its right answers are now wrong."""
     worse = [row | {"correct": row["correct"] and row["id"][-1] != "7"} for row in two[1].results]
@@ -155,9 +165,48 @@ def test_every_two_runs_are_compared_and_holm_counts_all_of_it(two):
     assert len(rows) == 3 * 4 and [row["p_holm"] for row in rows] == pytest.approx(
         list(multipletests(p_values, method="holm")[1])
     )
-    told = compare.paired_runs_text(rows)
-    assert told[0]["compared"] == "one - two: unseen phrasings and ranges, calculator on"
-    assert compare.headline(three(two)).keys() == {"runs compared", *(r["label"] for r in rows[:8])}
+    assert rows[0]["label"] == "one - two: unseen phrasings and ranges, calculator on"
+
+
+def test_the_table_against_the_first_run_says_gain_or_loss_as_counted_from_the_answers(two):
+    runs_of_three = three(two)
+    rows = to_first(runs_of_three)
+    assert [row["other"] for row in rows] == ["two", "three"]
+    verdicts = []
+    for run in runs_of_three:
+        tuned = graded.arm(run.results, "tuned", "test", True)
+        verdicts.append({answer["id"]: answer["correct"] for answer in tuned})
+    for row, theirs in zip(rows, verdicts[1:]):
+        won = sum(theirs[i] and not verdicts[0][i] for i in theirs)
+        lost = sum(verdicts[0][i] and not theirs[i] for i in theirs)
+        assert (row["wrong_to_right"], row["right_to_wrong"], row["n"]) == (won, lost, len(theirs))
+        assert row["difference"] == pytest.approx((won - lost) / len(theirs)) and row["difference"] < 0
+        interval = stats.paired_interval(list(verdicts[0].values()), [theirs[i] for i in verdicts[0]])
+        assert (row["low"], row["high"]) == pytest.approx((interval.low, interval.high))
+        changes = [int(theirs[i]) - int(verdicts[0][i]) for i in verdicts[0]]
+        assert row["clustered"]["low"] < np.mean(changes) < row["clustered"]["high"]
+    told = compare.to_first_text(runs_of_three, rows)
+    assert [text["run"] for text in told] == ["two", "three"] and told[0]["difference"].startswith("-")
+
+
+def test_holm_counts_the_rows_against_the_first_run_alone(two):
+    rows = to_first(three(two))
+    expected = multipletests([row["p_value"] for row in rows], method="holm")[1]
+    assert [row["p_holm"] for row in rows] == pytest.approx(list(expected))
+    lines = compare.headline(three(two), rows)
+    assert list(lines) == ["runs compared", "two against one: unseen phrasings and ranges, calculator on",
+                           "three against one: unseen phrasings and ranges, calculator on"]  # fmt: skip
+    assert lines["two against one: unseen phrasings and ranges, calculator on"].startswith("-")
+
+
+def test_a_difference_seen_from_the_other_side_is_that_of_the_runs_named_the_other_way_round(two):
+    there, back = compare.paired_runs(two), compare.paired_runs(two[::-1])
+    for row, other in zip(there, back):
+        seen = compare.turned(row)
+        for name in ("difference", "low", "high", "p_value", "wrong_to_right", "right_to_wrong"):
+            assert seen[name] == pytest.approx(other[name], abs=1e-8)
+        assert [seen["clustered"][k] for k in ("low", "high")] == pytest.approx(
+            [other["clustered"][k] for k in ("low", "high")])  # fmt: skip
 
 
 def test_not_worse_is_shown_only_where_the_second_run_is_surely_close(two):
@@ -169,7 +218,7 @@ def test_not_worse_is_shown_only_where_the_second_run_is_surely_close(two):
     assert all(row["not_worse"]["holds"] for row in compare.paired_runs([same, twin]) if row["n"] >= 100)
     assert not any(row["not_worse"]["holds"] for row in compare.paired_runs(two))  # two is some 30 points worse
     (told, *_) = compare.paired_runs_text(compare.paired_runs([same, twin]))
-    assert told["second less than 5 points worse"].startswith("shown, p ")
+    assert told["less than 5 points worse"].startswith("shown, p ")
 
 
 def test_answers_are_paired_by_question_whatever_their_order(two):
@@ -188,16 +237,10 @@ def test_a_way_of_asking_that_one_run_lacks_is_said(two):
 
 def test_flips_between_runs_are_those_of_their_answers(two):
     page = compare.flips(two, "test", True)
-    row = compare.paired_runs(two)[0]
+    row = to_first(two)[0]
     assert f"Right, then wrong: {row['right_to_wrong']} of {row['n']} questions" in page
-    assert "From two to one" in page and "<th style='width:33%'>two, tuned</th><th>one, tuned</th>" in page
-    assert "no other run" in compare.flips(two[:1], "test", True)
-
-
-def test_flips_of_runs_with_other_questions_are_refused(two, tmp_path):
-    other = compare.load(make_run(tmp_path, "other", first_id=5))
-    page = compare.flips([two[0], other], "test", True)
-    assert "Not compared: they were asked other questions" in page and "<table" not in page
+    assert "From one to two" in page and "<th style='width:33%'>one, tuned</th><th>two, tuned</th>" in page
+    assert compare.flips(two[:1], "test", True) == ""
 
 
 def test_levels_are_counted_from_the_kept_answers(two):
@@ -228,7 +271,13 @@ def test_different_questions_are_said_and_not_paired(two, tmp_path):
         and "not paired" in told[0]
     )
     assert compare.paired_runs([two[0], other]) == []
-    assert "different questions" in compare.headline([two[0], other])["runs compared"]
+    assert compare.flips([two[0], other], "test", True) == "" and to_first([two[0], other]) == []
+    assert "different questions" in compare.headline([two[0], other], [])["runs compared"]
+    (row,) = compare.to_first_text([two[0], other], [])
+    assert row == {"run": "other", "difference": "not paired: no graded question in common with one"}
+    assert compare.unlike_first([two[0], other]) == [f"Careful: {text}" for text in told]
+    assert len(compare.different_questions([two[0], two[1], other])) == 4
+    assert len(compare.unlike_first([two[0], two[1], other])) == 2
 
 
 def test_a_changed_gold_makes_another_question(two):
@@ -241,7 +290,126 @@ def test_a_changed_gold_makes_another_question(two):
 def test_a_rehearsal_is_never_called_a_result(tmp_path):
     run = compare.load(make_run(tmp_path, "walk", rehearse=True))
     assert {row["run"] for row in compare.table_text(compare.table([run]))} == {"walk (REHEARSAL)"}
-    assert {row["this is"] for row in compare.costs_text(compare.costs([run]))} == {"a REHEARSAL, no result"}
+    shown = [compare.costs_text(compare.costs([run])), compare.scores_text([run], compare.table([run]))]
+    assert [rows[0]["run"] for rows in shown] == ["walk (REHEARSAL)"] * 2
+    assert compare.about([run])[0].startswith("walk (REHEARSAL): ")
+
+
+def test_settings_that_differ_are_columns_and_no_others(tmp_path):
+    make_run(tmp_path, "one", per_kind=2)
+    make_run(tmp_path, "two", per_kind=2, r=8, data_seed=7, target_modules=("q_proj", "v_proj"))
+    make_run(tmp_path, "six", per_kind=2, r=8, calculator="on")
+    finished = [compare.load(tmp_path / name) for name in ("one", "two", "six")]
+    all_modules = "q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj"
+    assert compare.settings_text(finished) == [[
+        {"run": "one", "data_seed": "0", "r": "32", "target_modules": all_modules, "calculator": "both"},
+        {"run": "two", "data_seed": "7", "r": "8", "target_modules": "q_proj, v_proj", "calculator": "both"},
+        {"run": "six", "data_seed": "0", "r": "8", "target_modules": all_modules, "calculator": "on"},
+    ]]  # fmt: skip
+    assert compare.about(finished) == ["All runs: preset demo, base model data/base, data quant_tasks."]
+    assert compare.settings_text(finished[:1] * 2) == []
+    assert compare.about(finished[:1] * 2)[1:] == ["No setting differs between these runs."]
+
+
+def test_of_one_run_the_settings_are_shown_that_its_preset_does_not_have(tmp_path):
+    changed = compare.load(make_run(tmp_path, "changed", per_kind=2, learning_rate=1e-4, data_seed=5))
+    assert compare.settings_text([changed]) == [
+        [{"run": "changed", "data_seed": "5", "learning_rate": "0.0001"}]]  # fmt: skip
+    assert compare.about([changed])[0].endswith("data quant_tasks, but with these settings:")
+    plain = compare.load(make_run(tmp_path, "plain", per_kind=2))
+    assert compare.settings_text([plain]) == []
+    assert compare.about([plain]) == ["plain: preset demo, base model data/base, data quant_tasks, "
+                                      "with no setting changed."]  # fmt: skip
+
+
+def test_many_settings_that_differ_are_split_over_tables_that_fit_a_page(two):
+    manifests = copy.deepcopy(two[1].manifests)
+    manifests["train"]["settings"] = dict.fromkeys(manifests["train"]["settings"], "other")
+    tables = compare.settings_text([two[0], dataclasses.replace(two[1], manifests=manifests)])
+    names = [list(rows[0])[1:] for rows in tables]
+    assert len(tables) > 2 and max(map(len, names)) == compare.WIDEST
+    assert {list(rows[0])[0] for rows in tables} == {"run"}
+    shared = manifests["evaluate"]["settings"].keys() | {"rdzv_endpoint"}  # the evaluation says these again
+    assert {n for part in names for n in part} == manifests["train"]["settings"].keys() - shared
+
+
+def test_a_setting_that_an_early_run_did_not_have_is_no_difference():
+    assert compare.differing([{"r": 8, "modules": ["q"]}, {"r": 8.0, "modules": ["q"], "new": 1}]) == []
+    assert compare.differing([{"new": None}, {"r": 8}, {"new": 1, "r": 8}]) == ["new"]
+
+
+def test_commit_device_versions_and_code_that_differ_are_said_in_one_sentence(two):
+    assert compare.about(two) == ["All runs: preset demo, base model data/base, data quant_tasks.",
+                                  "No setting differs between these runs."]  # fmt: skip
+    manifests = copy.deepcopy(two[1].manifests)
+    for manifest in manifests.values():
+        manifest["git"] = {"commit": "0123456789", "dirty": True}
+        manifest["versions"]["torch"] = "1.0"
+    manifests["train"]["code"]["lib/judge/compare.py"] = "other"
+    manifests["train"]["device"]["name"] = "H200"
+    told = compare.about([two[0], dataclasses.replace(two[1], manifests=manifests)])[-1]
+    assert "/ 01234567 with uncommitted changes)" in told and "/ 1.0)" in told
+    assert "H200" in told and "code (lib/judge/compare.py)." in told and "numpy" not in told
+
+
+def test_scores_are_a_row_a_run_first_as_the_first_run_was_asked_then_otherwise(two):
+    on = [row for row in two[1].results if not row["calculator"]]
+    late = dataclasses.replace(two[1], name="late", results=on, summary=summary(on))
+    finished = [*two, late]
+    table = compare.table(finished)
+    shown = compare.scores_text(finished, table)
+    right, n = compare.recount(two[1])["test", True, "tuned"]
+    assert [row["run"] for row in shown] == ["one", "two", "late"] and shown[2]["n"] == "not asked"
+    assert shown[1]["n"] == str(n) and shown[1]["tuned"].startswith(f"{100 * right / n:.1f} % [")
+    assert shown[1]["format rate"] == "0 % -> 100 %"
+    right, n = compare.recount(late)["test_seen", False, "tuned"]
+    others = compare.other_scores_text(finished, table)
+    assert others[2]["trained phrasings, calculator off"].startswith(f"{100 * right / n:.1f} % [")
+    assert "trained phrasings, calculator on" in others[1] and "trained phrasings, calculator on" not in others[2]
+    assert others[0]["perplexity, tuned"] == "1.6 [1.44, 1.76]"
+    assert [row["run"] for row in compare.run_rows(finished, table)] == ["one", "one", "two", "two"]
+
+
+def test_runs_without_golds_are_said_to_be_ungraded(two):
+    bare = [dataclasses.replace(run, results=[], summary={"table": [], "paired": []}) for run in two]
+    assert compare.table(bare) == [] and compare.asked_text([]).startswith("No question")
+    assert compare.scores_text(bare, []) == [] == compare.run_rows(bare, [])
+    assert [row["difference"] for row in compare.to_first_text(bare, [])] == [
+        "not paired: no graded question in common with one"]  # fmt: skip
+
+
+def test_costs_are_those_of_the_manifests(two):
+    (row, _), (told, _) = compare.costs(two), compare.costs_text(compare.costs(two))
+    assert row["tokens"] == pytest.approx(130 * 2345.6)
+    assert row["evaluate_seconds"] == two[0].manifests["evaluate"]["elapsed_seconds"]
+    assert (told["trained tokens"], told["training, minutes"], told["steps"]) == ("304,928", "2.2", "170")
+    assert told["trained parameters"] == "123,456" and told["tokens/s"] == "2,346"
+    manifests = copy.deepcopy(two[0].manifests)
+    del manifests["train"]["metrics"]["train_seconds"]
+    (unknown,) = compare.costs_text(compare.costs([dataclasses.replace(two[0], manifests=manifests)]))
+    assert unknown["trained tokens"] == "-" and compare.interrupted(two) == []
+
+
+def test_a_cost_that_holds_only_what_came_after_an_interruption_is_said_to(two):
+    manifests = copy.deepcopy(two[0].manifests)
+    manifests["train"]["metrics"]["resumed_from"] = "checkpoint-100"
+    manifests["evaluate"]["resumed"] = True
+    told = compare.interrupted([dataclasses.replace(two[0], manifests=manifests)])
+    assert "from checkpoint-100" in told[0] and "evaluation" in told[1]
+
+
+def test_the_notebook_compares_two_runs(tmp_path, capsys):
+    for name, share in (("one", 0.5), ("two", 0.9)):
+        make_run(tmp_path, name, tuned=share)
+    notebook = nbformat.read(ROOT / "notebooks" / "31_compare.ipynb", as_version=4)
+    _, _, *cells = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+    names = {"preset": "demo", "run": "one", "outputs": str(tmp_path), "others": ["two"], "changes": {}}
+    for source in cells:
+        exec(source, names)
+    found = json.loads((tmp_path / "one" / "figures" / "comparison.json").read_text())
+    assert found["to_first"][0]["difference"] > 0 > found["between_runs"][0]["difference"]
+    figures = runs.read(tmp_path / "one", "compare")["outputs"]
+    assert {"accuracy_by_run.png", "between_runs.png", "comparison.json"} <= figures.keys()
 
 
 def test_an_unfinished_run_is_refused_with_the_notebook_to_run(tmp_path):

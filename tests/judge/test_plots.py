@@ -115,6 +115,16 @@ def test_levels_have_their_own_picture():
     assert bars(figure.axes[0]) == pytest.approx(np.array(expected)) and "n = 50 a level" in texts(figure)
 
 
+def test_runs_are_rows_of_one_picture_whatever_they_are_called():
+    counts = {("one", "base"): 2, ("one", "tuned"): 40, ("all", "base"): 3, ("all", "tuned"): 30}
+    rows = [row(model, "all", right, 50) | {"run": run} for (run, model), right in counts.items()]
+    figure = plots.accuracy_by_run(rows)
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["one", "all"]
+    drawn = [counts["one", "base"], counts["all", "base"], counts["one", "tuned"], counts["all", "tuned"]]
+    expected = [proportion_confint(right, 50, method="wilson") for right in drawn]
+    assert bars(figure.axes[0]) == pytest.approx(np.array(expected))
+
+
 def test_the_tolerance_curve_counts_answers_within_each_error():
     errors = {"tuned": [0.0, 0.0005, 0.02, np.inf], "base": [np.inf] * 4, "empty": []}
     figure = plots.tolerance_curve(errors)
@@ -154,17 +164,11 @@ def test_answers_that_are_no_number_are_said():
     assert "ranking (n = 3, 2 no number)" in texts(plots.answer_magnitudes({"ranking": ["A", True, 7]}))
 
 
-def test_speed_and_memory_are_drawn_in_their_units():
-    figure = plots.speed_and_memory([{"run": "demo", "tokens_per_second": 2345.6, "memory_bytes": 3 * 2**30}])
-    assert [axis.patches[0].get_width() for axis in figure.axes] == [2345.6, 3]
-    assert "tokens a second" in texts(figure) and "GiB" in texts(figure) and "2,346" in texts(figure)
-
-
 @pytest.mark.parametrize("draw", [
     lambda flag: plots.loss_curves({}, rehearse=flag), lambda flag: plots.accuracy_by_kind([], rehearse=flag),
     lambda flag: plots.paired_change([], rehearse=flag), lambda flag: plots.error_classes([], rehearse=flag),
     lambda flag: plots.token_lengths({}, 512, rehearse=flag), lambda flag: plots.answer_magnitudes({}, rehearse=flag),
-    lambda flag: plots.speed_and_memory([], rehearse=flag), lambda flag: plots.accuracy_by_level([], rehearse=flag),
+    lambda flag: plots.accuracy_by_run([], rehearse=flag), lambda flag: plots.accuracy_by_level([], rehearse=flag),
     lambda flag: plots.tolerance_curve({}, rehearse=flag), lambda flag: plots.tolerance_curve({"x": []}, rehearse=flag),
 ])  # fmt: skip
 def test_a_rehearsal_says_so_and_nothing_to_draw_is_no_error(draw):
@@ -181,7 +185,7 @@ def test_a_figure_shows_itself_with_its_title_as_text(tmp_path):
 
 def test_no_pyplot_state_stays_behind():
     before = "matplotlib.pyplot" in sys.modules
-    plots.speed_and_memory([{"run": "demo"}])._repr_png_()
+    plots.paired_change([])._repr_png_()
     assert before or "matplotlib.pyplot" not in sys.modules
 
 
