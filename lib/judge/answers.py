@@ -352,8 +352,9 @@ def headline(
         name = f"{row['split'].replace('_', ' ')}, {calculator_text(row['calculator'])}"
         lines[name] = (f"base {percent(base)} -> tuned {percent(tuned)}, n = {row['n']}, "
                        f"McNemar {p_text(row['p_value'])}")  # fmt: skip
-    perplexities = " -> ".join(f"{model} {row['perplexity']:.2f} [{row['low']:.2f}, {row['high']:.2f}]"
-                               for model, row in sorted(perplexity.items()))  # fmt: skip
+    perplexities = " -> ".join(
+        f"{model} {perplexity_text(row)}" for model, row in sorted(perplexity.items())
+    )
     lines["perplexity"] = f"{perplexities}, {perplexity['base']['rows']} answers"
     lines["held-out loss"] = f"{loss_text(loss)}, paired"
     if rehearse:
@@ -361,15 +362,31 @@ def headline(
     return lines
 
 
+def perplexity_text(row: dict) -> str:
+    """`3.56 [3.34, 3.79]`, of `evaluate.perplexity`."""
+    return f"{row['perplexity']:.2f} [{row['low']:.2f}, {row['high']:.2f}]"
+
+
 def loss_text(loss: dict) -> str:
     """`base 2.310 -> tuned 2.050 nats a token: -0.260 [-0.280, -0.240]`, of `evaluate.loss_change`."""
-    return (f"base {loss['base']:.3f} -> tuned {loss['tuned']:.3f} nats a token: "
-            f"{loss['difference']:+.3f} [{loss['low']:+.3f}, {loss['high']:+.3f}]")  # fmt: skip
+    means = f"base {loss['base']:.3f} -> tuned {loss['tuned']:.3f}"
+    return f"{means} nats a token: {loss_difference(loss)}"
+
+
+def loss_difference(loss: dict) -> str:
+    """`-0.260 [-0.280, -0.240]`: the paired difference in nats a token."""
+    return f"{loss['difference']:+.3f} [{loss['low']:+.3f}, {loss['high']:+.3f}]"
 
 
 # ---- answers themselves
 
 CELL = "<td style='text-align:left;vertical-align:top'>"
+LONG = 300  # characters; a longer text of `one_of_each` unfolds
+VERDICTS = {  # (base is right, tuned is right): what it is called, and that there is none
+    (False, True): ("Mended", "Training mended none of the"),
+    (True, False): ("Broken", "Training broke none of the"),
+    (False, False): ("Still wrong", "Wrong before and after is none of the"),
+}
 
 
 def side_by_side(results: list[dict], split: str, calculator: bool, count: int) -> str:
@@ -406,6 +423,29 @@ def flips(before: list[dict], after: list[dict], names: Sequence[str] = MODELS, 
     )  # fmt: skip
 
 
+def one_of_each(base: list[dict], tuned: list[dict]) -> str:
+    """HTML: the first question that training mended, that it broke, and that is still wrong.
+
+    Each with its gold, both answers and how many such there are; long texts unfold. `base` and `tuned`:
+    answers to the same questions in the same order."""
+    pairs, shown, none = _in_pairs(base, tuned), "", ""
+    for verdict, (title, nothing) in VERDICTS.items():
+        own = [(a, b) for a, b in pairs if (a["correct"], b["correct"]) == verdict]
+        if own:
+            shown += f"<div><h3>{title}: {len(own)} of {len(pairs)}</h3>{_one(own[0])}</div>"
+        else:
+            none += f"<p>{nothing} {len(pairs)}.</p>"
+    return f"<div class='examples'>{shown}</div>{none}"
+
+
+def _one(pair: tuple[dict, dict]) -> str:
+    """A question with both models' answers below it."""
+    page = _question(pair[0], LONG)
+    for model, answer in zip(MODELS, pair):
+        page += f"<h4>{model}</h4>{_answer(answer, len(answer['completion']) > LONG)}"
+    return page
+
+
 def _in_turn(pairs: list[tuple[dict, dict]], count: int) -> list[tuple[dict, dict]]:
     """The first `count` pairs, one of each kind in turn."""
     seen, turns = Counter(), []
@@ -430,12 +470,16 @@ def _table(pairs: Sequence[tuple[dict, dict]], names: Sequence[str], folded: boo
     return f"<table>{rows}</table>"
 
 
-def _question(answer: dict) -> str:
+def _question(answer: dict, longest: float = math.inf) -> str:
+    """Kind, question and gold; a question of more characters than `longest` unfolds."""
     if answer["gold"]:
         known = f"gold: {answer['gold']['value']}"
     else:
         known = f"its row's answer: {answer['reference']}"
     kind, question, known = map(html.escape, (answer["kind"], answer["question"], known))
+    if len(answer["question"]) > longest:
+        begin = html.escape(answer["question"][:100])
+        question = f"<details><summary>{begin} ...</summary>{question}</details>"
     return f"<b>{kind}</b><br>{question}<br>{known}"
 
 

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from lib.pipeline import answer
 from lib.run import disk, runs, untrusted
 from lib.run.stages import STAGES
 
@@ -18,70 +19,119 @@ STYLES = "color background background-color font-weight text-align vertical-alig
 DROPPED = "script style iframe object embed template noscript svg math form button input textarea select progress title"
 PICTURE = re.compile(r"data:image/(png|jpeg|gif);base64,[A-Za-z0-9+/=\s]+")
 TEMPLATE = """{% extends 'basic/index.html.j2' %}
-{% block input %}{% if cell.source.strip() %}<details class="code"><summary>code</summary>{{ super() }}</details>
+{% block codecell %}{% if 'set-up' in cell.metadata.tags %}<details class="code">
+<summary>set-up and settings</summary>{{ super() }}</details>
+{% else %}{{ super() }}{% endif %}{% endblock codecell %}
+{% block input %}{% if 'set-up' in cell.metadata.tags %}{{ super() }}
+{% elif cell.source.strip() %}<details class="code"><summary>code</summary>{{ super() }}</details>
 {% endif %}{% endblock input %}
 {% block stream_stderr %}<details class="code"><summary>messages</summary>{{ super() }}</details>
 {% endblock stream_stderr %}"""
+# The contents stay in reach: beside the text or, on a narrow screen, in a bar that unfolds; what an
+# entry leads to then comes to stand below the bar.
 STYLE = """
-body { font: 16px/1.55 system-ui, -apple-system, "Segoe UI", "DejaVu Sans", sans-serif; color: #1d2430;
-  background: #f3f5f8; margin: 0 }
-main { max-width: 70rem; margin: 2rem auto; padding: 0 1rem }
-section, header, nav { background: #fff; border: 1px solid #dde2ea; border-radius: 8px; padding: 1rem 2rem 1.5rem;
-  margin-bottom: 1.5rem }
-h1 { font-size: 1.7rem; line-height: 1.25; margin: .6rem 0 } h2 { font-size: 1.25rem; margin: 1.8rem 0 .4rem }
-nav h2 { margin: .4rem 0 } h3 { font-size: 1.05rem } a[href] { color: #0b5fa5 }
+body { font: 1rem/1.55 system-ui, -apple-system, "Segoe UI", "DejaVu Sans", sans-serif;
+  color: #1d2430; background: #f3f5f8; margin: 0 }
+main { display: grid; grid-template-columns: 13rem minmax(0, 64rem); gap: 1.5rem;
+  justify-content: center; margin: 1.5rem auto; padding: 0 1rem }
+section, header { background: #fff; border: 1px solid #dde2ea; border-radius: 8px;
+  padding: 1rem 2rem 1.5rem; margin-bottom: 1.5rem; overflow-wrap: break-word }
+nav { font-size: .88rem } nav a { display: block; padding: .3rem 0; text-decoration: none }
+nav .note { border: 0; padding: 0 .3rem; margin: 0; font-size: .8rem }
+nav.beside { position: sticky; top: 1.5rem; align-self: start; max-height: calc(100vh - 3rem);
+  overflow-y: auto }
+nav.bar { display: none }
+
+h1 { font-size: 1.7rem; line-height: 1.25; margin: .6rem 0 }
+h2 { font-size: 1.25rem; margin: 1.8rem 0 .4rem } h3 { font-size: 1.05rem; margin: .8rem 0 .4rem }
+a[href] { color: #0b5fa5 } details { margin: .3rem 0 } summary { cursor: pointer }
 table { border-collapse: collapse; font-size: .88rem; margin: .7rem 0 }
-th, td { text-align: left; vertical-align: top; padding: .3rem .7rem; border-bottom: 1px solid #e4e8ee;
-  font-variant-numeric: tabular-nums; overflow-wrap: break-word }
-th { background: #f3f5f8; font-weight: 600 } header th { width: 30% }
-.output { overflow-x: auto } .output img { max-width: 100%; height: auto; margin: .6rem 0 }
+th, td { text-align: left; vertical-align: top; padding: .3rem .7rem;
+  border-bottom: 1px solid #e4e8ee; font-variant-numeric: tabular-nums; overflow-wrap: break-word }
+th { background: #f3f5f8; font-weight: 600 }
 pre, code { font: .84rem/1.45 ui-monospace, "DejaVu Sans Mono", monospace }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; margin: .4rem 0 }
-.output pre { max-height: 30rem; overflow-y: auto } details { margin: .3rem 0 }
-details.code > summary { color: #6a7585; font-size: .8rem; cursor: pointer } .code pre { background: #f7f8fa;
-  padding: .6rem .8rem; border-radius: 5px }
-.note { border-left: 5px solid #d55e00; background: #fff3e9; padding: .6rem 1rem; margin: .8rem 0; font-weight: 600;
-  overflow-wrap: anywhere }
+details.code > summary { color: #6a7585; font-size: .8rem }
+.code pre { background: #f7f8fa; padding: .6rem .8rem; border-radius: 5px }
+.output, .cell, .wide { overflow-x: auto } .output pre { max-height: 30rem; overflow-y: auto }
+.output img { max-width: 100%; height: auto; margin: .6rem 0 }
 .output_error pre { background: #fff3e9 }
-@media print { body { background: #fff } section { break-before: page } .output pre { max-height: none } }
+.note { border-left: 5px solid #d55e00; background: #fff3e9; padding: .6rem 1rem; margin: .8rem 0;
+  font-weight: 600; overflow-wrap: anywhere }
+
+header h1 { font-size: 1.1rem; color: #6a7585 } header th { width: 30% }
+.answer { font-size: 1.3rem; line-height: 1.45; margin: .4rem 0 1rem }
+.answer strong { white-space: nowrap } .wide img { max-width: 46rem; width: 100% }
+.examples { display: grid; grid-template-columns: repeat(auto-fit, minmax(15rem, 1fr));
+  gap: 1rem 2rem }
+.examples h3 { border-bottom: 2px solid #dde2ea; padding-bottom: .3rem }
+.examples h4 { margin: .7rem 0 0; font-size: .8rem; color: #6a7585 }
+
+@media (max-width: 62rem) {
+  main { display: block; margin: 0; padding: 0 } nav.beside { display: none }
+  section, header { border-width: 1px 0; border-radius: 0; padding: .5rem 1rem 1rem }
+  nav.bar { display: block; position: sticky; top: 0; z-index: 1; padding: .2rem 1rem;
+    background: #fff; border-bottom: 1px solid #dde2ea }
+  nav.bar div { max-height: 45vh; overflow-y: auto } section { scroll-margin-top: 3rem }
+  main:has(nav details[open]) section { scroll-margin-top: calc(45vh + 3rem) }
+  .answer { font-size: 1.1rem } .wide img { min-width: 40rem }
+}
+@media print {
+  html { font-size: 12px } body { background: #fff } main { display: block }
+  nav.beside, nav.bar, details.code { display: none }
+  section { break-before: page } section, header { border: 0; padding: 0 }
+  .examples { grid-template-columns: repeat(3, 1fr) } .wide img { min-width: 0 }
+  .output pre { max-height: none } h1, h2, h3 { break-after: avoid }
+  img, tr, .examples > div { break-inside: avoid }
+}
 """
 
 
 def write(run_folder: Path) -> Path:
-    """Write `report.html` into the run's folder: a summary, contents, and every executed notebook.
+    """Write `report.html` into the run's folder: the answer, contents, and every executed notebook.
 
     The notebooks are read, never run. RunError where a link in the folder leads out of it."""
     from pygments.formatters import HtmlFormatter
 
     run_folder = Path(run_folder)
     disk.check_links(run_folder)
-    manifests, notes = {}, []
-    for stage, row in STAGES.items():
-        if not row.in_every_run and not runs.is_complete(run_folder, stage):
-            continue  # pretraining and export are not part of every run
-        try:
-            manifests[stage] = runs.read(run_folder, stage)
-        except runs.RunError as error:
-            notes.append(html.escape(str(error)))
+    manifests, notes = _manifests(run_folder)
+    screen, unread = answer.first_screen(run_folder, manifests)
+    notes += unread
     if any(manifest["rehearse"] for manifest in manifests.values()):
         notes.insert(0, "REHEARSAL: a walk through the whole path on a small model; its figures are no result")
-    contents, sections = "", ""
+    contents, sections = '<a href="#">The answer</a>', ""
     for path in _notebooks(run_folder):
         name, (title, note, body) = html.escape(path.stem), _notebook(path)
-        entry = f'<a href="#{name}">{html.escape(title)}</a>'
-        contents += f"<li>{entry} - {note}</li>" if note else f"<li>{entry}</li>"
+        contents += f'<a href="#{name}">{html.escape(title)}</a>{_alarm(note)}'
         sections += f'<section id="{name}">{_alarm(note)}{body}</section>'
     run = html.escape(run_folder.name)
+    alarms = "".join(_alarm(html.escape(note)) for note in notes)
     page = (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>Sharpen: {run}</title>"
         f"<style>{STYLE}{HtmlFormatter().get_style_defs('.highlight')}</style></head><body><main>"
-        f"<header><h1>Sharpen: run {run}</h1>{''.join(map(_alarm, notes))}{_card(manifests)}</header>"
-        f"<nav><h2>Contents</h2><ol>{contents}</ol></nav>{sections}</main></body></html>\n"
+        f'<nav class="beside">{contents}</nav>'
+        f'<nav class="bar"><details><summary>Contents</summary><div>{contents}</div></details></nav>'
+        f"<div><header><h1>Sharpen: run {run}</h1>{alarms}{clean(screen)}{_how(manifests)}</header>"
+        f"{sections}</div></main></body></html>\n"
     )
     return disk.write_atomically(run_folder / "report.html", [untrusted.visible(untrusted.redact(page))])
+
+
+def _manifests(run_folder: Path) -> tuple[dict[str, dict], list[str]]:
+    """({stage: manifest} of the complete stages, a note on each that cannot be read)."""
+    manifests, notes = {}, []
+    for stage in STAGES:
+        if not runs.is_complete(run_folder, stage):
+            continue
+        try:
+            manifests[stage] = runs.read(run_folder, stage)
+        except runs.RunError as error:
+            notes.append(str(error))
+    return manifests, notes
 
 
 def _notebooks(run_folder: Path) -> list[Path]:
@@ -124,8 +174,8 @@ def _allow(tag: str, name: str, value: str) -> bool:
     return sizes or name == "class" or (tag, name) == ("img", "alt")
 
 
-def _card(manifests: dict[str, dict]) -> str:
-    """The headline of each stage, then where, when and with what the run was made, as tables."""
+def _how(manifests: dict[str, dict]) -> str:
+    """Each stage's headline, then where, when and with what the run was made, as folded tables."""
     if not manifests:
         return ""
     headline, times, peaks, made_with = {}, [], [], []
@@ -151,7 +201,8 @@ def _card(manifests: dict[str, dict]) -> str:
     }  # fmt: skip
     for name in made_with[0]:
         about[name] = "; ".join(dict.fromkeys(row[name] for row in made_with))
-    return _table(headline) + _table(about)
+    tables = f'<div class="wide">{_table(headline)}{_table(about)}</div>'
+    return f"<details><summary>How it was made, and each stage's figures</summary>{tables}</details>"
 
 
 def _table(rows: dict[str, Any]) -> str:
@@ -180,7 +231,7 @@ def _notebook(path: Path) -> tuple[str, str, str]:
     # papermill's own note of an error is left out: ours says the same
     notebook.cells = [cell for cell in notebook.cells
                       if "papermill-error-cell-tag" not in cell.metadata.get("tags", [])]  # fmt: skip
-    text, errors = "", []
+    notebook.cells, text, errors = _set_up_as_one(notebook.cells), "", []
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
             text += f"{cell.source}\n"
@@ -197,6 +248,23 @@ def _notebook(path: Path) -> tuple[str, str, str]:
     exporter.register_filter("clean_html", clean)  # by pieces: none can close what is around it
     body, _ = exporter.from_notebook_node(notebook)
     return title, html.escape(note), clean(body)
+
+
+def _set_up_as_one(cells: list) -> list:
+    """The code from the top to a notebook's first step as one cell: parameters, imports, settings.
+
+    Without the cell for Colab. A notebook without parameters stays as it is."""
+    last = first = next((place for place, cell in enumerate(cells) if cell.cell_type == "code"), 0)
+    while last < len(cells) and cells[last].cell_type == "code":
+        last += 1
+    if not any("parameters" in cell.metadata.get("tags", []) for cell in cells[first:last]):
+        return cells
+    kept = [cell for cell in cells[first:last] if "google.colab" not in cell.source]
+    whole = cells[first]
+    whole.source = "\n\n".join(cell.source for cell in kept)
+    whole.outputs = [output for cell in kept for output in cell.outputs]
+    whole.metadata["tags"] = ["set-up"]
+    return [*cells[:first], whole, *cells[last:]]
 
 
 def _quiet(outputs: list) -> list:

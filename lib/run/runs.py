@@ -139,7 +139,7 @@ class Stage:
     def finish(self, workers: dict[str, Any] | None = None, **metrics: Any) -> dict[str, Any]:
         """Hash the outputs, write manifest.json last, give the lock back, and return the manifest.
 
-        `headline={label: text}` among the metrics is what the pipeline prints and the report shows first. Where other
+        `headline={label: text}` among the metrics is what the pipeline prints and the report folds away. Where other
         processes did the work, `workers` holds their device and peak_memory_bytes, which take the place of ours.
         """
         assert not self.finished, "the stage is finished already"

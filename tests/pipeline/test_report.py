@@ -90,7 +90,7 @@ def test_report_asks_no_other_host(page, run_folder):
 
 
 def test_an_output_cannot_close_or_hide_what_is_around_it(page):
-    sections = page.main.find_all("section", recursive=False)
+    sections = page.main.find("div", recursive=False).find_all("section", recursive=False)
     assert [section["id"] for section in sections] == ["10_prepare_data", "21_train_qlora", "30_evaluate", "31_compare"]
     assert page.find("td", string="cell") and page.find("strong", string="bold")
 
@@ -112,7 +112,9 @@ def test_progress_and_messages_are_out_of_the_way(page):
 
 
 def test_contents_link_to_each_notebook_by_its_title(page):
-    links = {link["href"]: link.text for link in page.nav("a")}
+    beside, bar = page("nav")
+    assert beside("a") == bar("a") and bar.summary.text == "Contents"
+    links = {link["href"]: link.text for link in page.nav("a") if link["href"] != "#"}
     assert links["#10_prepare_data"] == "Prepare the <i>data</i>" and links["#21_train_qlora"] == "Train"
     assert all(page.find(id=target.removeprefix("#")) for target in links)
 
@@ -130,12 +132,26 @@ def test_failing_missing_and_broken_notebooks_are_said(page):
     assert "an error was met" not in page.text
 
 
-def test_the_card_holds_the_headlines_and_what_is_incomplete(page, run_folder):
-    card = page.header.text
-    assert "tuned right on 70%, n = 6" in card and "170 steps" in card and "python 3" in card
-    assert "no complete stage 'compare'" in card and "REHEARSAL" not in card
+def test_how_it_was_made_is_folded_and_holds_each_headline(page, run_folder):
+    how = page.header.find(string=re.compile("How it was made")).find_parent("details")
+    assert "tuned right on 70%, n = 6" in how.text and "170 steps" in how.text and "python 3" in how.text
     commit = json.loads((run_folder / "eval" / "manifest.json").read_text())["git"]["commit"]
-    assert (commit or "outside git") in card
+    assert (commit or "outside git") in how.text
+    assert how.get("open") is None and "REHEARSAL" not in page.header.text
+
+
+def test_set_up_is_one_fold_without_colabs_cell(tmp_path):
+    def code(source, tag="other", **data):
+        return new_code_cell(source, metadata={"tags": [tag]}, outputs=[output(**data)] if data else [])
+
+    put(tmp_path, "10_prepare_data", new_markdown_cell("# Prepare"), code("import google.colab"),
+        code("preset = 'demo'", "parameters"), code("# Parameters\nrun = 'x'", "injected-parameters"),
+        code("stage", text_html="<table><tr><td>a setting</td></tr></table>"), new_markdown_cell("## Load"),
+        code("load()", text_html="<table><tr><td>a row</td></tr></table>"))  # fmt: skip
+    section = page_of(tmp_path).find(id="10_prepare_data")
+    set_up, load = section("details")
+    assert all(text in set_up.text for text in ("set-up and settings", "preset", "run", "stage", "a setting"))
+    assert "load" in load.text and "a row" not in load.text + set_up.text and "colab" not in section.text
 
 
 def test_a_rehearsal_is_called_one_at_the_top(tmp_path):
@@ -158,7 +174,8 @@ def test_a_manifest_that_no_card_can_show_is_told_by_name(run_folder, tmp_path, 
 
 def test_an_empty_run_still_gives_a_page(tmp_path):
     page = page_of(tmp_path)
-    assert len(page("section")) == 4 and "no complete stage 'prepare'" in page.header.text
+    assert len(page("section")) == 4 and not page.header.find(class_="note")
+    assert "There is no answer yet (complete: no stage; to come: prepare, train, " in page.header.text
     assert not [path for path in tmp_path.iterdir() if path.name != "report.html"]
 
 
