@@ -25,10 +25,11 @@ from lib.pipeline import sweep as sweeping
 from lib.run import listing, runs, settings_file
 from lib.run import presets as published
 from lib.run.disk import RunError, write_atomically
-from lib.run.paths import ROOT, from_folder, is_local
+from lib.run.paths import ROOT, from_folder, is_local, run_name_problems
 from lib.run.presets import PRESETS, preset_of, resolve
-from lib.run.rules import not_of, unknown
+from lib.run.rules import not_of, unknown, unread
 from lib.run.settings import FIELDS, SettingsError, TrainSettings, full_name
+from lib.run.stages import IN_EVERY_RUN
 from lib.run.untrusted import redact, visible
 from lib.ship import cloud as clouds
 from lib.ship import deploy as deploying
@@ -45,7 +46,8 @@ def _presets(incomplete: str) -> list[str]:
 
 def _runs(context: typer.Context, incomplete: str) -> list[str]:
     folder = Path(context.params.get("outputs") or ROOT / "outputs")
-    return sorted(path.name for path in folder.glob(f"{glob.escape(incomplete)}*") if path.is_dir())
+    names = (path.name for path in folder.glob(f"{glob.escape(incomplete)}*") if path.is_dir())
+    return sorted(name for name in names if not run_name_problems(name))  # a shell would execute `$(...)`
 
 
 def _settings(incomplete: str) -> list[str]:
@@ -117,7 +119,7 @@ def presets(
         return
     preset, own = preset_of(name)
     if yaml:
-        _write_new(yaml, settings_file.text(name, own))
+        _write_settings(yaml, name, own)
     else:
         typer.echo(_about(preset, own))
 
@@ -163,18 +165,24 @@ def settings(
         raise SettingsError(["--of RUN and --yaml FILE go together: they turn a run back into a settings file"])
     if of:
         preset, made_with, rehearse = runs.asked_for(_run_folder(of, outputs))
-        _write_new(yaml, settings_file.text(preset, made_with, f"{of}-again", rehearse))
+        _write_settings(yaml, preset, made_with, f"{of}-again", rehearse)
     elif markdown:
         typer.echo(listing.markdown(), nl=False)
     else:
         typer.echo(listing.in_words(word), nl=False)
 
 
-def _write_new(path: Path, text: str) -> None:
-    """Write a settings file; one that is there is kept."""
+def _write_settings(
+    path: Path, preset: str, own: dict[str, Any], run: str | None = None, rehearse: bool = False
+) -> None:
+    """Write a settings file for `sharpen run`; one that is there is kept, and what other notebooks read is left out."""
     if path.exists():
         raise SettingsError([f"--yaml {path}: is there already; name another file, or remove it"])
-    write_atomically(path, [text])
+    others = unread(IN_EVERY_RUN, own)
+    own = {name: value for name, value in own.items() if name not in others}
+    write_atomically(path, [settings_file.text(preset, own, run, rehearse)])
+    for name, notebooks in others.items():
+        typer.echo(f"left out: {name}, which {notebooks} reads")
     typer.echo(f"{path}: change what you like, then: sharpen run {shlex.quote(str(path))}")
 
 
@@ -224,7 +232,8 @@ def status(outputs: Outputs = None) -> None:
 
 @app.command(rich_help_panel=KEEP)
 def clean(
-    names: Annotated[list[str] | None, Argument(metavar="RUN", help="Runs; all, if none is named.")] = None,
+    names: Annotated[list[str] | None, Argument(
+        metavar="RUN", help="Runs; all, if none is named.", autocompletion=_runs)] = None,
     yes: Annotated[bool, Option("--yes", help="Free it, without asking.")] = False,
     outputs: Outputs = None,
 ) -> None:

@@ -17,7 +17,9 @@ from lib.pipeline import execute
 from lib.run import parameters, settings, settings_file
 from lib.run.paths import ROOT
 from lib.run.presets import PRESETS, resolve
+from lib.run.rules import unread
 from lib.run.settings import FIELDS, SettingsError
+from lib.run.stages import IN_EVERY_RUN
 
 
 @pytest.fixture
@@ -135,7 +137,8 @@ def test_settings_lists_all_with_type_bounds_default_and_notebooks(sharpen):
     entry = out[out.index("  max_grad_norm = 1.0  [21, 22]") :].splitlines()[:3]
     assert entry[1:] == ["      gradients are clipped to this norm", "      (a number above 0)"]
     assert "lora_alpha" in sharpen("settings", "lora")[1] and "max_steps" not in sharpen("settings", "lora")[1]
-    assert "no setting is named like 'rank'; did you mean 'r'?" in sharpen("settings", "rank")[2]
+    assert "  max_length = " in sharpen("settings", "seq_length")[1]
+    assert "no setting is named like 'lora_alfa'; did you mean 'lora_alpha'?" in sharpen("settings", "lora_alfa")[2]
 
 
 def test_the_page_of_settings_is_what_the_command_prints(sharpen):
@@ -172,7 +175,7 @@ def test_a_presets_file_resolves_to_the_preset(sharpen, tmp_path):
         assert sharpen("presets", name, "--yaml", str(path))[0] == 0
         nothing = {"data_dir": str(tmp_path)} if PRESETS[name].settings.source not in ("quant_tasks", "gsm8k") else {}
         asked = settings_file.read(path, nothing)
-        assert asked.preset == name and len(asked.overrides) > 15
+        assert not unread(IN_EVERY_RUN, asked.overrides) and asked.preset == name and len(asked.overrides) > 15
         assert resolve(name, asked.overrides).settings == resolve(name, nothing).settings
     assert "is there already" in sharpen("presets", "demo", "--yaml", str(tmp_path / "demo.yaml"))[2]
 
@@ -222,7 +225,10 @@ settings:
 
 @pytest.mark.parametrize(("text", "told"), [
     ("preset: demo\nrnu: x\n", ":2: unknown key 'rnu'; did you mean 'run'?"),
-    ("preset: demo\nr: 8\n", ":2: unknown key 'r'; it is a setting: write it under `settings:`"),
+    ("preset: demo\nr: 8\n", ":2: unknown key 'r'; the setting 'r' is written under `settings:`"),
+    ("preset: demo\nlr: 8\n", ":2: unknown key 'lr'; the setting 'learning_rate' is written under `settings:`"),
+    ("preset: demo\nsettings:\n  beta: 1\n  dpo.beta: 2\n", ":4: the setting 'dpo.beta' is given twice"),
+    ("preset: demo\nsettings:\n  dpo: {bta: 1}\n", ":3: unknown setting 'dpo.bta' = '1'; did you mean 'dpo.beta'?"),
     ("preset: dmo\n", ":1: unknown preset 'dmo'; choose from"),
     ("run: x\n", ":1: the key `preset` is missing"),
     ("preset: demo\nsettings:\n  lerning_rate: 1\n", ":3: unknown setting 'lerning_rate' = '1'; did you mean 'learn"),
@@ -231,7 +237,7 @@ settings:
     ("preset: demo\nsettings:\n  kinds: [CAGR, [x]]\n", ":3: kinds must be a text or a number"),
     ("preset: demo\nsettings: [r]\n", ":2: `settings` must hold lines of `name: value`"),
     ("preset: demo\nsettings:\n  ? [a]\n  : b\n", ":3: a key must be a text"),
-    ("preset: demo\ndata: a\nsettings:\n  data_dir: b\n", ":2: `data` is the setting data_dir"),
+    ("preset: demo\ndata: a\nsettings:\n  data_dir: b\n", ":2: the setting 'data_dir' is given twice"),
     ("preset: demo\nrun: ../up\n", ":2: run = '../up': must be a name"),
     ("preset: demo\nrehearse: maybe\n", ":2: rehearse must be true or false"),
     ("preset: demo\n\tsettings: x\n", ":2: no YAML: found character"),
@@ -273,6 +279,7 @@ def test_help_groups_commands_by_what_one_wants_to_do(sharpen):
 ])  # fmt: skip
 def test_the_shell_completes_commands_presets_runs_and_settings(write_run, tmp_path, words, completed):
     write_run(tmp_path, "demo")
+    (tmp_path / "de$(touch x)").mkdir()  # which a shell would execute
     words = words.replace("OUT", str(tmp_path))
     asked = {"_SHARPEN_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(len(words.split()) - 1)}
     program = "import sys; sys.argv = ['sharpen']; from lib import cli; cli.app(prog_name='sharpen')"

@@ -46,7 +46,7 @@ def _line(name: str) -> Line:
 
 def in_words(word: str = "", width: int = 80) -> str:
     """The settings whose name holds `word`, a paragraph each; SettingsError where there is none."""
-    text = ""
+    text, word = "", MEANT.get(word, word)
     for heading, rows in lines():
         shown = [line for line in rows if word in line.name]
         if shown:
@@ -56,7 +56,7 @@ def in_words(word: str = "", width: int = 80) -> str:
             for part in filter(None, (line.about, f"({line.allowed})")):
                 text += textwrap.fill(part, width, initial_indent=INDENT, subsequent_indent=INDENT) + "\n"
     if not text:
-        hint = nearest(word, [*FIELDS, *MEANT]) or "; `sharpen settings` lists all"
+        hint = nearest(word, FIELDS) or "; `sharpen settings` lists all"
         raise SettingsError([f"no setting is named like {word!r}{hint}"])
     return text.lstrip("\n")
 

@@ -10,7 +10,7 @@ from lib.run import untrusted
 from lib.run.paths import from_folder, run_name_problems
 from lib.run.presets import PRESETS, resolve
 from lib.run.rules import unknown
-from lib.run.settings import FIELDS, SettingsError, full_name, nearest
+from lib.run.settings import FIELDS, MEANT, SettingsError, full_name, nearest
 
 KEYS = ("preset", "run", "settings", "data", "rehearse")
 ENDINGS = (".yaml", ".yml")
@@ -41,17 +41,19 @@ def read(path: Path, changes: Mapping[str, Any], rehearse: bool = False) -> Sett
         problems.append((1, f"the key `preset` is missing; choose from {', '.join(PRESETS)}"))
     for name in top.keys() - set(KEYS):
         hint = nearest(name, KEYS) or f"; choose from {', '.join(KEYS)}"
-        if full_name(name) in FIELDS:
-            hint = "; it is a setting: write it under `settings:`"
+        if (meant := MEANT.get(name.lower(), full_name(name))) in FIELDS:
+            hint = f"; the setting {meant!r} is written under `settings:`"
         tell(top[name], f"unknown key {name!r}{hint}")
-    nodes = {}
+    nodes: dict[str, Any] = {}
+    given = []
     if "settings" in top:
-        nodes = _mapping(top["settings"], "`settings`", tell)
+        given = _settings(top["settings"], tell)
     if "data" in top:
-        if "data_dir" in nodes:
-            tell(top["data"], "`data` is the setting data_dir, which is given too: give it once")
-        nodes["data_dir"] = top["data"]
-    nodes = {full_name(name): node for name, node in nodes.items()}
+        given.append(("data_dir", top["data"]))
+    for name, node in given:
+        if full_name(name) in nodes:
+            tell(node, f"the setting {full_name(name)!r} is given twice")
+        nodes[full_name(name)] = node
     values = {name: _value(node, name, tell) for name, node in nodes.items()}
     for name in values.keys() - FIELDS.keys():
         tell(nodes[name], *unknown({name: values.pop(name)}))
@@ -116,6 +118,19 @@ def _mapping(node: Any, what: str, tell: Callable[[Any, str], None]) -> dict[str
         if name in pairs:
             tell(key, f"{name!r} is given twice")
         pairs[name] = value
+    return pairs
+
+
+def _settings(node: Any, tell: Callable[[Any, str], None]) -> list[tuple[str, Any]]:
+    """(setting, its node) of each; those of one trainer may stand in a mapping of its name: `dpo: {beta: 0.1}`."""
+    import yaml
+
+    pairs = []
+    for name, value in _mapping(node, "`settings`", tell).items():
+        if isinstance(value, yaml.MappingNode):
+            pairs += [(f"{name}.{inner}", one) for inner, one in _mapping(value, name, tell).items()]
+        else:
+            pairs.append((name, value))
     return pairs
 
 
