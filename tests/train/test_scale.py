@@ -13,6 +13,7 @@ PUBLISHED_NUMBERS = {  # parameters, as the bases' cards count them
     "TinyLlama/TinyLlama-1.1B-Chat-v1.0": 1_100_048_384, "mistralai/Mistral-7B-Instruct-v0.3": 7_248_023_552,
     "deepseek-ai/DeepSeek-R1-Distill-Qwen-14B": 14_770_033_664, "unsloth/Qwen3-1.7B-Base": 1.72e9,
     "unsloth/Qwen3-4B-Base": 4.02e9, "unsloth/Qwen3-8B-Base": 8.19e9,
+    "HuggingFaceTB/SmolLM2-135M-Instruct": 134_515_008,
 }  # fmt: skip
 
 
