@@ -1,8 +1,6 @@
 """The command `sharpen`: run presets and watch them, look at the machine, compare runs, grade a file of answers."""
 
 import glob
-import json
-import os
 import re
 import shlex
 import signal
@@ -25,7 +23,7 @@ from lib.pipeline import sweep as sweeping
 from lib.run import listing, runs, settings_file
 from lib.run import presets as published
 from lib.run.disk import RunError, write_atomically
-from lib.run.paths import ROOT, from_folder, is_local, run_name_problems
+from lib.run.paths import ROOT, absolute, from_folder, is_local, run_name_problems
 from lib.run.presets import PRESETS, preset_of, resolve
 from lib.run.rules import not_of, unknown, unread
 from lib.run.settings import FIELDS, SettingsError, TrainSettings, full_name
@@ -106,22 +104,28 @@ def presets(
     if name is None:
         if yaml:
             raise SettingsError([f"--yaml {yaml}: name the preset to write, as in sharpen presets demo --yaml my.yaml"])
-        rows = [["preset", "base", "data", "GiB", "time"]]
-        for preset in PRESETS.values():
-            s = preset.settings
-            base = s.base_model if is_local(s.base_model) else s.base_model.split("/")[-1]
-            memory, time = scale.gib(scale.needed(s)), scale.time_text(preset.name, s)
-            took = re.search(r"\d+ (min|h)( a million)?|unknown", time)[0].replace(" a million", "*")
-            rows.append([preset.name, base, s.source, memory.removesuffix(" GiB"), took])
-        typer.echo("\n".join(execute.columns(rows)))
-        typer.echo("\nGiB a GPU and training time are estimates (* a million tokens of yours).\n"
-                   "`sharpen presets NAME` tells the rest of one.")  # fmt: skip
+        typer.echo(_preset_lines())
         return
     preset, own = preset_of(name)
     if yaml:
         _write_settings(yaml, name, own)
     else:
         typer.echo(_about(preset, own))
+
+
+def _preset_lines() -> str:
+    """A line of at most 80 columns a preset."""
+    rows = [["preset", "base", "data", "GiB", "time"]]
+    for preset in PRESETS.values():
+        s = preset.settings
+        base = s.base_model if is_local(s.base_model) else s.base_model.split("/")[-1]
+        memory, time = scale.gib(scale.needed(s)), scale.time_text(preset.name, s)
+        took = re.search(r"\d+ (min|h)( a million)?|unknown", time)[0].replace(" a million", "*")
+        rows.append([preset.name, base, s.source, memory.removesuffix(" GiB"), took])
+    return "\n".join([
+        *execute.columns(rows), "", "GiB a GPU and training time are estimates (* a million tokens of yours).",
+        "`sharpen presets NAME` tells the rest of one.",
+    ])  # fmt: skip
 
 
 def _about(preset: published.Preset, own: dict[str, Any]) -> str:
@@ -148,7 +152,7 @@ def _about(preset: published.Preset, own: dict[str, Any]) -> str:
 def _plain(value: Any) -> str:
     if isinstance(value, list):
         return ", ".join(map(str, value)) or "none"
-    return json.dumps(value).strip('"').replace("null", "none")
+    return listing.typed(value)
 
 
 @app.command(rich_help_panel=LOOK)
@@ -528,7 +532,7 @@ def _overrides(pairs: list[str], data_dir: Path | None) -> dict[str, str]:
 
 def _absolute(path: Path | str | None) -> Path | None:
     if path:
-        return Path(os.path.realpath(os.path.expanduser(path)))  # of any text: no error here
+        return Path(absolute(path, Path.cwd()))
     return None
 
 

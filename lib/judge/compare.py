@@ -37,7 +37,7 @@ class Finished:
     @property
     def title(self) -> str:
         """The run's name for readers, who must not take a rehearsal for a result."""
-        return f"{self.name} (REHEARSAL)" if self.rehearse else self.name
+        return _title(self.name, self.rehearse)
 
     @cached_property
     def questions(self) -> dict[str, dict[str, str]]:
@@ -501,7 +501,7 @@ def table_text(rows: Sequence[dict]) -> list[dict[str, str]]:
     splits = {row["split"] for row in rows}
     return [
         {
-            "run": _title(row),
+            "run": _title(row["run"], row["rehearse"]),
             "asked": asked(row["split"], row["calculator"], splits),
             "n": str(row["n"]), "base": percent(row["base"]), "tuned": percent(row["tuned"]),
             "tuned, over groups": answers.over_groups(row["tuned"].get("clustered")),
@@ -517,7 +517,7 @@ def costs_text(rows: Sequence[dict]) -> list[dict[str, str]]:
     """`costs` in words, for readers."""
     return [
         {
-            "run": _title(row),
+            "run": _title(row["run"], row["rehearse"]),
             "training, minutes": _number(row["train_seconds"], ".1f", 60),
             "peak memory": f"{_number(row['memory_bytes'] or 0, '.2f', 2**30)} GiB ({row['memory_of']})",
             "trained tokens": _number(row["tokens"]), "tokens/s": _number(row["tokens_per_second"]),
@@ -529,8 +529,8 @@ def costs_text(rows: Sequence[dict]) -> list[dict[str, str]]:
     ]  # fmt: skip
 
 
-def _title(row: dict) -> str:
-    return f"{row['run']} (REHEARSAL)" if row["rehearse"] else row["run"]
+def _title(run: str, rehearse: bool) -> str:
+    return f"{run} (REHEARSAL)" if rehearse else run
 
 
 def _rate(row: dict) -> str:

@@ -3,7 +3,7 @@
 import json
 import textwrap
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from lib.run.rules import allowed
 from lib.run.settings import FIELDS, MEANT, SettingsError, nearest
@@ -40,8 +40,13 @@ def _line(name: str) -> Line:
             numbers += [notebook[:2] for notebook in (row.notebook, row.notebook_of_devices) if notebook]
     default = "the preset's"
     if not field.is_required():
-        default = json.dumps(field.default).strip('"').replace("null", "none")
+        default = typed(field.default)
     return Line(name, allowed(name), default, ", ".join(numbers), " ".join((field.description or "").split()))
+
+
+def typed(value: Any) -> str:
+    """A value as one types it after `--set NAME=`."""
+    return json.dumps(value).strip('"').replace("null", "none")
 
 
 def in_words(word: str = "", width: int = 80) -> str:

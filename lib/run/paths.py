@@ -61,13 +61,14 @@ def from_folder(name: str, value: Any, folder: Path) -> Any:
     if not isinstance(value, str) or value.lower() in ("", "none", "null"):
         return value
     if name == "benchmarks":
-        return ",".join(_absolute(path.strip(), folder) for path in value.split(","))
+        return ",".join(absolute(path.strip(), folder) for path in value.split(","))
     if name in ("data_dir", "llama_cpp_path"):
-        return _absolute(value, folder)
+        return absolute(value, folder)
     if name == "base_model" and (folder / value).is_dir() and not is_local(value):
-        return _absolute(value, folder)  # else it lies in the project, or on the hub
+        return absolute(value, folder)  # else it lies in the project, or on the hub
     return value
 
 
-def _absolute(path: str, folder: Path) -> str:
+def absolute(path: str | Path, folder: Path) -> str:
+    """Where a path leads that was written in `folder`, through links and `~`."""
     return os.path.realpath(folder / os.path.expanduser(path))  # of any text: no error here

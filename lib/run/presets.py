@@ -33,7 +33,6 @@ PRESETS: dict[str, Preset] = {
 }
 
 
-
 def preset_of(name: str) -> tuple[Preset, dict[str, Any]]:
     """A preset and the settings that it gives, in JSON's types; SettingsError where there is none of this name."""
     if name not in PRESETS:

@@ -107,10 +107,8 @@ def _composed(path: Path) -> Any:
 
 def _mapping(node: Any, what: str, tell: Callable[[Any, str], None]) -> dict[str, Any]:
     """{key: its node}; a key is given once."""
-    import yaml
-
     pairs: dict[str, Any] = {}
-    if not isinstance(node, yaml.MappingNode):
+    if node is None or node.id != "mapping":
         tell(node, f"{what} must hold lines of `name: value`")
         return pairs
     for key, value in node.value:
@@ -123,11 +121,9 @@ def _mapping(node: Any, what: str, tell: Callable[[Any, str], None]) -> dict[str
 
 def _settings(node: Any, tell: Callable[[Any, str], None]) -> list[tuple[str, Any]]:
     """(setting, its node) of each; those of one trainer may stand in a mapping of its name: `dpo: {beta: 0.1}`."""
-    import yaml
-
     pairs = []
     for name, value in _mapping(node, "`settings`", tell).items():
-        if isinstance(value, yaml.MappingNode):
+        if value.id == "mapping":
             pairs += [(f"{name}.{inner}", one) for inner, one in _mapping(value, name, tell).items()]
         else:
             pairs.append((name, value))
@@ -136,23 +132,19 @@ def _settings(node: Any, tell: Callable[[Any, str], None]) -> list[tuple[str, An
 
 def _value(node: Any, name: str, tell: Callable[[Any, str], None]) -> Any:
     """A setting's value as text, or several: its type says what they mean (to YAML `1e-4` is a text, `on` a truth)."""
-    import yaml
-
-    if isinstance(node, yaml.SequenceNode):
+    if node.id == "sequence":
         return tuple(_text(item, name, tell) for item in node.value)
     text = _text(node, name, tell)
     if node.tag.endswith(":null"):
         return "none"
-    field = FIELDS.get(full_name(name))
+    field = FIELDS.get(name)
     if field is not None and field.annotation is bool and node.tag.endswith(":bool"):
         return _truth(node, name, tell)  # yes and on too; elsewhere `on` is a word
     return text
 
 
 def _text(node: Any, name: str, tell: Callable[[Any, str], None]) -> str:
-    import yaml
-
-    if isinstance(node, yaml.ScalarNode):
+    if node.id == "scalar":
         return node.value
     tell(node, f"{name} must be a text or a number (a setting may be a list of them)")
     return ""
