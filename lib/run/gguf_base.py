@@ -129,7 +129,7 @@ def _sha256(path: Path, *state: int) -> str:
 def _header(path: Path) -> Header:
     """A GGUF file's header, if a base can be made of it; UntrustedError names what is not known here."""
     if not path.is_file():
-        raise UntrustedError(f"{path} is no file")
+        raise UntrustedError(f"{path.name} is no file")
     return _checked(path, *_state(path))
 
 
@@ -154,7 +154,7 @@ def _unpacked(pinned: packages.Base, echo: Callable[[str], Any]) -> Path:
 
 def configuration(header: Header) -> dict[str, Any]:
     """The model's shape, as transformers' LlamaConfig names it; UntrustedError names what is not read here."""
-    fields, path = header.fields, header.path
+    fields, path = header.fields, header.path.name
     if (architecture := fields.get("general.architecture")) != "llama":
         raise UntrustedError(f"{path}: architecture {short(architecture)} is not read, only 'llama': "
                              f"name the model's 16-bit folder or hub id")  # fmt: skip
@@ -191,10 +191,10 @@ def _tensor_names(header: Header) -> dict[str, str]:
         why = "is missing"
         if name in header.tensors:
             why = "is not known here: name the model's 16-bit folder or hub id"
-        raise UntrustedError(f"{header.path}: tensor {short(name)} {why}")
+        raise UntrustedError(f"{header.path.name}: tensor {short(name)} {why}")
     for theirs, name in ours.items():
         if header.tensors[theirs].shape != shapes[name]:
-            raise UntrustedError(f"{header.path}: tensor {short(theirs)} is {header.tensors[theirs].shape}, "
+            raise UntrustedError(f"{header.path.name}: tensor {short(theirs)} is {header.tensors[theirs].shape}, "
                                  f"not {shapes[name]}")  # fmt: skip
     return {name: theirs for theirs, name in ours.items()}
 
@@ -266,5 +266,5 @@ def _weight(header: Header, theirs: str, name: str, config: dict[str, Any]):
             values = split.transpose(1, 2).reshape(values.shape)
     half = values.to(torch.float16)
     if not half.isfinite().all():
-        raise UntrustedError(f"{header.path}: tensor {short(theirs)} holds values that no fp16 number can hold")
+        raise UntrustedError(f"{header.path.name}: tensor {short(theirs)} holds values that no fp16 number can hold")
     return half.contiguous()

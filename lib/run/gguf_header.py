@@ -56,14 +56,14 @@ def read(path: Path) -> Header:
             data, size = file.read(HEADER_BYTES), path.stat().st_size
         return _Parser(path, data, size).header()
     except OSError as error:
-        raise UntrustedError(f"{path} cannot be read ({error.strerror})") from None
+        raise UntrustedError(f"{path.name} cannot be read ({error.strerror})") from None
     except struct.error:
         why = f"its header is longer than {HEADER_BYTES >> 20} MiB"
         if size < HEADER_BYTES:
             why = "it ends in its header: fetch it again"
-        raise UntrustedError(f"{path} is torn or no GGUF file: {why}") from None
+        raise UntrustedError(f"{path.name} is torn or no GGUF file: {why}") from None
     except UnicodeDecodeError:
-        raise UntrustedError(f"{path} holds a text that is not UTF-8 in its header") from None
+        raise UntrustedError(f"{path.name} holds a text that is not UTF-8 in its header") from None
 
 
 class _Parser:
@@ -74,11 +74,11 @@ class _Parser:
 
     def header(self) -> Header:
         if self.data[:4] != b"GGUF":
-            raise UntrustedError(f"{self.path} is no GGUF file: it does not begin with GGUF")
+            raise UntrustedError(f"{self.path.name} is no GGUF file: it does not begin with GGUF")
         self.place = 4
         version = self.scalar("I")
         if version not in (2, 3):
-            raise UntrustedError(f"{self.path} is GGUF version {version}: only 2 and 3, little-endian, are read")
+            raise UntrustedError(f"{self.path.name} is GGUF version {version}: only 2 and 3, little-endian, are read")
         tensors = self.count("Q", TENSORS, "tensors")
         fields, described = {}, {}
         for _ in range(self.count("Q", FIELDS, "fields")):
@@ -98,7 +98,7 @@ class _Parser:
     def count(self, form: str, most: int, what: str) -> int:
         count = self.scalar(form)
         if count > most:
-            raise UntrustedError(f"{self.path} claims {count:,} {what}, and at most {most:,} are read")
+            raise UntrustedError(f"{self.path.name} claims {count:,} {what}, and at most {most:,} are read")
         return count
 
     def text(self) -> str:
@@ -120,7 +120,7 @@ class _Parser:
         if kind == TEXT:
             return self.text()
         if kind not in SCALARS:
-            raise UntrustedError(f"{self.path}: field {short(name)} has type {kind}, which is not read")
+            raise UntrustedError(f"{self.path.name}: field {short(name)} has type {kind}, which is not read")
         return self.scalar(SCALARS[kind])
 
     def tensor(self, name: str) -> Tensor:
@@ -131,7 +131,7 @@ class _Parser:
         kind = self.readable(name, number)
         block, block_bytes = GGML_QUANT_SIZES[kind]
         if not shape or min(shape) < 1 or shape[-1] % block:
-            raise UntrustedError(f"{self.path}: tensor {short(name)} cannot be {list(shape)} in {kind.name}")
+            raise UntrustedError(f"{self.path.name}: tensor {short(name)} cannot be {list(shape)} in {kind.name}")
         elements = 1
         for length in shape:
             elements *= length
@@ -145,7 +145,7 @@ class _Parser:
             label = kind.name
             dequantize(np.zeros(GGML_QUANT_SIZES[kind][1], np.uint8), kind)
         except (ValueError, NotImplementedError):
-            raise UntrustedError(f"{self.path}: tensor {short(name)} has type {label}, which cannot be read here: "
+            raise UntrustedError(f"{self.path.name}: tensor {short(name)} has type {label}, which cannot be read here: "
                                  f"use a file with another quantisation, as Q8_0") from None  # fmt: skip
         return kind
 
@@ -153,16 +153,16 @@ class _Parser:
         """The tensors with their starts counted from the file's; each must lie in it, and none share bytes."""
         alignment = fields.get("general.alignment", ALIGNMENT)
         if not isinstance(alignment, int) or not 1 <= alignment <= 1 << 16:
-            raise UntrustedError(f"{self.path}: general.alignment = {short(alignment)}: must be 1 to {1 << 16}")
+            raise UntrustedError(f"{self.path.name}: general.alignment = {short(alignment)}: must be 1 to {1 << 16}")
         end = -(-self.place // alignment) * alignment
         begin, tensors = end, {}
         for name, tensor in sorted(described.items(), key=lambda item: item[1].start):
             start = begin + tensor.start
             if start < end:
-                raise UntrustedError(f"{self.path}: tensor {short(name)} shares bytes with another")
+                raise UntrustedError(f"{self.path.name}: tensor {short(name)} shares bytes with another")
             end = start + tensor.bytes
             if end > self.size:
-                raise UntrustedError(f"{self.path} is torn: tensor {short(name)} ends at byte {end:,}, "
+                raise UntrustedError(f"{self.path.name} is torn: tensor {short(name)} ends at byte {end:,}, "
                                      f"the file at {self.size:,}: fetch it again")  # fmt: skip
             tensors[name] = Tensor(tensor.shape, tensor.type, start, tensor.bytes)
         return tensors
