@@ -29,7 +29,7 @@ CONFIG = {
     "attention.layer_norm_rms_epsilon": "rms_norm_eps", "rope.freq_base": "rope_theta",
 }  # fmt: skip
 HEAD = ("rope.dimension_count", "attention.key_length", "attention.value_length")  # each a head's width here
-LARGEST = 1 << 24  # of the whole numbers among them
+LARGEST = 1 << 32  # that one of these may be
 
 
 class BaseError(SharpenError):
@@ -136,6 +136,9 @@ def _header(path: Path) -> Header:
 @functools.cache
 def _checked(path: Path, *state: int) -> Header:
     header = gguf_header.read(path)
+    if (architecture := header.fields.get("general.architecture")) != "llama":
+        raise UntrustedError(f"{path.name}: architecture {short(architecture)} is not read, only 'llama': "
+                             f"name the model's 16-bit folder or hub id")  # fmt: skip
     gguf_tokenizer.check(header)
     _tensor_names(header)
     return header
@@ -155,9 +158,6 @@ def _unpacked(pinned: packages.Base, echo: Callable[[str], Any]) -> Path:
 def configuration(header: Header) -> dict[str, Any]:
     """The model's shape, as transformers' LlamaConfig names it; UntrustedError names what is not read here."""
     fields, path = header.fields, header.path.name
-    if (architecture := fields.get("general.architecture")) != "llama":
-        raise UntrustedError(f"{path}: architecture {short(architecture)} is not read, only 'llama': "
-                             f"name the model's 16-bit folder or hub id")  # fmt: skip
     named = {name.removeprefix("llama."): value for name, value in fields.items() if name.startswith("llama.")}
     if unknown := sorted(named.keys() - CONFIG.keys() - set(HEAD) - {"vocab_size"}):
         raise UntrustedError(f"{path}: field {short(f'llama.{unknown[0]}')} is not known here, and may change what the "
@@ -172,6 +172,8 @@ def configuration(header: Header) -> dict[str, Any]:
         config[ours] = value
     heads, width = config["num_attention_heads"], config["hidden_size"]
     config["head_dim"] = named.get("attention.key_length", width // heads)
+    if type(config["head_dim"]) is not int or config["head_dim"] % 2:
+        raise UntrustedError(f"{path}: a head has {short(config['head_dim'])} values: must be an even number")
     if wrong := [name for name in HEAD if named.get(name, config["head_dim"]) != config["head_dim"]]:
         raise UntrustedError(f"{path}: llama.{wrong[0]} = {short(named[wrong[0]])}, but a head has "
                              f"{config['head_dim']} values")  # fmt: skip

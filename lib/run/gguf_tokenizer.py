@@ -26,7 +26,7 @@ def check(header: Header) -> None:
     """UntrustedError where a tokenizer is not read here, by name, or its fields do not fit each other."""
     fields, path = header.fields, header.path.name
     model, pre = fields.get(f"{FIELD}model"), fields.get(f"{FIELD}pre")
-    if model not in LISTS:
+    if str(model) not in LISTS:
         raise UntrustedError(f"{path}: tokenizer {short(model)} is not read, only {' and '.join(LISTS)}: "
                              f"name the model's 16-bit folder or hub id")  # fmt: skip
     if model == "gpt2" and pre not in PRE_TOKENIZERS:
@@ -88,7 +88,7 @@ def build(header: Header, longest: int) -> Any:
 def _byte_level(fields: dict[str, Any], vocabulary: dict[str, int], unknown: str | None) -> Any:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-    pre, merges = fields[f"{FIELD}pre"], [tuple(merge.split(" ")) for merge in fields[f"{FIELD}merges"]]
+    pre, merges = fields[f"{FIELD}pre"], [tuple(merge.split(" ", 1)) for merge in fields[f"{FIELD}merges"]]
     whole_first = pre == "llama-bpe"  # a word that is a token is not merged
     made = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, ignore_merges=whole_first, unk_token=unknown))
     made.pre_tokenizer, made.decoder = pre_tokenizers.Sequence(_split(pre)), decoders.ByteLevel()
