@@ -23,7 +23,8 @@ from typing import Any
 import psutil
 
 from lib import SharpenError
-from lib.run import processes
+from lib.run import packages, processes
+from lib.run.packages import cache
 
 # The source distribution of llama-cpp-python holds the whole source of llama.cpp, and every package index has it;
 # the wheel that is made from it has neither the converter nor the programs.
@@ -96,11 +97,6 @@ def check(folder: Path) -> LlamaCpp:
     return LlamaCpp(folder, *(Path(place).resolve() for place in found.values()))
 
 
-def cache() -> Path:
-    """Where what is built once is kept: $SHARPEN_CACHE, else ~/.cache/sharpen."""
-    return Path(os.environ.get("SHARPEN_CACHE") or Path.home() / ".cache" / "sharpen").expanduser()
-
-
 def cached() -> LlamaCpp | None:
     """Our own build, if it is there already."""
     folder = _target()
@@ -157,20 +153,8 @@ def build(echo: Callable[[str], Any] = print) -> LlamaCpp:
 
 def _archive(echo: Callable[[str], Any]) -> Path:
     """The source distribution, fetched through whatever index pip knows, and its hash checked."""
-    path = cache() / ARCHIVE
-    if not path.exists():
-        package = f"llama-cpp-python=={VERSION}"
-        echo(f"fetching llama.cpp's source (77 MB) by: pip download {package}")
-        remedy = (f"check the network and pip's index, put {ARCHIVE} into {cache()} yourself, "
-                  f"or set llama_cpp_path to a checkout that is built")  # fmt: skip
-        pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-binary", "llama-cpp-python"]
-        _run([*pip, "--dest", cache(), package], "pip download", remedy)
-    with open(path, "rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    if sha256 != SHA256:
-        path.unlink()
-        raise LlamaCppError(f"{path} has SHA-256 {sha256}, not {SHA256}: it was removed; run again to fetch another")
-    return path
+    or_else = ", or set llama_cpp_path to a checkout that is built"
+    return packages.fetched(f"llama-cpp-python=={VERSION}", ARCHIVE, SHA256, "--no-binary", echo, or_else)
 
 
 def _unpack(archive: Path, part: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lib.pipeline import execute
-from lib.run import disk, runs
+from lib.run import disk, packages, runs
 from lib.run.paths import ROOT, in_project
 from lib.run.stages import IN_EVERY_RUN, STAGES
 from lib.run.untrusted import visible
@@ -80,6 +80,10 @@ def _problems(run_folder: Path, stage: str, manifests: dict[str, dict]) -> Itera
     for key, recorded in manifest["external"].items():
         if key.startswith("lib/"):
             continue  # code, which may change: early runs noted their workers' here
+        if (pinned := packages.hashes(key)) and pinned != recorded:
+            yield f"was made from another version of {key}"
+        if pinned:
+            continue
         place = ROOT / key
         for name, hash_then in runs.without_card(recorded).items():
             path = place / name if place.is_dir() else place

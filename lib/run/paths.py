@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from lib.run import untrusted
+from lib.run import packages, untrusted
 from lib.run.settings import SettingsError, short
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -29,24 +29,58 @@ def run_name_problems(run: Any) -> list[str]:
 def locate(name: str) -> str:
     """A base model's folder as an absolute path where the project or the disk holds it, else the hub id unchanged.
 
-    SettingsError where the folder holds what must not be loaded: pickles, code, links out of it."""
-    if problems := base_model_problems(name):
+    A GGUF file, or the package that holds one, is dequantised first, if it is not yet. SettingsError where the
+    folder holds what must not be loaded (pickles, code, links out of it), or the file cannot be read."""
+    problems = base_model_problems(name)
+    if is_gguf(name) and is_nowhere(name):
+        problems = [f"base_model = {short(name)}: no such file"]
+    if problems:
         raise SettingsError(problems)
+    if is_gguf(name):
+        from lib.run import gguf_base
+
+        return str(gguf_base.folder(name, Path(in_project(name))))
     if is_local(name):
         return in_project(name)
     return name
 
 
 def base_model_problems(name: str) -> list[str]:
-    """Why the files in a base model's folder must not be loaded, a phrase each; of a hub id nothing is known here."""
-    if not is_local(name):
-        return []
-    return [f"base_model = {short(name)}: {problem}" for problem in untrusted.model_problems(Path(in_project(name)))]
+    """Why a base model's folder or file must not be loaded, a phrase each; of a hub id nothing is known here."""
+    problems = []
+    if is_gguf(name) and not is_nowhere(name):
+        from lib.run import gguf_base
+
+        problems = gguf_base.problems(name, Path(in_project(name)))
+    elif is_local(name):
+        problems = untrusted.model_problems(Path(in_project(name)))
+    return [f"base_model = {short(name)}: {problem}" for problem in problems]
 
 
 def is_local(name: str) -> bool:
-    """Is this base model a folder here, not a hub id?"""
-    return os.path.isdir(in_project(name))
+    """Is this base model a folder here, or made of a GGUF file, and so no hub id?"""
+    return is_gguf(name) or os.path.isdir(in_project(name))
+
+
+def is_gguf(name: str) -> bool:
+    """Is this base model a GGUF file, or a package that holds one?"""
+    return packages.is_name(name) or name.endswith(".gguf") and not os.path.isdir(in_project(name))
+
+
+def is_nowhere(name: str) -> bool:
+    """Is this base model neither here nor what an index or the hub may have?"""
+    if is_gguf(name):
+        return not packages.is_name(name) and not os.path.isfile(in_project(name))
+    return not is_local(name) and not re.fullmatch(HUB_ID, name)
+
+
+def made_from(name: str) -> dict[str, Any] | None:
+    """What a base model's folder was dequantised from; None of one that was published as a folder."""
+    if not is_gguf(name):
+        return None
+    from lib.run import gguf_base
+
+    return untrusted.read_json(Path(locate(name)) / gguf_base.ABOUT)
 
 
 def in_project(path: str | Path) -> str:

@@ -10,7 +10,7 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
-from lib.run.paths import HUB_ID, base_model_problems, in_project, is_local, run_name_problems
+from lib.run.paths import HUB_ID, base_model_problems, in_project, is_gguf, is_nowhere, run_name_problems
 from lib.run.settings import (
     FIELDS,
     FROM_HUB,
@@ -349,7 +349,9 @@ def a_base_is_plain_data(s):
 
 @about("base_model", not_in=("deploy", "cloud"))  # a GGUF file is served without its base
 def a_base_is_a_folder_or_a_hub_id(s):
-    if not is_local(s.base_model) and not re.fullmatch(HUB_ID, s.base_model):
+    if is_nowhere(s.base_model) and is_gguf(s.base_model):
+        return f"base_model = {short(s.base_model)}: no such file"
+    if is_nowhere(s.base_model):
         return f"base_model = {short(s.base_model)}: neither a folder here nor a hub id, NAME or USER/NAME"
 
 

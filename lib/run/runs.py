@@ -13,10 +13,10 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from lib.run import disk, progress, provenance, untrusted
+from lib.run import disk, packages, progress, provenance, untrusted
 from lib.run.disk import Form, RunError, sha256, to_json
 from lib.run.parameters import Request, from_notebook
-from lib.run.paths import ROOT, in_project, run_name_problems
+from lib.run.paths import ROOT, in_project, locate, made_from, run_name_problems
 from lib.run.presets import Resolved
 from lib.run.settings import flat
 from lib.run.stages import STAGES, YOURS, notebook_of
@@ -108,6 +108,9 @@ class Stage:
 
     def uses(self, path: str | Path) -> Path:
         """A file or folder from outside the outputs (a base model, a local data set), remembered by its hashes."""
+        if pinned := packages.hashes(str(path)):
+            self._remember(self.external, str(path), pinned)
+            return Path(locate(str(path)))
         found = Path(in_project(path)).resolve()
         if not found.exists():
             raise RunError(f"{path}: no such file or folder")
@@ -147,6 +150,7 @@ class Stage:
         manifest = {
             "stage": self.request.stage, "run": self.request.run, "preset": resolved.preset,
             "rehearse": resolved.rehearse, "resumed": self.resumed,
+            "base": made_from(getattr(self.settings, "base_model", "")),
             "settings": settings, "origins": {name: resolved.origins[name] for name in settings},
             "seeds": {name: value for name, value in settings.items() if name.endswith("seed")},
             "git": provenance.git(), "code": provenance.code() | self._code,
@@ -322,7 +326,7 @@ def is_current(outputs: Path, run: str, stage: str, resolved: Resolved, notebook
             if not made.exists() or disk.load(made).get("outputs") != recorded:
                 return False, f"input {key} changed"
         for key, recorded in manifest["external"].items():
-            now = without_card(hashes_of(ROOT / key, recorded))
+            now = packages.hashes(key) or without_card(hashes_of(ROOT / key, recorded))
             for change in _file_changes(without_card(recorded), now):
                 return False, f"{key}: {change}"
         for change in changes(run_folder, stage):

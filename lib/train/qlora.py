@@ -48,6 +48,7 @@ Settings = TrainSettings | EvaluateSettings | ExportSettings | ServeSettings
 def load(settings: Settings, adapter: Path | None = None, dtype: torch.dtype | None = None):
     """(model, tokenizer): the base, in 4, 8 or 16 bit (or `dtype`), with a trained adapter if given."""
     memory.keep_freed()
+    locate(settings.base_model)  # made of a GGUF file, it is there now, where an adapter names its folder
     start, prefix = adapter or settings.base_model, None
     if adapter and (adapter / "adapter_config.json").exists():  # it names its base, which is loaded
         config = untrusted.read_json(adapter / "adapter_config.json")

@@ -13,6 +13,7 @@ import pytest
 
 from lib.engine import llamacpp
 from lib.engine.llamacpp import LlamaCpp, LlamaCppError, Server
+from lib.run.packages import PackageError
 
 # Stands for llama-server: loads for a moment (503), then answers; `DIES` and `HANGS` are names of models.
 FAKE_SERVER = f"""#!{sys.executable}
@@ -138,7 +139,7 @@ def test_an_interrupted_build_is_gone_on_with(fake_build):
 def test_another_archive_than_the_pinned_one_is_refused_and_removed(tmp_path, monkeypatch):
     monkeypatch.setenv("SHARPEN_CACHE", str(tmp_path))
     (tmp_path / llamacpp.ARCHIVE).write_bytes(b"something else")
-    with pytest.raises(LlamaCppError, match=f"not {llamacpp.SHA256}"):
+    with pytest.raises(PackageError, match=f"not {llamacpp.SHA256}"):
         llamacpp._archive(print)
     assert not (tmp_path / llamacpp.ARCHIVE).exists()
 

