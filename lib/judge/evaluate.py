@@ -2,7 +2,6 @@
 
 import json
 import math
-import re
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -14,14 +13,13 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from lib.data import chat
+from lib.engine.marks import WINDOW, Marks
 from lib.grade import scoring
-from lib.grade.calculator import CalculatorError, calculate, show
 from lib.judge.answers import calculator_text, column
 from lib.run import disk, memory, progress, runs
 from lib.run.settings import EvaluateSettings, ExportSettings, TrainSettings
 from lib.run.stages import STAGES
 
-OPEN_MARK = re.compile(r"<<([^<>=]{1,200})=$")
 CALCULATORS = {"both": (True, False), "on": (True,), "off": (False,)}  # what the setting stands for
 ANSWER = {"completion", "tokens", "finished"}
 
@@ -43,40 +41,31 @@ def questions(data: Path, settings: EvaluateSettings) -> tuple[dict[str, list], 
 
 
 class Calculator(LogitsProcessor):
-    """Fills in `<<expression=value>>` while decoding: forces the value's tokens and `>>` after the `=`.
+    """`marks.Marks` for transformers' `generate`, greedy or sampling.
 
-    An expression that cannot be computed is left to the model."""
+    A token that would run over an `=` gives its score to the one that ends there; after the `=` the
+    value's tokens are forced."""
 
-    def __init__(self, tokenizer, rows: int):
-        self.tokenizer, self.queues = tokenizer, [[] for _ in range(rows)]
-        texts = tokenizer.batch_decode([[token] for token in range(len(tokenizer))])
-        self.equals = {token for token, text in enumerate(texts) if "=" in text}
+    def __init__(self, filling: Marks, rows: int):
+        self.marks, self.queues = filling, [[] for _ in range(rows)]
 
     def __call__(self, input_ids, scores):
-        for row, last in enumerate(input_ids[:, -1].tolist()):
+        for row, ids in enumerate(input_ids[:, -WINDOW:].tolist()):
             queue = self.queues[row]
-            if not queue and last in self.equals:
-                queue += self.value(input_ids[row, -220:].tolist())
+            if not queue and ids[-1] in self.marks.beginnings:
+                queue += self.marks.value(ids)
             if queue:
                 forced = queue.pop(0)
                 scores[row] = -math.inf
                 scores[row, forced] = 0.0
+            elif self.marks.is_open(ids):
+                self._end_at_equals(ids, scores[row])
         return scores
 
-    def value(self, ids: list[int]) -> list[int]:
-        """Tokens of the value and `>>` that follow `ids`; none without an open mark that can be computed."""
-        mark = OPEN_MARK.search(self.tokenizer.decode(ids))
-        if not mark:
-            return []
-        try:
-            value = show(calculate(mark[1]))
-        except CalculatorError:
-            return []
-        before = self.tokenizer.encode(mark[0], add_special_tokens=False)
-        whole = self.tokenizer.encode(f"{mark[0]}{value}>>", add_special_tokens=False)
-        if whole[: len(before)] == before:
-            return whole[len(before) :]
-        return self.tokenizer.encode(f"{value}>>", add_special_tokens=False)
+    def _end_at_equals(self, ids: list[int], scores: torch.Tensor) -> None:
+        for token, (first, *_) in self.marks.instead_of_all(ids).items():
+            scores[first] = torch.maximum(scores[first], scores[token])
+            scores[token] = -math.inf
 
 
 @torch.inference_mode()
@@ -96,12 +85,13 @@ def generate(
     starts = range(0, len(order), batch_size)
     batches = {start: order[start : start + batch_size] for start in starts}
     answered = _read_journal(journal, batches)
+    filling = Marks(tokenizer) if calculator else None
     answers: list[dict] = []  # in the order of `order`
     for start, batch in batches.items():
         if start in answered:
             answers += answered[start]
             continue
-        new = _answer(model, tokenizer, [prompts[i] for i in batch], max_new_tokens, calculator)
+        new = _answer(model, tokenizer, [prompts[i] for i in batch], max_new_tokens, filling)
         if journal:
             with disk.writing(journal), open(journal, "a", encoding="utf-8") as file:
                 file.write(json.dumps([start, new]) + "\n")
@@ -112,13 +102,13 @@ def generate(
     return [by_prompt[i] for i in range(len(prompts))]
 
 
-def _answer(model, tokenizer, batch: list[list[int]], max_new_tokens: int, calculator: bool) -> list:
+def _answer(model, tokenizer, batch: list[list[int]], max_new_tokens: int, filling: Marks | None) -> list:
     device, ends = next(model.parameters()).device, chat.end_ids(tokenizer)
     ids = _padded(batch, tokenizer.pad_token_id, "left")
     mask = _padded([[1] * len(prompt) for prompt in batch], 0, "left")
     processors = LogitsProcessorList()
-    if calculator:
-        processors.append(Calculator(tokenizer, len(batch)))
+    if filling:
+        processors.append(Calculator(filling, len(batch)))
     output = model.generate(
         input_ids=ids.to(device), attention_mask=mask.to(device), max_new_tokens=max_new_tokens,
         do_sample=False, use_cache=True, eos_token_id=ends, pad_token_id=tokenizer.pad_token_id,

@@ -11,6 +11,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from lib.data import chat, tasks
+from lib.engine.marks import Marks
 from lib.grade.calculator import MARK, calculate, show
 from lib.judge import evaluate
 from lib.run import memory, presets, runs
@@ -145,7 +146,7 @@ def test_a_disk_that_is_full_takes_no_answer_away(model, tokenizer, prompts, tmp
 # --- the calculator ---------------------------------------------------------------------------------------------------
 def drive(tokenizer, texts, steps):
     """What the processor forces after each text, row by row: token ids, or None where the model is free."""
-    processor = evaluate.Calculator(tokenizer, len(texts))
+    processor = evaluate.Calculator(Marks(tokenizer), len(texts))
     rows = [tokenizer.encode(text, add_special_tokens=False) for text in texts]
     longest = max(map(len, rows))
     ids = torch.tensor([[tokenizer.pad_token_id] * (longest - len(row)) + row for row in rows])  # (B, T)
@@ -335,4 +336,4 @@ def test_what_a_model_writes_cannot_stop_the_evaluation(tokenizer, text):
 
     ids = torch.tensor([tokenizer.encode(text, add_special_tokens=False)])
     scores = torch.zeros(1, len(tokenizer))
-    assert torch.isfinite(evaluate.Calculator(tokenizer, 1)(ids, scores)).all()
+    assert torch.isfinite(evaluate.Calculator(Marks(tokenizer), 1)(ids, scores)).all()
