@@ -22,8 +22,9 @@ from lib.run.paths import ROOT
 LLAMA_CPP = ["llama-bpe", "llama-spm", "gpt-2", "falcon", "deepseek-coder"]
 TEXTS = [
     "<<", " <<", ">>", "=", "=-", "==", "=>", " =>", " = ", ")=", ")=(", '="', ">>=", "<=", "=<<", "-", "+", "*", "/",
-    "(", ")", "1", "2.5", "0", " ", "x", "%", "\u00a0", "é", "<<3-5", "<<1/3", "<<(2+3)", "\n",
+    "(", ")", "1", "2.5", "0", " ", "x", "%", "\u00a0", "é", "\n",
 ]  # fmt: skip
+EXPRESSIONS, VALUES = ["<<3-5", " <<1/3", "<<(2+3", "<<x"], ["9>>", "9", ">>", ")9>>"]
 
 
 # --- vocabularies -----------------------------------------------------------------------------------------------------
@@ -111,9 +112,13 @@ def likely(name: str) -> list[int]:
 def choices(draw, name: str) -> list[int]:
     """What a model that wants to escape might choose: pieces of marks, tokens with an `=`, any token."""
     tokenizer, holding = tokenizer_of(name), sorted(marks_of(name).beginnings)
-    opening = st.sampled_from(TEXTS).map(lambda text: tokenizer.encode(text, add_special_tokens=False))
+    encode = functools.partial(tokenizer.encode, add_special_tokens=False)
+    opening = st.sampled_from(TEXTS).map(encode)
     one = st.sampled_from(holding) | st.sampled_from(likely(name)) | st.integers(0, len(tokenizer) - 1)
-    parts = draw(st.lists(opening | one.map(lambda token: [token]), min_size=1, max_size=30))
+    closed = st.tuples(st.sampled_from(EXPRESSIONS), st.sampled_from(holding), st.sampled_from(VALUES)).map(
+        lambda mark: [*encode(mark[0]), mark[1], *encode(mark[2])]
+    )
+    parts = draw(st.lists(opening | closed | one.map(lambda token: [token]), min_size=1, max_size=20))
     return [token for part in parts for token in part]
 
 
