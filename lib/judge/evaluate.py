@@ -15,12 +15,14 @@ from transformers import LogitsProcessor, LogitsProcessorList
 from lib.data import chat
 from lib.engine.marks import WINDOW, Marks
 from lib.grade import scoring
+from lib.judge import decode
 from lib.judge.answers import calculator_text, column
 from lib.run import disk, memory, progress, runs
 from lib.run.settings import EvaluateSettings, ExportSettings, TrainSettings
 from lib.run.stages import STAGES
 
 CALCULATORS = {"both": (True, False), "on": (True,), "off": (False,)}  # what the setting stands for
+PART = 4  # batches whose answers are journaled together, so that rows seldom run out within
 ANSWER = {"completion", "tokens", "finished"}
 
 AskSettings = TrainSettings | EvaluateSettings | ExportSettings  # all of these stages ask
@@ -71,39 +73,62 @@ class Calculator(LogitsProcessor):
 @torch.inference_mode()
 def generate(
     model, tokenizer, prompts: list[list[int]], max_new_tokens: int, batch_size: int,
-    calculator: bool, progress: Callable[[int], None] | None = None, kinds: list[str] | None = None,
+    calculator: bool, tell: Callable[[int], None] = lambda done: None, kinds: list[str] | None = None,
     journal: Path | None = None,
 ) -> list[dict]:  # fmt: skip
     """Greedy answers to token-id prompts, in their order: {"completion", "tokens", "finished"} each.
 
-    Batches are left-padded, of prompts of the same kind (their answers end together, so that no batch waits
-    for a long one) and of similar length; `finished` is False for an answer cut off at `max_new_tokens`.
-    `journal`: a file that each batch's answers are added to; batches that it holds from an interrupted
-    attempt at the same prompts are not asked again."""
+    Prompts of the same kind and of similar length are asked together, as their answers end together.
+    `finished` is False for an answer cut off at `max_new_tokens`. On a CPU a folded copy of the model
+    answers (`decode`); a model that cannot be copied so answers through transformers' `generate`.
+
+    `journal`: a file that each part's answers are added to; parts that it holds from an interrupted
+    attempt at the same prompts are not asked again. A part is asked by itself, so what is asked after
+    an interruption is answered to the last bit as without one."""
     kinds = kinds or [""] * len(prompts)
     order = sorted(range(len(prompts)), key=lambda i: (kinds[i], len(prompts[i])))
-    starts = range(0, len(order), batch_size)
-    batches = {start: order[start : start + batch_size] for start in starts}
-    answered = _read_journal(journal, batches)
+    longest = max(map(len, prompts), default=0) + max_new_tokens
+    why_not = decode.unsupported(model, batch_size, longest)
+    size = batch_size if why_not else PART * batch_size
+    parts = {start: order[start : start + size] for start in range(0, len(order), size)}
+    answered = _read_journal(journal, parts)
+    if why_not and isinstance(model, torch.nn.Module):
+        print(f"answered by transformers' generate, which is slower: {why_not}")
+    elif not why_not and len(answered) < len(parts):
+        model = decode.folded(model)
     filling = Marks(tokenizer) if calculator else None
     answers: list[dict] = []  # in the order of `order`
-    for start, batch in batches.items():
+    for start, part in parts.items():
         if start in answered:
             answers += answered[start]
             continue
-        new = _answer(model, tokenizer, [prompts[i] for i in batch], max_new_tokens, filling)
+        asked = [prompts[i] for i in part]
+        if why_not:
+            new = _by_generate(model, tokenizer, asked, max_new_tokens, filling)
+        else:
+            new = decode.answers(model, asked, max_new_tokens, batch_size, chat.end_ids(tokenizer), filling,
+                                 lambda ended, before=len(answers): tell(before + ended))  # fmt: skip
+        written = [_answer(tokens, tokenizer) for tokens in new]
         if journal:
             with disk.writing(journal), open(journal, "a", encoding="utf-8") as file:
-                file.write(json.dumps([start, new]) + "\n")
-        answers += new
-        if progress:
-            progress(len(answers))
+                file.write(json.dumps([start, written]) + "\n")
+        answers += written
+        tell(len(answers))
     by_prompt = dict(zip(order, answers, strict=True))
     return [by_prompt[i] for i in range(len(prompts))]
 
 
-def _answer(model, tokenizer, batch: list[list[int]], max_new_tokens: int, filling: Marks | None) -> list:
-    device, ends = next(model.parameters()).device, chat.end_ids(tokenizer)
+def _answer(new: list[int], tokenizer) -> dict:
+    ends = chat.end_ids(tokenizer)
+    length = next((place for place, token in enumerate(new) if token in ends), None)
+    text = tokenizer.decode(new[:length], skip_special_tokens=True)
+    tokens = len(new) if length is None else length + 1
+    return {"completion": text, "tokens": tokens, "finished": length is not None}
+
+
+def _by_generate(model, tokenizer, batch: list[list[int]], max_new_tokens: int, filling: Marks | None) -> list:
+    """The new token ids of a left-padded batch, padding after an end included."""
+    device = next(model.parameters()).device
     ids = _padded(batch, tokenizer.pad_token_id, "left")
     mask = _padded([[1] * len(prompt) for prompt in batch], 0, "left")
     processors = LogitsProcessorList()
@@ -111,16 +136,10 @@ def _answer(model, tokenizer, batch: list[list[int]], max_new_tokens: int, filli
         processors.append(Calculator(filling, len(batch)))
     output = model.generate(
         input_ids=ids.to(device), attention_mask=mask.to(device), max_new_tokens=max_new_tokens,
-        do_sample=False, use_cache=True, eos_token_id=ends, pad_token_id=tokenizer.pad_token_id,
-        logits_processor=processors,
+        do_sample=False, use_cache=True, eos_token_id=chat.end_ids(tokenizer),
+        pad_token_id=tokenizer.pad_token_id, logits_processor=processors,
     )  # fmt: skip
-    answers = []
-    for new in output[:, ids.shape[1] :].tolist():
-        length = next((place for place, token in enumerate(new) if token in ends), None)
-        text = tokenizer.decode(new[:length], skip_special_tokens=True)
-        tokens = len(new) if length is None else length + 1
-        answers.append({"completion": text, "tokens": tokens, "finished": length is not None})
-    return answers
+    return output[:, ids.shape[1] :].tolist()
 
 
 def _padded(rows: list[list[int]], value: int, side: str = "right") -> torch.Tensor:
@@ -128,16 +147,16 @@ def _padded(rows: list[list[int]], value: int, side: str = "right") -> torch.Ten
     return pad_sequence([torch.tensor(row) for row in rows], True, value, side)
 
 
-def _read_journal(journal: Path | None, batches: dict[int, list[int]]) -> dict[int, list[dict]]:
-    """{where a batch starts: its answers}; a line that was left half written is not read."""
+def _read_journal(journal: Path | None, parts: dict[int, list[int]]) -> dict[int, list[dict]]:
+    """{where a part starts: its answers}; a line that was left half written is not read."""
     if not journal or not journal.exists():
         return {}
     answered, lines = {}, disk.whole_lines(journal)
     try:
         for start, answers in map(json.loads, lines):
             whole = all(set(answer) == ANSWER for answer in answers)
-            if len(answers) != len(batches[start]) or not whole:
-                raise ValueError("these are no answers to this batch")
+            if len(answers) != len(parts[start]) or not whole:
+                raise ValueError("these are no answers to this part")
             answered[start] = answers
     except (ValueError, TypeError, LookupError):
         raise runs.RunError(f"{journal} has lines that no evaluation wrote: move it away") from None

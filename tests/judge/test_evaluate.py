@@ -85,26 +85,26 @@ def test_an_answer_ends_at_an_end_token_or_says_that_it_was_cut(model, tokenizer
 
 def test_progress_counts_the_questions_answered(model, tokenizer, prompts):
     seen = []
-    evaluate.generate(model, tokenizer, prompts, 1, batch_size=5, calculator=False, progress=seen.append)
+    evaluate.generate(model, tokenizer, prompts, 1, batch_size=5, calculator=False, tell=seen.append)
     assert seen == [5, 10, 12]
 
 
 def test_an_evaluation_that_was_stopped_goes_on_with_the_same_answers(model, tokenizer, prompts, tmp_path):
-    def ask(progress=None):
-        return evaluate.generate(model, tokenizer, prompts, 8, 5, False, progress, journal=tmp_path / "journal")
+    def ask(tell):
+        return evaluate.generate(model, tokenizer, prompts, 8, 1, False, tell, journal=tmp_path / "journal")
 
     def stop(done):
         if done == 10:
             raise KeyboardInterrupt
 
-    whole = evaluate.generate(model, tokenizer, prompts, 8, 5, False)
+    whole = evaluate.generate(model, tokenizer, prompts, 8, 1, False)
     with pytest.raises(KeyboardInterrupt):
         ask(stop)
     with open(tmp_path / "journal", "a") as file:
-        file.write('[10, [{"completion": "to')  # torn as it was written
+        file.write('[8, [{"completion": "to')  # torn as it was written
     asked = []
-    assert ask(asked.append) == whole and asked == [12]  # only the last batch
-    assert ask(asked.append) == whole and asked == [12]
+    assert ask(asked.append) == whole and asked == [9, 10, 11, 12]  # only the last part, of four batches
+    assert ask(asked.append) == whole and asked == [9, 10, 11, 12]
 
 
 ANSWER = {"completion": "#### 5", "tokens": 4, "finished": True}
