@@ -89,7 +89,7 @@ def generate(
     order = sorted(range(len(prompts)), key=lambda i: (kinds[i], len(prompts[i])))
     longest = max(map(len, prompts), default=0) + max_new_tokens
     why_not = decode.unsupported(model, batch_size, longest)
-    size = batch_size if why_not else PART * batch_size
+    size = PART * batch_size
     parts = {start: order[start : start + size] for start in range(0, len(order), size)}
     answered = _read_journal(journal, parts)
     if why_not and isinstance(model, torch.nn.Module):
@@ -98,16 +98,20 @@ def generate(
         model = decode.folded(model)
     filling = Marks(tokenizer) if calculator else None
     answers: list[dict] = []  # in the order of `order`
+
+    def so_far(ended: int) -> None:
+        tell(len(answers) + ended)
+
     for start, part in parts.items():
         if start in answered:
             answers += answered[start]
             continue
         asked = [prompts[i] for i in part]
         if why_not:
-            new = _by_generate(model, tokenizer, asked, max_new_tokens, filling)
+            new = _by_generate(model, tokenizer, asked, max_new_tokens, batch_size, filling, so_far)
         else:
-            new = decode.answers(model, asked, max_new_tokens, batch_size, chat.end_ids(tokenizer), filling,
-                                 lambda ended, before=len(answers): tell(before + ended))  # fmt: skip
+            ends = chat.end_ids(tokenizer)
+            new = decode.answers(model, asked, max_new_tokens, batch_size, ends, filling, so_far)
         written = [_answer(tokens, tokenizer) for tokens in new]
         if journal:
             with disk.writing(journal), open(journal, "a", encoding="utf-8") as file:
@@ -126,20 +130,28 @@ def _answer(new: list[int], tokenizer) -> dict:
     return {"completion": text, "tokens": tokens, "finished": length is not None}
 
 
-def _by_generate(model, tokenizer, batch: list[list[int]], max_new_tokens: int, filling: Marks | None) -> list:
-    """The new token ids of a left-padded batch, padding after an end included."""
-    device = next(model.parameters()).device
-    ids = _padded(batch, tokenizer.pad_token_id, "left")
-    mask = _padded([[1] * len(prompt) for prompt in batch], 0, "left")
-    processors = LogitsProcessorList()
-    if filling:
-        processors.append(Calculator(filling, len(batch)))
-    output = model.generate(
-        input_ids=ids.to(device), attention_mask=mask.to(device), max_new_tokens=max_new_tokens,
-        do_sample=False, use_cache=True, eos_token_id=chat.end_ids(tokenizer),
-        pad_token_id=tokenizer.pad_token_id, logits_processor=processors,
-    )  # fmt: skip
-    return output[:, ids.shape[1] :].tolist()
+def _by_generate(
+    model, tokenizer, prompts: list[list[int]], max_new_tokens: int, batch_size: int, filling: Marks | None,
+    tell: Callable[[int], None] = lambda ended: None,
+) -> list[list[int]]:  # fmt: skip
+    """The new token ids of each prompt, padding after an end included; batches are left-padded."""
+    device, new = next(model.parameters()).device, []
+    for start in range(0, len(prompts), batch_size):
+        batch = prompts[start : start + batch_size]
+        ids = _padded(batch, tokenizer.pad_token_id, "left")
+        mask = _padded([[1] * len(prompt) for prompt in batch], 0, "left")
+        processors = LogitsProcessorList()
+        if filling:
+            processors.append(Calculator(filling, len(batch)))
+        output = model.generate(
+            input_ids=ids.to(device), attention_mask=mask.to(device), max_new_tokens=max_new_tokens,
+            do_sample=False, use_cache=True, eos_token_id=chat.end_ids(tokenizer),
+            pad_token_id=tokenizer.pad_token_id, logits_processor=processors,
+        )  # fmt: skip
+        new += output[:, ids.shape[1] :].tolist()
+        if len(new) < len(prompts):
+            tell(len(new))
+    return new
 
 
 def _padded(rows: list[list[int]], value: int, side: str = "right") -> torch.Tensor:
