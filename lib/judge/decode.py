@@ -2,6 +2,7 @@
 rows of a batch, and rows that leave when they have ended, so that waiting ones enter."""
 
 import copy
+import platform
 from collections import deque
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
@@ -25,6 +26,7 @@ FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 QUANTIZED = ("Linear4bit", "Linear8bitLt")
 GROWTH = 128  # tokens that the cache grows by
 ATTENTION = "sharpen_grouped"
+PACKS = torch.backends.mkldnn.is_available() and platform.machine() in ("x86_64", "AMD64")
 
 
 def _grouped(module, query, key, value, attention_mask, scaling=None, **ignored):
@@ -79,23 +81,29 @@ def _bytes(base: torch.nn.Module, rows: int, tokens: int) -> int:
 
 
 @torch.no_grad()
-def folded(model: torch.nn.Module, dtype: torch.dtype = torch.float32) -> torch.nn.Module:
-    """A plain copy that computes what the model does: its base dequantised, an active LoRA added."""
+def folded(model: torch.nn.Module) -> torch.nn.Module:
+    """A plain copy in fp32 that computes what the model does: its base dequantised, an active LoRA
+    added."""
     base = model
     if isinstance(model, PeftModel):
         base = model.get_base_model()
     replaced: dict[int, torch.nn.Module] = {}  # by id, as deepcopy asks for it
     for module in base.modules():
         if isinstance(module, LoraLayer) or type(module).__name__ in QUANTIZED:
-            replaced[id(module)] = _linear(module, dtype)
+            replaced[id(module)] = _linear(module)
     plain = copy.deepcopy(base, replaced).eval()
     for parameter in plain.parameters():  # but no buffer: the rotary frequencies are in 32 bit
-        parameter.data = parameter.data.to(dtype)
+        parameter.data = parameter.data.float()
+    if PACKS:
+        for parent in list(plain.modules()):
+            for name, child in parent.named_children():
+                if isinstance(child, torch.nn.Linear):
+                    setattr(parent, name, _Packed(child))
     plain.config._attn_implementation = ATTENTION
     return plain
 
 
-def _linear(layer: Any, dtype: torch.dtype) -> torch.nn.Linear:
+def _linear(layer: Any) -> torch.nn.Linear:
     inner = layer
     if isinstance(layer, LoraLayer):
         inner = layer.get_base_layer()
@@ -103,10 +111,22 @@ def _linear(layer: Any, dtype: torch.dtype) -> torch.nn.Linear:
     if inner is not layer and not layer.disable_adapters and not layer.merged:
         weight = weight + sum(layer.get_delta_weight(name).float() for name in layer.active_adapters)
     plain = torch.nn.Linear(weight.shape[1], weight.shape[0], inner.bias is not None, "meta")
-    plain.weight = torch.nn.Parameter(weight.to(dtype), requires_grad=False)
+    plain.weight = torch.nn.Parameter(weight, requires_grad=False)
     if inner.bias is not None:
-        plain.bias = torch.nn.Parameter(inner.bias.to(dtype), requires_grad=False)
+        plain.bias = torch.nn.Parameter(inner.bias.float(), requires_grad=False)
     return plain
+
+
+class _Packed(torch.nn.Module):
+    """A linear layer through oneDNN, its weights laid out for it once: with few rows two to four times
+    as fast in fp32 as torch's own, which calls MKL."""
+
+    def __init__(self, linear: torch.nn.Linear):
+        super().__init__()
+        self.weight, self.bias = torch.ops.mkldnn._reorder_linear_weight(linear.weight.data), linear.bias
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        return torch.ops.mkldnn._linear_pointwise(states, self.weight, self.bias, "none", [], "")
 
 
 # --- the cache ------------------------------------------------------------------------------------
