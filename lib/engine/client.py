@@ -8,6 +8,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from lib.engine.llamacpp import LlamaCppError, Server
+from lib.engine.marks import Marks
 from lib.run import progress
 
 
@@ -26,31 +27,37 @@ class Served:
         """(B, T + new) token ids: greedy answers to left-padded prompts (B, T), one slot of the server each.
 
         Which slots compute together is chance, and changes the last bits: a near tie can fall otherwise next time.
-        The calculator is `evaluate`'s own: the server stops at each `=`, and it says what follows."""
-        calculator = next(iter(logits_processor), None)
+        With the calculator the server stops at each `=`, and `Marks` says what is written there."""
+        filling = next((processor.marks for processor in logits_processor), None)
         prompts = [ids[mask.bool()].tolist() for ids, mask in zip(input_ids, attention_mask)]
 
         def answer(prompt: list[int], slot: int) -> list[int]:
-            return self._answer(prompt, max_new_tokens, set(eos_token_id), calculator, slot)
+            return self._answer(prompt, max_new_tokens, set(eos_token_id), filling, slot)
 
         answers = in_slots(self.server, answer, prompts)
         rows = [torch.tensor(new, dtype=input_ids.dtype) for new in answers]
         return torch.cat([input_ids, pad_sequence(rows, batch_first=True, padding_value=pad_token_id)], dim=1)
 
-    def _answer(self, prompt: list[int], most: int, ends: set[int], calculator: Any, slot: int) -> list[int]:
+    def _answer(self, prompt: list[int], most: int, ends: set[int], filling: Marks | None,
+                slot: int) -> list[int]:  # fmt: skip
         new: list[int] = []
-        stops = ["="] if calculator else []
+        stops = []
+        if filling:
+            new, stops = filling.value(prompt)[:most], ["="]
         while len(new) < most:
             tokens = self.server.complete(prompt + new, most - len(new), stops, slot)
             if not tokens:
                 raise LlamaCppError(f"{self.server.model.name}: the server answered without a token")
             for token in tokens:
-                new.append(token)
+                written = [token]
+                if filling:
+                    written = filling.instead(prompt + new, token)
+                new += written
                 if token in ends:
                     return new
-            if calculator and new[-1] in calculator.equals:
-                new += calculator.value((prompt + new)[-220:])[: most - len(new)]
-        return new
+                if written != [token]:
+                    break
+        return new[:most]
 
 
 def in_slots(server: Server, work: Callable[[Any, int], Any], items: Sequence[Any]) -> list:

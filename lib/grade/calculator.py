@@ -139,6 +139,25 @@ def wrong_marks(text: str) -> list[str]:
     return [match[0] for match in MARK.finditer(text) if not _equal(match[1], match[2].replace(",", ""))]
 
 
+def count_marks(text: str) -> dict[str, int]:
+    """How many marks of a text hold their value, cannot be computed, hold another value, or are not closed."""
+    found = MARK.findall(text)
+    computable = sum(_is_computable(expression) for expression, _ in found)
+    wrong = [mark for mark in wrong_marks(text) if _is_computable(MARK.fullmatch(mark)[1])]
+    return {
+        "computed": computable - len(wrong), "not computable": len(found) - computable,
+        "another value": len(wrong), "left open": MARK.sub(" ", text).count("<<"),
+    }  # fmt: skip
+
+
+def _is_computable(expression: str) -> bool:
+    try:
+        calculate(expression)
+    except CalculatorError:
+        return False
+    return True
+
+
 def wrong_sums(text: str) -> list[str]:
     """The plain sums `a op b = c` (or `a op b op c = d`) of a text that are wrong, to half a unit of c's last digit.
 

@@ -11,6 +11,7 @@ from statistics import fmean
 from typing import Any
 
 from lib.grade import stats
+from lib.grade.calculator import count_marks
 
 MODELS = ("base", "tuned")
 NUMBER = re.compile(r"[+-]?[\d,.]+|-|")  # of a table's cell; "-" and nothing stand for none
@@ -121,6 +122,21 @@ def _relative_error(result: dict, gold: dict) -> float:
 def is_number(value: Any) -> bool:
     """A finite number, and no truth value."""
     return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def marks(results: list[dict]) -> list[dict]:
+    """What became of the calculator's marks: `count_marks` of each model's answers that it was on for."""
+    by_model = grouped([result for result in results if result["calculator"]], "model")
+    return [{"model": model} | total_marks(own) for model, own in by_model.items()]
+
+
+def total_marks(results: Iterable[dict]) -> dict[str, int]:
+    """`count_marks` summed over answers."""
+    total = count_marks("")
+    for result in results:
+        counted = count_marks(result["completion"])
+        total = {name: total[name] + counted[name] for name in total}
+    return total
 
 
 # ---- pairs

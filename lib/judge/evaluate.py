@@ -2,7 +2,6 @@
 
 import json
 import math
-import re
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -14,15 +13,16 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from lib.data import chat
+from lib.engine.marks import WINDOW, Marks
 from lib.grade import scoring
-from lib.grade.calculator import CalculatorError, calculate, show
+from lib.judge import decode
 from lib.judge.answers import calculator_text, column
 from lib.run import disk, memory, progress, runs
 from lib.run.settings import EvaluateSettings, ExportSettings, TrainSettings
 from lib.run.stages import STAGES
 
-OPEN_MARK = re.compile(r"<<([^<>=]{1,200})=$")
 CALCULATORS = {"both": (True, False), "on": (True,), "off": (False,)}  # what the setting stands for
+PART = 4  # batches whose answers are journaled together, so that rows seldom run out within
 ANSWER = {"completion", "tokens", "finished"}
 
 AskSettings = TrainSettings | EvaluateSettings | ExportSettings  # all of these stages ask
@@ -43,94 +43,115 @@ def questions(data: Path, settings: EvaluateSettings) -> tuple[dict[str, list], 
 
 
 class Calculator(LogitsProcessor):
-    """Fills in `<<expression=value>>` while decoding: forces the value's tokens and `>>` after the `=`.
+    """`marks.Marks` for transformers' `generate`, greedy or sampling.
 
-    An expression that cannot be computed is left to the model."""
+    A token that would run over an `=` gives its score to the one that ends there; after the `=` the
+    value's tokens are forced."""
 
-    def __init__(self, tokenizer, rows: int):
-        self.tokenizer, self.queues = tokenizer, [[] for _ in range(rows)]
-        texts = tokenizer.batch_decode([[token] for token in range(len(tokenizer))])
-        self.equals = {token for token, text in enumerate(texts) if "=" in text}
+    def __init__(self, filling: Marks, rows: int):
+        self.marks, self.queues = filling, [[] for _ in range(rows)]
 
     def __call__(self, input_ids, scores):
-        for row, last in enumerate(input_ids[:, -1].tolist()):
+        for row, ids in enumerate(input_ids[:, -WINDOW:].tolist()):
             queue = self.queues[row]
-            if not queue and last in self.equals:
-                queue += self.value(input_ids[row, -220:].tolist())
+            if not queue and ids[-1] in self.marks.beginnings:
+                queue += self.marks.value(ids)
             if queue:
                 forced = queue.pop(0)
                 scores[row] = -math.inf
                 scores[row, forced] = 0.0
+            elif self.marks.is_open(ids):
+                self._end_at_equals(ids, scores[row])
         return scores
 
-    def value(self, ids: list[int]) -> list[int]:
-        """Tokens of the value and `>>` that follow `ids`; none without an open mark that can be computed."""
-        mark = OPEN_MARK.search(self.tokenizer.decode(ids))
-        if not mark:
-            return []
-        try:
-            value = show(calculate(mark[1]))
-        except CalculatorError:
-            return []
-        before = self.tokenizer.encode(mark[0], add_special_tokens=False)
-        whole = self.tokenizer.encode(f"{mark[0]}{value}>>", add_special_tokens=False)
-        if whole[: len(before)] == before:
-            return whole[len(before) :]
-        return self.tokenizer.encode(f"{value}>>", add_special_tokens=False)
+    def _end_at_equals(self, ids: list[int], scores: torch.Tensor) -> None:
+        for token, (first, *_) in self.marks.instead_of_all(ids).items():
+            scores[first] = torch.maximum(scores[first], scores[token])
+            scores[token] = -math.inf
 
 
 @torch.inference_mode()
 def generate(
     model, tokenizer, prompts: list[list[int]], max_new_tokens: int, batch_size: int,
-    calculator: bool, progress: Callable[[int], None] | None = None, kinds: list[str] | None = None,
+    calculator: bool, tell: Callable[[int], None] = lambda done: None, kinds: list[str] | None = None,
     journal: Path | None = None,
 ) -> list[dict]:  # fmt: skip
     """Greedy answers to token-id prompts, in their order: {"completion", "tokens", "finished"} each.
 
-    Batches are left-padded, of prompts of the same kind (their answers end together, so that no batch waits
-    for a long one) and of similar length; `finished` is False for an answer cut off at `max_new_tokens`.
-    `journal`: a file that each batch's answers are added to; batches that it holds from an interrupted
-    attempt at the same prompts are not asked again."""
+    Prompts of the same kind and of similar length are asked together, as their answers end together.
+    `finished` is False for an answer cut off at `max_new_tokens`. On a CPU a folded copy of the model
+    answers (`decode`); a model that cannot be copied so answers through transformers' `generate`.
+
+    `journal`: a file that each part's answers are added to; parts that it holds from an interrupted
+    attempt at the same prompts are not asked again. A part is asked by itself, so what is asked after
+    an interruption is answered to the last bit as without one."""
     kinds = kinds or [""] * len(prompts)
     order = sorted(range(len(prompts)), key=lambda i: (kinds[i], len(prompts[i])))
-    starts = range(0, len(order), batch_size)
-    batches = {start: order[start : start + batch_size] for start in starts}
-    answered = _read_journal(journal, batches)
+    longest = max(map(len, prompts), default=0) + max_new_tokens
+    why_not = decode.unsupported(model, batch_size, longest)
+    size = PART * batch_size
+    parts = {start: order[start : start + size] for start in range(0, len(order), size)}
+    answered = _read_journal(journal, parts)
+    if why_not and isinstance(model, torch.nn.Module):
+        print(f"answered by transformers' generate, which is slower: {why_not}")
+    elif not why_not and len(answered) < len(parts):
+        model = decode.folded(model)
+    filling = Marks(tokenizer) if calculator else None
     answers: list[dict] = []  # in the order of `order`
-    for start, batch in batches.items():
+
+    def so_far(ended: int) -> None:
+        tell(len(answers) + ended)
+
+    for start, part in parts.items():
         if start in answered:
             answers += answered[start]
             continue
-        new = _answer(model, tokenizer, [prompts[i] for i in batch], max_new_tokens, calculator)
+        asked = [prompts[i] for i in part]
+        if why_not:
+            new = _by_generate(model, tokenizer, asked, max_new_tokens, batch_size, filling, so_far)
+        else:
+            ends = chat.end_ids(tokenizer)
+            new = decode.answers(model, asked, max_new_tokens, batch_size, ends, filling, so_far)
+        written = [_answer(tokens, tokenizer) for tokens in new]
         if journal:
             with disk.writing(journal), open(journal, "a", encoding="utf-8") as file:
-                file.write(json.dumps([start, new]) + "\n")
-        answers += new
-        if progress:
-            progress(len(answers))
+                file.write(json.dumps([start, written]) + "\n")
+        answers += written
+        tell(len(answers))
     by_prompt = dict(zip(order, answers, strict=True))
     return [by_prompt[i] for i in range(len(prompts))]
 
 
-def _answer(model, tokenizer, batch: list[list[int]], max_new_tokens: int, calculator: bool) -> list:
-    device, ends = next(model.parameters()).device, chat.end_ids(tokenizer)
-    ids = _padded(batch, tokenizer.pad_token_id, "left")
-    mask = _padded([[1] * len(prompt) for prompt in batch], 0, "left")
-    processors = LogitsProcessorList()
-    if calculator:
-        processors.append(Calculator(tokenizer, len(batch)))
-    output = model.generate(
-        input_ids=ids.to(device), attention_mask=mask.to(device), max_new_tokens=max_new_tokens,
-        do_sample=False, use_cache=True, eos_token_id=ends, pad_token_id=tokenizer.pad_token_id,
-        logits_processor=processors,
-    )  # fmt: skip
-    answers = []
-    for new in output[:, ids.shape[1] :].tolist():
-        length = next((place for place, token in enumerate(new) if token in ends), None)
-        text = tokenizer.decode(new[:length], skip_special_tokens=True)
-        tokens = len(new) if length is None else length + 1
-        answers.append({"completion": text, "tokens": tokens, "finished": length is not None})
-    return answers
+def _answer(new: list[int], tokenizer) -> dict:
+    ends = chat.end_ids(tokenizer)
+    length = next((place for place, token in enumerate(new) if token in ends), None)
+    text = tokenizer.decode(new[:length], skip_special_tokens=True)
+    tokens = len(new) if length is None else length + 1
+    return {"completion": text, "tokens": tokens, "finished": length is not None}
+
+
+def _by_generate(
+    model, tokenizer, prompts: list[list[int]], max_new_tokens: int, batch_size: int, filling: Marks | None,
+    tell: Callable[[int], None] = lambda ended: None,
+) -> list[list[int]]:  # fmt: skip
+    """The new token ids of each prompt, padding after an end included; batches are left-padded."""
+    device, new = next(model.parameters()).device, []
+    for start in range(0, len(prompts), batch_size):
+        batch = prompts[start : start + batch_size]
+        ids = _padded(batch, tokenizer.pad_token_id, "left")
+        mask = _padded([[1] * len(prompt) for prompt in batch], 0, "left")
+        processors = LogitsProcessorList()
+        if filling:
+            processors.append(Calculator(filling, len(batch)))
+        output = model.generate(
+            input_ids=ids.to(device), attention_mask=mask.to(device), max_new_tokens=max_new_tokens,
+            do_sample=False, use_cache=True, eos_token_id=chat.end_ids(tokenizer),
+            pad_token_id=tokenizer.pad_token_id, logits_processor=processors,
+        )  # fmt: skip
+        new += output[:, ids.shape[1] :].tolist()
+        if len(new) < len(prompts):
+            tell(len(new))
+    return new
 
 
 def _padded(rows: list[list[int]], value: int, side: str = "right") -> torch.Tensor:
@@ -138,16 +159,16 @@ def _padded(rows: list[list[int]], value: int, side: str = "right") -> torch.Ten
     return pad_sequence([torch.tensor(row) for row in rows], True, value, side)
 
 
-def _read_journal(journal: Path | None, batches: dict[int, list[int]]) -> dict[int, list[dict]]:
-    """{where a batch starts: its answers}; a line that was left half written is not read."""
+def _read_journal(journal: Path | None, parts: dict[int, list[int]]) -> dict[int, list[dict]]:
+    """{where a part starts: its answers}; a line that was left half written is not read."""
     if not journal or not journal.exists():
         return {}
     answered, lines = {}, disk.whole_lines(journal)
     try:
         for start, answers in map(json.loads, lines):
             whole = all(set(answer) == ANSWER for answer in answers)
-            if len(answers) != len(batches[start]) or not whole:
-                raise ValueError("these are no answers to this batch")
+            if len(answers) != len(parts[start]) or not whole:
+                raise ValueError("these are no answers to this part")
             answered[start] = answers
     except (ValueError, TypeError, LookupError):
         raise runs.RunError(f"{journal} has lines that no evaluation wrote: move it away") from None

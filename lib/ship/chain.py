@@ -195,6 +195,8 @@ def row(name: str, results: list[dict], tuned: list[dict], size: int, cost: dict
         change = answers.pair(tuned, results)
         score = {"n": change["n"], "accuracy": share.estimate, "low": share.low, "high": share.high}
         score |= {key: change[key] for key in ("right_to_wrong", "wrong_to_right", "p_value")}
+        if results[0].get("calculator"):
+            score["marks"] = answers.total_marks(results)
     else:
         score, change = evaluate.perplexity(results), perplexity_change(tuned, results)
         score["n"] = score.pop("rows")
@@ -249,6 +251,8 @@ def printable(row: dict) -> dict:
         score = {"perplexity [95 %]": f"{row['perplexity']:.3f} [{row['low']:.3f}, {row['high']:.3f}]",
                  "against tuned, %": change, "size": size_text(row["bytes"]),
                  "seconds": round(row["seconds"])}  # of reading, which is no speed of writing  # fmt: skip
+    if "marks" in row:
+        score["marks: " + ", ".join(row["marks"])] = ", ".join(map(str, row["marks"].values()))
     return {"artefact": row["artefact"], "n": row["n"], **score, "peak memory": size_text(row["memory_bytes"])}
 
 

@@ -1,7 +1,6 @@
 """Try a run: its adapter asked without a server, or base and tuned model side by side."""
 
 import contextlib
-import copy
 import functools
 import os
 from collections.abc import Callable, Iterator
@@ -9,6 +8,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+from lib.engine.marks import Marks
 from lib.grade import calculator, reading
 from lib.run import runs
 from lib.ship import deploy
@@ -28,14 +28,12 @@ class Models:
     def __init__(self, run_folder: Path):
         from lib.train import qlora  # first: Unsloth patches transformers
 
-        from lib.judge import evaluate  # isort: skip
-
         self.settings = deploy.settings_of(run_folder, full_finetuning=False)  # loaded to be asked, not to be trained
         if problems := runs.changes(run_folder, "train"):
             raise runs.RunError(f"{run_folder / 'adapter'}: {'; '.join(problems)}: run its notebook again")
         self.model, self.tokenizer = qlora.load(self.settings, run_folder / "adapter")
         qlora.FastLanguageModel.for_inference(self.model)
-        self.calculator = evaluate.Calculator(self.tokenizer, rows=1)
+        self.marks = Marks(self.tokenizer)
 
     @functools.cached_property
     def base(self) -> Any:
@@ -64,14 +62,14 @@ class Models:
         import torch
 
         from lib.data import chat
+        from lib.judge import evaluate
 
         prompt = chat.prompt_ids([{"role": "user", "content": question}], self.tokenizer)
         if len(prompt) > self.settings.max_length:
             raise deploy.DeployError(f"the question has {len(prompt)} tokens, and the run was made with max_length = "
                                      f"{self.settings.max_length}: ask a shorter one")  # fmt: skip
         ends, most = chat.end_ids(self.tokenizer), self.settings.max_new_tokens
-        fill = copy.copy(self.calculator)
-        fill.queues = [[]]  # of this answer; they outlive a chunk that ends within a value
+        fill = evaluate.Calculator(self.marks, rows=1)  # it outlives a chunk that ends within a value
         options = {
             "do_sample": temperature > 0, "repetition_penalty": repetition_penalty,
             "no_repeat_ngram_size": no_repeat_ngram_size, "logits_processor": [fill] if calculator else [],

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from lib.grade.calculator import MARK, CalculatorError, calculate, mark, show, wrong_marks, wrong_sums
+from lib.grade.calculator import MARK, CalculatorError, calculate, count_marks, mark, show, wrong_marks, wrong_sums
 
 calmly = settings(deadline=None, max_examples=150)  # a busy machine is no failure
 
@@ -274,3 +274,10 @@ def test_towers_of_exact_powers_finish_quickly():
     with pytest.raises(CalculatorError):
         calculate("(((9^64)^64)^64)^64")
     assert time.perf_counter() - started < 1
+
+
+def test_marks_are_counted_by_what_became_of_them():
+    text = "<<1+1=2>> <<1/3=0.33>> <<x*2=4>> <<1/0=1>> <<1-3=2>> then <<4+4 and <<5 >> so"
+    assert count_marks(text) == {"computed": 2, "not computable": 2, "another value": 1, "left open": 2}
+    assert count_marks("<<<1=1>><<2=2>>") == {"computed": 2, "not computable": 0, "another value": 0, "left open": 0}
+    assert set(count_marks("none").values()) == {0}

@@ -11,6 +11,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from lib.data import chat, tasks
+from lib.engine.marks import Marks
 from lib.grade.calculator import MARK, calculate, show
 from lib.judge import evaluate
 from lib.run import memory, presets, runs
@@ -84,26 +85,26 @@ def test_an_answer_ends_at_an_end_token_or_says_that_it_was_cut(model, tokenizer
 
 def test_progress_counts_the_questions_answered(model, tokenizer, prompts):
     seen = []
-    evaluate.generate(model, tokenizer, prompts, 1, batch_size=5, calculator=False, progress=seen.append)
+    evaluate.generate(model, tokenizer, prompts, 1, batch_size=5, calculator=False, tell=seen.append)
     assert seen == [5, 10, 12]
 
 
 def test_an_evaluation_that_was_stopped_goes_on_with_the_same_answers(model, tokenizer, prompts, tmp_path):
-    def ask(progress=None):
-        return evaluate.generate(model, tokenizer, prompts, 8, 5, False, progress, journal=tmp_path / "journal")
+    def ask(tell):
+        return evaluate.generate(model, tokenizer, prompts, 8, 1, False, tell, journal=tmp_path / "journal")
 
     def stop(done):
         if done == 10:
             raise KeyboardInterrupt
 
-    whole = evaluate.generate(model, tokenizer, prompts, 8, 5, False)
+    whole = evaluate.generate(model, tokenizer, prompts, 8, 1, False)
     with pytest.raises(KeyboardInterrupt):
         ask(stop)
     with open(tmp_path / "journal", "a") as file:
-        file.write('[10, [{"completion": "to')  # torn as it was written
+        file.write('[8, [{"completion": "to')  # torn as it was written
     asked = []
-    assert ask(asked.append) == whole and asked == [12]  # only the last batch
-    assert ask(asked.append) == whole and asked == [12]
+    assert ask(asked.append) == whole and asked == [9, 10, 11, 12]  # only the last part, of four batches
+    assert ask(asked.append) == whole and asked == [9, 10, 11, 12]
 
 
 ANSWER = {"completion": "#### 5", "tokens": 4, "finished": True}
@@ -145,7 +146,7 @@ def test_a_disk_that_is_full_takes_no_answer_away(model, tokenizer, prompts, tmp
 # --- the calculator ---------------------------------------------------------------------------------------------------
 def drive(tokenizer, texts, steps):
     """What the processor forces after each text, row by row: token ids, or None where the model is free."""
-    processor = evaluate.Calculator(tokenizer, len(texts))
+    processor = evaluate.Calculator(Marks(tokenizer), len(texts))
     rows = [tokenizer.encode(text, add_special_tokens=False) for text in texts]
     longest = max(map(len, rows))
     ids = torch.tensor([[tokenizer.pad_token_id] * (longest - len(row)) + row for row in rows])  # (B, T)
@@ -335,4 +336,4 @@ def test_what_a_model_writes_cannot_stop_the_evaluation(tokenizer, text):
 
     ids = torch.tensor([tokenizer.encode(text, add_special_tokens=False)])
     scores = torch.zeros(1, len(tokenizer))
-    assert torch.isfinite(evaluate.Calculator(tokenizer, 1)(ids, scores)).all()
+    assert torch.isfinite(evaluate.Calculator(Marks(tokenizer), 1)(ids, scores)).all()

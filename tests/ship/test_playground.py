@@ -10,6 +10,7 @@ import pytest
 import requests
 import uvicorn
 
+from lib.engine.marks import Marks
 from lib.run.paths import ROOT
 from lib.ship import deploy, playground
 from tests.test_browser import BROWSERS, browser, wait
@@ -25,7 +26,6 @@ def models(tmp_path_factory, tokenizer):
     """The embedded base under an adapter of random numbers, without the seconds that Unsloth takes to be imported."""
     from peft import PeftModel
 
-    from lib.judge import evaluate
     from lib.ship import export
     from tests.ship.test_export import make_adapter
 
@@ -36,7 +36,7 @@ def models(tmp_path_factory, tokenizer):
     for name, parameter in made.model.named_parameters():
         if "lora_B" in name:
             parameter.data *= 5  # so that its answers are not the base's
-    made.tokenizer, made.calculator = tokenizer, evaluate.Calculator(tokenizer, 1)
+    made.tokenizer, made.marks = tokenizer, Marks(tokenizer)
     made.settings = SimpleNamespace(max_length=200, max_new_tokens=40)
     return made
 

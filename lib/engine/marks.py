@@ -1,0 +1,107 @@
+"""`<<expression=value>>` marks while a model writes: one rule for every engine and any vocabulary."""
+
+import functools
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from lib import SharpenError
+from lib.grade.calculator import CalculatorError, calculate, show
+
+OPEN = re.compile(r"<<[^<>=]{0,200}$")
+CLOSED = re.compile(r"<<([^<>=]{1,200})=$")
+ENDING = re.compile(r"(?:\A|<<)[^=]*=")
+WINDOW = 900  # tokens; an expression has at most 200 characters of at most 4 bytes
+WRITTEN = "0123456789.->="
+
+
+class Marks:
+    """While a mark is open, a token that holds an `=` counts as its text through that `=`, and the
+    expression's value and `>>` follow. An expression that cannot be computed is left to the model.
+
+    Byte-level vocabularies have tokens such as `=-`, `)=` or ` =>`: after them no text ends with `=`.
+    SharpenError where a vocabulary cannot write a number."""
+
+    def __init__(self, tokenizer: Any):
+        self.tokenizer = tokenizer
+        before = tokenizer.encode("a", add_special_tokens=False)[-1:]  # a first space would be lost
+        texts = self._texts([before + [token] for token in range(len(tokenizer))])
+        texts = [text[len(self._texts([before])[0]) :] for text in texts]
+        single = {text: token for token, text in reversed(list(enumerate(texts)))}
+        self.characters = {text: single[text] for text in WRITTEN if text in single}
+        if len(self.characters) < len(WRITTEN):
+            missing = "".join(text for text in WRITTEN if text not in single)
+            raise SharpenError(f"the calculator cannot write with this vocabulary, which has no token "
+                               f"for each of {missing}: set calculator = 'off'")  # fmt: skip
+        self.beginnings = {}  # of a token that holds an `=`: through each that may end an expression
+        for token, text in enumerate(texts):
+            ends = [place.end() for place in ENDING.finditer(text)]
+            if ends:
+                self.beginnings[token] = [self._ids(token, text, end, single) for end in ends]
+
+    def _texts(self, rows: list[list[int]]) -> list[str]:
+        return self.tokenizer.batch_decode(rows, skip_special_tokens=True)
+
+    def _ids(self, token: int, text: str, end: int, single: dict[str, int]) -> tuple[int, ...]:
+        """Tokens that write the token's text up to `end`."""
+        if end == len(text):
+            return (token,)
+        if text[:end] in single:
+            return (single[text[:end]],)
+        before = self.tokenizer.encode(text[: end - 1], add_special_tokens=False)
+        return (*before, self.characters["="])
+
+    def text(self, ids: Sequence[int]) -> str:
+        """The end of what was written, as an answer shows it."""
+        return self.tokenizer.decode(ids[-WINDOW:], skip_special_tokens=True)
+
+    def is_open(self, ids: Sequence[int]) -> bool:
+        """Is there a mark whose `=` is still to come?"""
+        return bool(OPEN.search(self.text(ids)))
+
+    def instead(self, ids: list[int], token: int) -> list[int]:
+        """What is written where the model chose `token` after `ids`: the token itself or, where that
+        completes an expression, its text through the `=`, the value and `>>`."""
+        return self._instead(ids, token, {})
+
+    def instead_of_all(self, ids: list[int]) -> dict[int, list[int]]:
+        """{token: what is written in its place}, of every token for which that is another one."""
+        values: dict[tuple[int, ...], list[int]] = {}
+        written = {token: self._instead(ids, token, values) for token in self.beginnings}
+        return {token: others for token, others in written.items() if others[0] != token}
+
+    def _instead(self, ids: list[int], token: int, values: dict) -> list[int]:
+        for beginning in self.beginnings.get(token, ()):
+            if beginning not in values:
+                values[beginning] = self.value([*ids[-WINDOW:], *beginning])
+            if values[beginning]:
+                return [*beginning, *values[beginning]]
+        return [token]
+
+    def value(self, ids: list[int]) -> list[int]:
+        """Tokens of the value and `>>` that follow `ids`; none where they do not end in the `=` of a
+        mark that can be computed."""
+        text = self.text(ids)
+        mark = CLOSED.search(text)
+        if not mark:
+            return []
+        try:
+            value = show(calculate(mark[1])) + ">>"
+        except CalculatorError:
+            return []
+        for tokens in self._ways(mark[0], value):
+            if self.text([*ids[-WINDOW:], *tokens]).endswith(mark[0] + value):
+                return list(tokens)
+        raise AssertionError(f"{value!r} cannot be written after {text[-60:]!r}")
+
+    @functools.lru_cache(4096)  # noqa: B019  (it lives as long as its tokenizer)
+    def _ways(self, mark: str, value: str) -> list[list[int]]:
+        """How the value may be written: as within the whole mark (what training showed), alone, or
+        character by character."""
+        before, whole, alone = (
+            self.tokenizer.encode(text, add_special_tokens=False) for text in (mark, mark + value, value)
+        )
+        ways = [alone, [self.characters[character] for character in value]]
+        if whole[: len(before)] == before:
+            ways.insert(0, whole[len(before) :])
+        return ways

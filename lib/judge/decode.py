@@ -1,0 +1,255 @@
+"""Greedy decoding on a CPU: adapter and rounded base folded into one plain copy, one cache for all
+rows of a batch, and rows that leave when they have ended, so that waiting ones enter."""
+
+import copy
+import platform
+from collections import deque
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+from typing import Any
+
+import psutil
+import torch
+from peft import PeftModel
+from peft.tuners.lora import LoraLayer
+from peft.utils import ModulesToSaveWrapper
+from peft.utils.integrations import dequantize_module_weight
+from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.utils.rnn import pad_sequence
+from transformers import AttentionInterface, AttentionMaskInterface, Cache, DynamicCache
+from transformers.cache_utils import StaticLayer
+from transformers.masking_utils import sdpa_mask
+
+from lib.engine.marks import Marks
+
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
+QUANTIZED = ("Linear4bit", "Linear8bitLt")
+GROWTH = 128  # tokens that the cache grows by
+ATTENTION = "sharpen_grouped"
+PACKS = torch.backends.mkldnn.is_available() and platform.machine() in ("x86_64", "AMD64")
+
+
+def _grouped(module, query, key, value, attention_mask, scaling=None, **ignored):
+    """Attention that leaves grouped keys as they are: transformers copies them for each query head."""
+    causal = attention_mask is None and query.shape[2] > 1
+    output = scaled_dot_product_attention(
+        query, key, value, attention_mask, is_causal=causal, scale=scaling, enable_gqa=True
+    )
+    return output.transpose(1, 2).contiguous(), None
+
+
+AttentionInterface.register(ATTENTION, _grouped)
+AttentionMaskInterface.register(ATTENTION, sdpa_mask)
+
+
+# --- the copy -------------------------------------------------------------------------------------
+def unsupported(model: Any, rows: int, tokens: int) -> str | None:
+    """Why `answers` cannot be had of this model, `rows` of `tokens` at once; None where they can."""
+    config, base = getattr(model, "config", None), model
+    if getattr(config, "model_type", None) not in FAMILIES:
+        return f"the model is none of {', '.join(FAMILIES)}"
+    if model.device.type != "cpu":
+        return f"the model is on {model.device.type}"
+    if set(getattr(config, "layer_types", None) or ()) - {"full_attention"} or _window(config):
+        return "the model attends to a sliding window"
+    if isinstance(model, PeftModel):
+        adapter = model.peft_config[model.active_adapter]
+        if adapter.peft_type != "LORA" or adapter.use_dora or adapter.lora_bias:
+            return f"its adapter ({adapter.peft_type}) is not plain LoRA"
+        base = model.get_base_model()
+    for module in base.modules():
+        is_lora = isinstance(module, LoraLayer)
+        foreign = is_lora and not isinstance(module.get_base_layer(), torch.nn.Linear)
+        if foreign or isinstance(module, ModulesToSaveWrapper):
+            return "its adapter changes more than linear layers"
+    needed, free = _bytes(base, rows, tokens), psutil.virtual_memory().available
+    if needed > 0.8 * free:
+        return f"it would need {needed / 2**30:.1f} GiB, and {free / 2**30:.1f} are free"
+    return None
+
+
+def _window(config: Any) -> bool:
+    return config.model_type == "mistral" and config.sliding_window is not None
+
+
+def _bytes(base: torch.nn.Module, rows: int, tokens: int) -> int:
+    """Of the copy in 32 bit, and of its cache."""
+    config = base.config
+    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    cached = config.num_hidden_layers * 2 * config.num_key_value_heads * head
+    return 4 * (base.num_parameters() + rows * tokens * cached)
+
+
+@torch.no_grad()
+def folded(model: torch.nn.Module) -> torch.nn.Module:
+    """A plain copy in fp32 that computes what the model does: its base dequantised, an active LoRA
+    added."""
+    base = model
+    if isinstance(model, PeftModel):
+        base = model.get_base_model()
+    replaced: dict[int, torch.nn.Module] = {}  # by id, as deepcopy asks for it
+    for module in base.modules():
+        if isinstance(module, LoraLayer) or type(module).__name__ in QUANTIZED:
+            replaced[id(module)] = _linear(module)
+    plain = copy.deepcopy(base, replaced).eval()
+    for parameter in plain.parameters():  # but no buffer: the rotary frequencies are in 32 bit
+        parameter.data = parameter.data.float()
+    if PACKS:
+        for parent in list(plain.modules()):
+            for name, child in parent.named_children():
+                if isinstance(child, torch.nn.Linear):
+                    setattr(parent, name, _Packed(child))
+    plain.config._attn_implementation = ATTENTION
+    return plain
+
+
+def _linear(layer: Any) -> torch.nn.Linear:
+    inner = layer
+    if isinstance(layer, LoraLayer):
+        inner = layer.get_base_layer()
+    weight = dequantize_module_weight(inner).float()  # (out, in)
+    if inner is not layer and not layer.disable_adapters and not layer.merged:
+        weight = weight + sum(layer.get_delta_weight(name).float() for name in layer.active_adapters)
+    plain = torch.nn.Linear(weight.shape[1], weight.shape[0], inner.bias is not None, "meta")
+    plain.weight = torch.nn.Parameter(weight, requires_grad=False)
+    if inner.bias is not None:
+        plain.bias = torch.nn.Parameter(inner.bias.float(), requires_grad=False)
+    return plain
+
+
+class _Packed(torch.nn.Module):
+    """A linear layer through oneDNN, its weights laid out for it once: with few rows two to four times
+    as fast in fp32 as torch's own, which calls MKL."""
+
+    def __init__(self, linear: torch.nn.Linear):
+        super().__init__()
+        self.weight, self.bias = torch.ops.mkldnn._reorder_linear_weight(linear.weight.data), linear.bias
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        return torch.ops.mkldnn._linear_pointwise(states, self.weight, self.bias, "none", [], "")
+
+
+# --- the cache ------------------------------------------------------------------------------------
+class _Layer(StaticLayer):
+    """Keys and values (rows, heads, tokens, width) in which each row writes at a place of its own."""
+
+    is_compileable = False
+
+    def __init__(self, rows: int):
+        super().__init__(GROWTH)
+        self.rows, self.places = rows, torch.zeros(0, dtype=torch.long)
+
+    def hold(self, like: torch.Tensor, tokens: int) -> None:
+        """Make room for so many tokens in all."""
+        if not self.is_initialized:
+            self.keys = self.values = like.new_zeros(self.rows, like.shape[1], 0, like.shape[3])
+            self.is_initialized = True
+        missing = tokens - self.keys.shape[2]
+        if missing > 0:
+            size = GROWTH * -(-missing // GROWTH)
+            more = self.keys.new_zeros(*self.keys.shape[:2], size, self.keys.shape[3])
+            self.keys = torch.cat([self.keys, more], dim=2)
+            self.values = torch.cat([self.values, more], dim=2)
+
+    def enter(self, first: int, keys: torch.Tensor, values: torch.Tensor) -> None:
+        rows, tokens = slice(first, first + keys.shape[0]), keys.shape[2]
+        self.hold(keys, tokens)
+        self.keys[rows, :, :tokens], self.values[rows, :, :tokens] = keys, values
+
+    def move(self, source: int, target: int) -> None:
+        self.keys[target], self.values[target] = self.keys[source], self.values[source]
+
+    def update(self, key_states, value_states, *ignored, **also_ignored):
+        rows, tokens = len(self.places), int(self.places.max()) + 1
+        self.hold(key_states, tokens)
+        every = torch.arange(rows)
+        self.keys[every, :, self.places] = key_states[:, :, 0]
+        self.values[every, :, self.places] = value_states[:, :, 0]
+        return self.keys[:rows, :, :tokens], self.values[:rows, :, :tokens]
+
+
+# --- the loop -------------------------------------------------------------------------------------
+@dataclass
+class _Row:
+    """A question that is being answered: what was written, and what is to be written next."""
+
+    index: int
+    prompt: list[int]
+    new: list[int] = field(default_factory=list)
+    forced: list[int] = field(default_factory=list)
+
+    def write(self, choice: int, filling: Marks | None) -> None:
+        """The next token: the model's choice, unless a mark's value is being written."""
+        if not self.forced:
+            self.forced = [choice]
+            if filling:
+                self.forced = filling.instead(self.prompt + self.new, choice)
+        self.new.append(self.forced.pop(0))
+
+
+@torch.inference_mode()
+def answers(
+    model: torch.nn.Module, prompts: list[list[int]], max_new_tokens: int, batch_size: int, ends: Collection[int],
+    filling: Marks | None = None, tell: Callable[[int], None] = lambda ended: None,
+) -> list[list[int]]:  # fmt: skip
+    """The new token ids of each prompt, greedy, by a model of `folded`: through an end, or cut.
+
+    `batch_size` rows at once; when a quarter of them have ended, waiting ones enter. `tell` hears
+    how many have ended, but not of the last. Which rows share a batch changes only the last bits."""
+    waiting, rows = deque(enumerate(prompts)), []
+    cache = Cache(layers=[_Layer(batch_size) for _ in range(model.config.num_hidden_layers)])
+    new: dict[int, list[int]] = {}
+    told = 0
+    while waiting or rows:
+        free = batch_size - len(rows)
+        if waiting and (not rows or 4 * free >= batch_size):
+            entering = [waiting.popleft() for _ in range(min(free, len(waiting)))]
+            rows += _enter(model, cache, len(rows), entering, filling)
+        else:
+            for row, choice in zip(rows, _choices(model, cache, rows)):
+                row.write(choice, filling)
+        ended = [place for place, row in enumerate(rows) if row.new[-1] in ends or len(row.new) == max_new_tokens]
+        for place in reversed(ended):
+            new[rows[place].index] = rows[place].new
+            last = rows.pop()
+            if place < len(rows):  # the last row takes the place of the one that left
+                rows[place] = last
+                for layer in cache.layers:
+                    layer.move(len(rows), place)
+        if batch_size <= len(new) - told < len(prompts) - told:
+            told = len(new)
+            tell(told)
+    return [new[index] for index in range(len(prompts))]
+
+
+def _enter(model, cache: Cache, first: int, entering: list[tuple[int, list[int]]], filling: Marks | None) -> list[_Row]:
+    """Read prompts into the cache's rows from `first` on, and write the first token of each."""
+    ids = pad_sequence([torch.tensor(prompt) for _, prompt in entering], batch_first=True)  # (B, T)
+    lengths = torch.tensor([len(prompt) for _, prompt in entering])
+    read = DynamicCache(config=model.config)
+    # padding stands to the right, where causal attention does not look
+    hidden = model.get_decoder()(input_ids=ids, past_key_values=read, use_cache=True).last_hidden_state
+    last = hidden[torch.arange(len(entering)), lengths - 1]  # (B, C)
+    choices = model.get_output_embeddings()(last).argmax(-1).tolist()
+    for layer, own in zip(cache.layers, read.layers):
+        layer.enter(first, own.keys, own.values)
+    rows = [_Row(index, prompt) for index, prompt in entering]
+    for row, choice in zip(rows, choices):
+        if filling:  # a prompt may end in an open mark
+            row.forced = filling.value(row.prompt)
+        row.write(choice, filling)
+    return rows
+
+
+def _choices(model, cache: Cache, rows: list[_Row]) -> list[int]:
+    """The likeliest token after each row's last one, which is read into the cache."""
+    ids = torch.tensor([row.new[-1:] for row in rows])  # (B, 1)
+    places = torch.tensor([len(row.prompt) + len(row.new) - 1 for row in rows])
+    for layer in cache.layers:
+        layer.places = places
+    seen = torch.arange(int(places.max()) + 1) <= places[:, None]  # (B, T)
+    hidden = model.get_decoder()(
+        input_ids=ids, attention_mask=seen[:, None, None], position_ids=places[:, None], past_key_values=cache,
+        use_cache=True,
+    ).last_hidden_state  # (B, 1, C)  # fmt: skip
+    return model.get_output_embeddings()(hidden[:, -1]).argmax(-1).tolist()
