@@ -305,6 +305,23 @@ def test_lora_plus_gives_b_a_faster_rate_and_a_the_plain_one(qlora, learn):
     assert {rate for name, rate in rates.seen.items() if "lora_B" in name} == {16e-2}
 
 
+def test_inputs_that_keep_their_types_train_the_very_same_adapter(qlora, learn, tmp_path, monkeypatch):
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    casts, cast = [], BaseTunerLayer._cast_input_dtype
+    monkeypatch.setattr(BaseTunerLayer, "_cast_input_dtype", lambda layer, x, dtype: (
+        casts.append(layer.cast_input_dtype_enabled) or cast(layer, x, dtype)))  # fmt: skip
+    learn(tmp_path / "theirs")
+    if not qlora.precision("cpu")["bf16"]:
+        pytest.skip("nothing is cast without autocast")
+    assert casts and not any(casts)
+    monkeypatch.setattr(qlora, "_leave_types", lambda trainer: None)
+    learn(tmp_path / "cast")
+    assert any(casts)
+    one, other = ((tmp_path / name / "adapter_model.safetensors").read_bytes() for name in ("theirs", "cast"))
+    assert one == other
+
+
 def test_what_a_cpu_cannot_do_is_recorded_as_asked_and_as_run(learn):
     import torch
 
