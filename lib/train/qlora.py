@@ -255,7 +255,8 @@ def fit(trainer, train_rows: Dataset, settings: TrainSettings, log: Callable, re
     check_mask(trainer, train_rows)
     if trainer.args.device.type == "cpu":
         attention.use(trainer.model)
-        _leave_types(trainer)
+        if settings.peft_type == "lora":
+            _leave_types(trainer)
     if settings.packing and not trainer.args.packing and trainer.args.device.type == "cuda":
         raise TrainingError("packing = True: Unsloth cannot keep packed rows of this model apart here "
                             "(it says why above); set packing = False")  # fmt: skip
@@ -307,8 +308,8 @@ def _supervised(rows: Iterable[list[int]]) -> int:
 
 
 def _leave_types(trainer) -> None:
-    """Under autocast PEFT need not turn each input into its matrices' single precision: autocast turns it back,
-    and what is kept for the backward pass is then a copy for each matrix."""
+    """Under autocast LoRA's inputs stay in bf16. PEFT turns each into single precision and autocast turns it
+    back: the same numbers, but a copy for each matrix is kept for the backward pass."""
     if not trainer.args.bf16 or trainer.args.gradient_checkpointing:  # which computes again outside of it
         return
     autocast = trainer.compute_loss_context_manager

@@ -311,14 +311,14 @@ def test_inputs_that_keep_their_types_train_the_very_same_adapter(qlora, learn, 
     casts, cast = [], BaseTunerLayer._cast_input_dtype
     monkeypatch.setattr(BaseTunerLayer, "_cast_input_dtype", lambda layer, x, dtype: (
         casts.append(layer.cast_input_dtype_enabled) or cast(layer, x, dtype)))  # fmt: skip
-    learn(tmp_path / "theirs")
+    learn(tmp_path / "kept")
     if not qlora.precision("cpu")["bf16"]:
         pytest.skip("nothing is cast without autocast")
     assert casts and not any(casts)
     monkeypatch.setattr(qlora, "_leave_types", lambda trainer: None)
     learn(tmp_path / "cast")
     assert any(casts)
-    one, other = ((tmp_path / name / "adapter_model.safetensors").read_bytes() for name in ("theirs", "cast"))
+    one, other = ((tmp_path / name / "adapter_model.safetensors").read_bytes() for name in ("kept", "cast"))
     assert one == other
 
 
