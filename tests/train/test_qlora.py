@@ -351,6 +351,8 @@ def test_blocks_are_computed_again_only_where_the_settings_say_so(qlora, learn, 
 
 
 def test_training_ends_where_the_held_out_loss_rises_and_keeps_the_best(qlora, learn, tmp_path):
+    import torch
+
     sevens, eights = ([row | {"messages": [row["messages"][0], {"role": "assistant", "content": answer}]}
                        for row in rows("x", "x", "x", "x")] for answer in ("#### 7", "#### 8"))  # fmt: skip
     metrics, lines, _, tokenizer, settings = learn(
@@ -360,7 +362,8 @@ def test_training_ends_where_the_held_out_loss_rises_and_keeps_the_best(qlora, l
     best = min(losses, key=losses.get)
     assert metrics["ended_early"] and metrics["steps"] < 60 and metrics["best_step"] == best < metrics["steps"]
     saved, _ = qlora.load(settings, tmp_path)
-    assert loss_of(saved.eval(), tokenizer, eights) == pytest.approx([losses[best]] * 4, rel=0.02)
+    with torch.autocast("cpu", torch.bfloat16, enabled=qlora.precision("cpu")["bf16"]):  # as in training
+        assert loss_of(saved.eval(), tokenizer, eights) == pytest.approx([losses[best]] * 4, rel=0.005)
 
 
 @pytest.mark.parametrize("peft_type", ["lora", "ia3", "prefix_tuning"])
