@@ -28,7 +28,7 @@ PRODUCTS = {"aten::mm", "aten::bmm", "aten::addmm", "aten::baddbmm"}
 
 
 def plain(settings, rows: list[dict], folder: Path, recompute: bool):
-    """(what trains and returns its seconds, tokens of the rows): as a reader of transformers' and PEFT's guides writes it."""
+    """(what trains and returns its seconds, tokens of the rows): as a reader of the guides writes it."""
     import torch
     from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
     from transformers import (
