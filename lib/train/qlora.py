@@ -23,6 +23,7 @@ from unsloth import FastLanguageModel  # first: it patches the others
 import torch
 from datasets import Dataset
 from peft import IA3Config, PeftModel, PrefixTuningConfig, get_peft_model
+from peft.helpers import disable_input_dtype_casting
 from peft.optimizers import create_loraplus_optimizer
 from transformers import EarlyStoppingCallback, TrainerCallback, set_seed
 from unsloth_zoo.pad_token import fix_pad_token
@@ -33,7 +34,7 @@ from lib.run import memory, runs, untrusted
 from lib.run.memory import TrainingError
 from lib.run.paths import locate
 from lib.run.settings import EvaluateSettings, ExportSettings, ServeSettings, TrainSettings
-from lib.train import guards, resume, tracking
+from lib.train import attention, guards, resume, tracking
 
 gc.freeze()
 gc.enable()
@@ -253,6 +254,10 @@ def fit(trainer, train_rows: Dataset, settings: TrainSettings, log: Callable, re
     guard.watch(trainer)
     resume.make_exact(trainer)
     check_mask(trainer, train_rows)
+    if trainer.args.device.type == "cpu":
+        attention.use(trainer.model)
+        if settings.peft_type == "lora":
+            _leave_types(trainer)
     if settings.packing and not trainer.args.packing and trainer.args.device.type == "cuda":
         raise TrainingError("packing = True: Unsloth cannot keep packed rows of this model apart here "
                             "(it says why above); set packing = False")  # fmt: skip
@@ -301,6 +306,21 @@ def check_mask(trainer, train_rows: Dataset) -> None:
 
 def _supervised(rows: Iterable[list[int]]) -> int:
     return sum(label != chat.IGNORED for labels in rows for label in labels)
+
+
+def _leave_types(trainer) -> None:
+    """Under autocast LoRA's inputs stay in bf16. PEFT turns each into single precision and autocast turns it
+    back: the same numbers, but a copy for each matrix is kept for the backward pass."""
+    if not trainer.args.bf16 or trainer.args.gradient_checkpointing:  # which computes again outside of it
+        return
+    autocast = trainer.compute_loss_context_manager
+
+    @contextlib.contextmanager
+    def as_they_are():
+        with autocast(), disable_input_dtype_casting(trainer.model):
+            yield
+
+    trainer.compute_loss_context_manager = as_they_are
 
 
 def _use_loraplus(trainer, settings: TrainSettings) -> None:

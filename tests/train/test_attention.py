@@ -1,0 +1,110 @@
+"""Attention by plain products against torch's kernel. Importing Unsloth takes seconds."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from lib.data import formats, tasks
+from lib.run import presets
+from tests.train import shown
+
+pytestmark = pytest.mark.slow
+EXACT = {"rtol": 1e-3, "atol": 1e-6}  # of gradients in single precision
+
+
+@pytest.fixture(scope="module")
+def attention(qlora):
+    from lib.train import attention
+
+    return attention
+
+
+def unlogged(step, **metrics):
+    pass
+
+
+def heads(rows=3, tokens=7, keys=7):
+    """(query, key, value) of 4 heads in 2 groups, and a module as transformers hands it over."""
+    import torch
+
+    torch.manual_seed(0)
+    tensors = [torch.randn(rows, count, length, 8, requires_grad=True)
+               for count, length in ((4, tokens), (2, keys), (2, keys))]  # fmt: skip
+    return tensors, SimpleNamespace(training=True, num_key_value_groups=2, is_causal=True)
+
+
+@pytest.mark.parametrize("masked", ["padding", "prefix", None])
+@pytest.mark.parametrize("scores", [2**21, 1])  # all rows at once, or one after the other
+def test_products_give_the_kernels_values_and_gradients(attention, monkeypatch, masked, scores):
+    import torch
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    monkeypatch.setattr(attention, "SCORES", scores)
+    tensors, module = heads(keys=9 if masked == "prefix" else 7)
+    mask = None
+    if masked:
+        mask = torch.ones(3, 1, 7, tensors[1].shape[2], dtype=torch.bool).tril(tensors[1].shape[2] - 7)
+        mask[1, :, :, 5:] = False
+    found = []
+    for function in (attention.attend, sdpa_attention_forward):
+        output, _ = function(module, *tensors, mask, scaling=0.3)
+        found.append([output, *torch.autograd.grad(output.square().sum(), tensors)])
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize(("training", "longest", "own"), [(True, 7, True), (True, 6, False), (False, 7, False)])
+def test_the_kernel_stays_where_rows_are_long_and_where_nothing_is_trained(
+    attention, monkeypatch, training, longest, own
+):
+    monkeypatch.setattr(attention, "LONGEST", longest)
+    monkeypatch.setattr(attention, "sdpa_attention_forward", lambda *_, **__: "the kernel")
+    tensors, module = heads()
+    module.training = training
+    assert (attention.attend(module, *tensors, None, scaling=0.3) != "the kernel") == own
+
+
+@pytest.mark.parametrize("trainer", ["sft", "dpo"])
+def test_a_trainers_loss_and_gradients_are_those_of_the_kernel(qlora, attention, monkeypatch, tmp_path, trainer):
+    """In single precision; `attention.use` switched off against on."""
+    import torch
+
+    from lib.train import preference
+
+    class Gradients(qlora.TrainerCallback):
+        def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+            trained = [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
+            self.found = {name: weight.grad.clone() for name, weight in trained}
+
+        def on_log(self, args, state, control, logs=None, **kwargs):
+            self.loss = logs.get("loss") or self.loss
+
+    changes = {"trainer": trainer, "max_steps": 1, "per_device_train_batch_size": 4, "logging_steps": 1,
+               "warmup_steps": 0, "eval_steps": None, "load_in_4bit": False, "r": 4, "lora_alpha": 8}  # fmt: skip
+    if trainer == "dpo":
+        pairs = [{"prompt": "Is it worth " + "7 " * n + "?", "chosen": "It is not.", "rejected": "7"} for n in range(4)]
+        rows = [formats.trader_dpo(pair, f"pairs.jsonl:{n}") for n, pair in enumerate(pairs)]
+        changes |= {"source": "trader_dpo", "data_dir": str(tmp_path), "kinds": None}
+    else:
+        rows = [problem.row() for problem in tasks.generate("train", 4, 0)]
+    settings = presets.resolve("demo", changes).settings
+    encode = preference.encode if trainer == "dpo" else qlora.encode
+    found, called, products = [], [], attention.products
+    monkeypatch.setattr(attention, "products", lambda *tensors: called.append(len(found)) or products(*tensors))
+    for use in (lambda model: None, attention.use):
+        monkeypatch.setattr(attention, "use", use)
+        model, tokenizer = qlora.load(settings, dtype=torch.float32)
+        model = qlora.attach(model, settings)
+        for name, weight in model.named_parameters():  # B begins at zero, and then A has no gradient
+            if "lora_B" in name:
+                torch.nn.init.normal_(weight, std=0.02)
+        gradients = Gradients()
+        encoded, _ = encode(rows, tokenizer, settings.max_length)
+        shown.train(model, tokenizer, encoded, None, settings, tmp_path, unlogged, [gradients], bf16=False)
+        found.append((gradients.loss, gradients.found))
+    assert set(called) == {1}, "the second time alone"
+    (loss, plain), (ours, quick) = found
+    assert ours == pytest.approx(loss, rel=1e-5)
+    assert plain.keys() == quick.keys() and any(gradient.any() for gradient in plain.values())
+    for name in plain:
+        torch.testing.assert_close(quick[name], plain[name], **EXACT)
