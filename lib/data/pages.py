@@ -33,6 +33,7 @@ OVER_ROWS = {  # what stands between the cells, and the whole of it
     "table_average": ("+", "({})/{}"),
 }  # fmt: skip
 STEP = re.compile(rf"({'|'.join([*OPERATORS, *OVER_ROWS, 'greater'])})\((.*), (.*)\)")
+REPORT = re.compile(r"[^/\s]+/\d{4}(?=/)")
 NUMBER = re.compile(r"-?(?:\d[\d,]*(?:\.\d+)?|\.\d+)%?")
 # A quotient has no last digit. FinQA's annotators show about three, and half a unit of the third is at most 0.5 %.
 THREE_DIGITS = 0.005
@@ -78,9 +79,10 @@ def markdown(table: list[list]) -> str:
 
 
 # --- FinQA ----------------------------------------------------------------------------------------
-def finqa(fields: dict, place: str) -> dict:
+def finqa(fields: dict, place: str, context: str = "page") -> dict:
     """A question on a filing's page; the gold is what its program gives, a ratio where percent is
-    asked for.
+    asked for. `context`: the whole page is shown, or ("facts") its table and the gold facts alone,
+    which are all that some copies of the data hold.
 
     A program without a quotient gives a number that is exact as shown; else three digits count
     (THREE_DIGITS)."""
@@ -88,8 +90,8 @@ def finqa(fields: dict, place: str) -> dict:
         fields = fields | fields["qa"]
     question, program, table = text_of(fields, "question"), text_of(fields, "program"), _table(fields)
     before, after, facts = _passages(fields, "pre_text"), _passages(fields, "post_text"), ""
-    if not before and not after:
-        facts = _passages(fields, "facts")
+    if context == "facts" or not before and not after:
+        before, after, facts = "", "", _facts(fields)
     asked = joined(before, markdown(table), after, facts, question)
     truth = {"yes": True, "no": False}.get(str(fields.get("exe_ans")).strip())
     try:
@@ -108,7 +110,23 @@ def finqa(fields: dict, place: str) -> dict:
             gold = {"value": truth, "unit": "bool"}
     except (CalculatorError, TypeError) as error:  # TypeError: a comparison where a number belongs
         raise BadRow(f"field 'program' cannot be computed: {error}") from None
-    return row_of("finqa", "finqa", place, asked, answer, gold, digest(table))
+    return row_of("finqa", "finqa", place, asked, answer, gold, _report(fields) or digest(table))
+
+
+def _facts(fields: dict) -> str:
+    """The gold facts: a list, or as published {place on the page: text}."""
+    facts = fields.get("facts") or fields.get("gold_inds")
+    if isinstance(facts, dict):
+        facts = list(facts.values())
+    return _passages({"facts": facts}, "facts")
+
+
+def _report(fields: dict) -> str | None:
+    """The report of "V/2008/page_17.pdf-1"; None where the id does not tell it."""
+    report = REPORT.match(str(fields.get("id")))
+    if report:
+        return report[0]
+    return None
 
 
 def _computed(fields: dict, expression: str) -> tuple[str, dict]:

@@ -198,6 +198,8 @@ def _format(settings: PrepareSettings) -> tuple[Callable, Callable | None]:
     match settings.source:
         case "own":
             return partial(formats.own, columns=columns_of(settings)), None
+        case "finqa":
+            return partial(pages.finqa, context=settings.finqa_context), None
         case "tatqa":
             return pages.tatqa, pages.tatqa_questions
         case "corpus":  # two characters a token, so that blocks fit: the embedded base has 2.6 in minutes

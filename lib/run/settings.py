@@ -210,6 +210,8 @@ class PrepareSettings(HeldOut, Trainer, Model):
     """NAME[@REVISION][=WEIGHT][:CAP] of each source where source = 'mixture'; a cap is rows"""
     columns: tuple[Annotated[str, Field(pattern="^(question|answer|context|group)=.+$")], ...] = ()
     """your columns where source = 'own': question=NAME, answer=NAME, context=NAME, group=NAME"""
+    finqa_context: Literal["page", "facts"] = "page"
+    """what FinQA's questions are asked on: the page, or its table and gold facts"""
     data_dir: str | None = None
     """a file, or a folder with gsm8k/train.jsonl, ...; none: ask the hub"""
     train_rows: Count | None
