@@ -76,10 +76,10 @@ run: setup
 	$(BIN)/sharpen run $(PRESET)
 
 test: lint
-	$(PYTEST)
+	$(PYTEST) -m "not real"
 
 test-quick: setup
-	$(PYTEST) -m "not notebooks and not browser and not gpu and not export and not slow"
+	$(PYTEST) -m "not real and not notebooks and not browser and not gpu and not export and not slow"
 
 lint: setup
 	$(BIN)/ruff check .

@@ -51,7 +51,7 @@ def asked(monkeypatch):
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["run", "gsm9k"], "unknown preset 'gsm9k'; choose from demo, own, llama32"),
+        (["run", "gsm9k"], "unknown preset 'gsm9k'; choose from demo, own, smollm2_quant"),
         (["run", "demo", "--set", "learning_rte=1e-4"], "did you mean 'learning_rate'?"),
         (["run", "demo", "--set", "learning_rate"], "must be KEY=VALUE"),
         (["run", "demo", "--run", "../up"], "run = '../up': must be a name"),

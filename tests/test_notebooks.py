@@ -123,7 +123,7 @@ def test_notebook_40_asks_every_artefact_the_same_questions(demo, exported):
     assert chain["adapter"]["accuracy"] > chain["base"]["high"]
     assert found["gates"]["Q4_K_M"]["passes"]
     manifest = runs.read(demo.run_folder, "export")
-    assert manifest["metrics"]["conversion"]["largest_logprob_difference"] < 1e-3
+    assert 0 < manifest["metrics"]["conversion"]["logprob"] < 1e-3
     assert {"README.md", "Modelfile", "demo-f16.gguf", "demo-Q4_K_M.gguf"} <= manifest["outputs"].keys()
     assert "From adapter to a file" in (demo.run_folder / "report.html").read_text()
 

@@ -33,7 +33,6 @@ OVER_ROWS = {  # what stands between the cells, and the whole of it
     "table_average": ("+", "({})/{}"),
 }  # fmt: skip
 STEP = re.compile(rf"({'|'.join([*OPERATORS, *OVER_ROWS, 'greater'])})\((.*), (.*)\)")
-REPORT = re.compile(r"[^/\s]+/\d{4}(?=/)")
 NUMBER = re.compile(r"-?(?:\d[\d,]*(?:\.\d+)?|\.\d+)%?")
 # A quotient has no last digit. FinQA's annotators show about three, and half a unit of the third is at most 0.5 %.
 THREE_DIGITS = 0.005
@@ -110,7 +109,7 @@ def finqa(fields: dict, place: str, context: str = "page") -> dict:
             gold = {"value": truth, "unit": "bool"}
     except (CalculatorError, TypeError) as error:  # TypeError: a comparison where a number belongs
         raise BadRow(f"field 'program' cannot be computed: {error}") from None
-    return row_of("finqa", "finqa", place, asked, answer, gold, _report(fields) or digest(table))
+    return row_of("finqa", "finqa", place, asked, answer, gold, digest(table))
 
 
 def _facts(fields: dict) -> str:
@@ -119,14 +118,6 @@ def _facts(fields: dict) -> str:
     if isinstance(facts, dict):
         facts = list(facts.values())
     return _passages({"facts": facts}, "facts")
-
-
-def _report(fields: dict) -> str | None:
-    """The report of "V/2008/page_17.pdf-1"; None where the id does not tell it."""
-    report = REPORT.match(str(fields.get("id")))
-    if report:
-        return report[0]
-    return None
 
 
 def _computed(fields: dict, expression: str) -> tuple[str, dict]:

@@ -54,7 +54,8 @@ _SMOLLM2 = dict(
     per_device_train_batch_size=8, gradient_accumulation_steps=2, optim="adamw_8bit",
     calculator="on", eval_batch_size=30,
 )  # fmt: skip
-_SMOLLM2_NAME = "SmolLM2-135M-Instruct, which pip fetches (base_model=HuggingFaceTB/SmolLM2-135M-Instruct: from the hub)"
+_SMOLLM2_NAME = ("SmolLM2-135M-Instruct, which pip fetches (base_model=HuggingFaceTB/SmolLM2-135M-Instruct: "
+                 "from the hub)")  # fmt: skip
 
 PUBLISHED: dict[str, dict] = {
     "demo": dict(
@@ -100,7 +101,7 @@ PUBLISHED: dict[str, dict] = {
     ),
     "smollm2_finqa": dict(
         description="questions on tables and gold facts of filings, from FinQA's published dev file (data_dir), "
-        f"split by report, {_SMOLLM2_NAME}",
+        f"split by page, {_SMOLLM2_NAME}",
         reference="none: others ask FinQA's test, on whole pages",
         settings=_SMOLLM2 | dict(
             source="finqa", finqa_context="facts", train_rows=None, validation_rows=0, test_rows=180, max_length=1024,

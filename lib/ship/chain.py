@@ -264,9 +264,10 @@ def _limits(change: dict) -> str:
     return f"[{_percent(change['low'])}, {_percent(change['high'])}]"
 
 
-def card(name: str, settings: ExportSettings, rows: list[dict], gates: dict[str, dict], rehearse: bool, rounded: bool,
-         method: str = "LoRA") -> ModelCard:  # fmt: skip
-    """README.md of the exported files: what they are, and what every artefact scored."""
+def card(name: str, settings: ExportSettings, rows: list[dict], gates: dict[str, dict], files: dict[str, dict],
+         rehearse: bool, rounded: bool, method: str = "LoRA") -> ModelCard:  # fmt: skip
+    """README.md of the exported files: what they are, what every artefact scored, and which types
+    the `files` hold (label -> `export.check_file`'s facts)."""
     base, hub_id = settings.base_model, settings.base_model
     if is_local(base):
         base, hub_id = Path(base).name, None
@@ -284,6 +285,10 @@ def card(name: str, settings: ExportSettings, rows: list[dict], gates: dict[str,
         asked = (f"No test row has a gold to grade by, so every artefact read the same {rows[0]['n']} rows' own "
                  f"answers, {rows[0]['tokens']:,} tokens: perplexity a token, lower is better.")  # fmt: skip
     verdicts = [f"- {label}: {gate['reason']}" for label, gate in gates.items()]
+    held = []
+    for label, facts in files.items():
+        shares = ", ".join(f"{share:.0%} {kind}" for kind, share in facts["tensor_types"].items())
+        held.append(f"- {label}: {shares}; {facts['as_named']:.0%} as its name says")
     return ModelCard(f"""---
 {about.to_yaml()}
 ---
@@ -302,6 +307,12 @@ Python process, GGUF files in llama-server.
 ## Gate
 
 {chr(10).join(verdicts) or "- no quantised file was asked"}
+
+## What the files hold
+
+Weights in matrices, by type. Where a matrix's rows do not fit a type, llama-quantize takes a larger one.
+
+{chr(10).join(held) or "- no file was made"}
 
 ## Use
 

