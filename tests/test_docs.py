@@ -20,6 +20,8 @@ NAMED = r"…|^sharpen \S+$|COMMAND|PRESET|^papermill -p$|--help|--set$"  # only
 FINISHED = "test_notebooks.py::test_commands_about_a_finished_run_work_as_they_are_typed"
 SERVED = "ship/test_deploy.py::test_the_served_run_answers_and_both_ways_to_stop_it_leave_nothing"
 TESTED = {  # a command of the pages -> the test that does what it says; settings and words may be others there
+    "pytest tests/engine/test_gguf_base.py":
+        "engine/test_gguf_base.py::test_tokens_are_llama_cpps_on_a_thousand_texts",
     "sharpen presets": "test_cli.py::test_presets_is_a_line_a_preset_within_80_columns",
     "sharpen presets llama32_3b_gsm8k": "test_cli.py::test_a_preset_tells_the_rest_within_80_columns",
     "sharpen presets demo --yaml my.yaml": "test_cli.py::test_a_presets_file_resolves_to_the_preset",
@@ -63,6 +65,7 @@ NEEDS = {  # what they need, or why no test runs them
     "sharpen cloud endpoint": "an account of AWS",
     "sharpen cloud sky": "an account of a cloud",
     "python tests/benchmarks/bench_gpt.py --muon": "many minutes, alone on a quiet machine",
+    "python tests/benchmarks/bench_decode.py": "minutes, alone on a quiet machine",
     "python tests/benchmarks/bench_pipeline.py": "many minutes, alone on a quiet machine",
     "PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make setup": "an empty machine",
 }
