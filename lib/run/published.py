@@ -87,7 +87,7 @@ PUBLISHED: dict[str, dict] = {
         description=f"the demo's tasks on a real language model: {_SMOLLM2_NAME}; under an hour on a laptop's CPU",
         reference=_QUANT,
         settings=_SMOLLM2 | dict(
-            source="quant_tasks", train_rows=900, validation_rows=60, test_rows=180, max_length=768,
+            source="quant_tasks", train_rows=900, validation_rows=60, test_rows=300, max_length=768,
             num_train_epochs=4.0, max_new_tokens=540,
         ),
     ),
