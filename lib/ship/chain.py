@@ -206,6 +206,15 @@ def row(name: str, results: list[dict], tuned: list[dict], size: int, cost: dict
     }  # fmt: skip
 
 
+def same(before: list[dict], after: list[dict]) -> bool:
+    """May two artefacts be one model in other numbers? Their verdicts differ by no more than chance
+    explains (exact McNemar test, p > 0.001); without golds the perplexity by 1 % at most."""
+    change = row("", after, before, 0, {})
+    if "p_value" in change:
+        return change["p_value"] > 0.001
+    return abs(change["difference"]) <= 0.01
+
+
 def perplexity_change(before: list[dict], after: list[dict]) -> dict:
     """How much higher the second artefact's perplexity of the same answers is, as a share, paired."""
     change = evaluate.loss_change(before, after)

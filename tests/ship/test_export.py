@@ -510,6 +510,14 @@ def test_a_row_of_the_artefact_evaluation_counts_flips_both_ways():
     assert chain.printable(row)["size"] == "1.0 MiB" and chain.printable(row)["peak memory"] == "2.00 GiB"
 
 
+def test_two_artefacts_are_told_apart_by_more_than_chance():
+    merged = results([True] * 150 + [False] * 150)
+    assert chain.same(merged, results([True] * 141 + [False] * 150 + [True] * 9)), "nine flips each way"
+    assert not chain.same(merged, results([True] * 138 + [False] * 162)), "twelve lost, none won: p = 0.0005"
+    losses = np.random.default_rng(0).normal(20, 5, 50)
+    assert chain.same(read(losses), read(losses + 0.05)) and not chain.same(read(losses), read(losses + 0.2))
+
+
 def verdicts(**passes) -> dict[str, dict]:
     return {label: {"passes": passed} for label, passed in passes.items()}
 
