@@ -1,20 +1,14 @@
 """Attention for training on a CPU: plain matrix products, which train on short rows faster than torch's flash
-kernel does, and keep no scores for the backward pass."""
+kernel does."""
 
 import torch
 from torch.nn.functional import softmax
-from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 NAME = "products"
-# Tokens of a batch's longest row. Forward and backward pass in bf16 on two cores, flash kernel against products, ms:
-# heads, groups   125      253      509       1,021      2,045 tokens (16, 16, 8, 4 and 2 rows)
-# 9, 3          33, 22   67, 51   105, 89   162, 147   308, 558
-# 4, 2          16,  8   30, 21    47, 35    72,  71   136, 147
-LONGEST = 1024
-SCORES = 2**21  # of as many rows at once: their memory stays small, whatever the length
+LONGEST = 512  # tokens of a batch's longest row: above, the kernel is hardly slower, and keeps no scores
 
 
 def use(model) -> None:
@@ -33,14 +27,9 @@ def attend(module, query, key, value, attention_mask, scaling=None, dropout=0.0,
         )
     if causal:
         attention_mask = torch.ones(1, 1, tokens, tokens, dtype=torch.bool).tril()
-    rows = max(1, SCORES // (query.shape[1] * tokens * keys))
     mask = torch.zeros(attention_mask.shape, dtype=query.dtype)
-    mask = mask.masked_fill_(~attention_mask, torch.finfo(query.dtype).min).expand(len(query), -1, -1, -1)
-    parts = [
-        checkpoint(products, *part, scaling, use_reentrant=False, preserve_rng_state=False)
-        for part in zip(*(tensor.split(rows) for tensor in (query, key, value, mask)))
-    ]
-    return torch.cat(parts), None
+    mask = mask.masked_fill_(~attention_mask, torch.finfo(query.dtype).min)
+    return products(query, key, value, mask, scaling), None
 
 
 def products(query, key, value, mask, scaling):
