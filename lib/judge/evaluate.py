@@ -232,8 +232,10 @@ def losses(model, tokenizer, rows: list[dict], settings: AskSettings, stage: str
         mask = _padded([[1] * len(encoded[i]["labels"]) for i in batch], 0)
         with memory.memory_told(stage, settings):
             output = model(input_ids=ids.to(device), attention_mask=mask.to(device))
-            logits = output.logits[:, :-1].float().transpose(1, 2)  # (B, V, T - 1)
-            every = cross_entropy(logits, ids[:, 1:].to(device), reduction="none").cpu()  # (B, T - 1)
+            every = [  # (T - 1) a row: all rows' logits (B, T, V) are in memory, but in 32 bit only one's
+                cross_entropy(logits[:-1].float(), row[1:].to(device), reduction="none").cpu()
+                for logits, row in zip(output.logits, ids)
+            ]
         supervised, real = labels[:, 1:] != chat.IGNORED, mask[:, 1:] == 1
         for i, loss, own, whole in zip(batch, every, supervised, real):
             results[i] = {
