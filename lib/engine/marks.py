@@ -33,11 +33,14 @@ class Marks:
             missing = "".join(text for text in WRITTEN if text not in single)
             raise SharpenError(f"the calculator cannot write with this vocabulary, which has no token "
                                f"for each of {missing}: set calculator = 'off'")  # fmt: skip
-        self.beginnings = {}  # of a token that holds an `=`: through each that may end an expression
+        # a token that holds an `=` -> what may end an expression in it: its text through each, and that text's tokens
+        self.beginnings: dict[int, dict[str, tuple[int, ...]]] = {}
         for token, text in enumerate(texts):
             ends = [place.end() for place in ENDING.finditer(text)]
             if ends:
-                self.beginnings[token] = [self._ids(token, text, end, single) for end in ends]
+                self.beginnings[token] = {text[:end]: self._ids(token, text, end, single) for end in ends}
+        self.opening = {token for token, text in enumerate(texts) if "<" in text}
+        self.closing = {token for token, text in enumerate(texts) if ">" in text} - self.opening
 
     def _texts(self, rows: list[list[int]]) -> list[str]:
         return self.tokenizer.batch_decode(rows, skip_special_tokens=True)
@@ -55,28 +58,38 @@ class Marks:
         """The end of what was written, as an answer shows it."""
         return self.tokenizer.decode(ids[-WINDOW:], skip_special_tokens=True)
 
-    def is_open(self, ids: Sequence[int]) -> bool:
-        """Is there a mark whose `=` is still to come?"""
-        return bool(OPEN.search(self.text(ids)))
+    def _may_be_open(self, ids: Sequence[int]) -> bool:
+        """Was a `<` written after the last `>`? It saves the decoding of most texts."""
+        for token in reversed(ids[-WINDOW:]):
+            if token in self.opening:
+                return True
+            if token in self.closing:
+                return False
+        return False
 
     def instead(self, ids: list[int], token: int) -> list[int]:
         """What is written where the model chose `token` after `ids`: the token itself or, where that
         completes an expression, its text through the `=`, the value and `>>`."""
-        return self._instead(ids, token, {})
-
-    def instead_of_all(self, ids: list[int]) -> dict[int, list[int]]:
-        """{token: what is written in its place}, of every token for which that is another one."""
-        values: dict[tuple[int, ...], list[int]] = {}
-        written = {token: self._instead(ids, token, values) for token in self.beginnings}
-        return {token: others for token, others in written.items() if others[0] != token}
-
-    def _instead(self, ids: list[int], token: int, values: dict) -> list[int]:
-        for beginning in self.beginnings.get(token, ()):
-            if beginning not in values:
-                values[beginning] = self.value([*ids[-WINDOW:], *beginning])
-            if values[beginning]:
-                return [*beginning, *values[beginning]]
+        for beginning in self.beginnings.get(token, {}).values():
+            value = self.value([*ids[-WINDOW:], *beginning])
+            if value:
+                return [*beginning, *value]
         return [token]
+
+    def instead_of_all(self, ids: list[int]) -> dict[int, int]:
+        """{token: the first token that is written in its place}, of every token for which that is
+        another one: those that run over the `=` of an expression that can be computed."""
+        if not self._may_be_open(ids):
+            return {}
+        mark = OPEN.search(self.text(ids))
+        if not mark:
+            return {}
+        firsts, computes = {}, functools.cache(_computes)
+        for token, beginnings in self.beginnings.items():
+            first = next((own[0] for text, own in beginnings.items() if computes(mark[0] + text)), token)
+            if first != token:
+                firsts[token] = first
+        return firsts
 
     def value(self, ids: list[int]) -> list[int]:
         """Tokens of the value and `>>` that follow `ids`; none where they do not end in the `=` of a
@@ -92,7 +105,8 @@ class Marks:
         for tokens in self._ways(mark[0], value):
             if self.text([*ids[-WINDOW:], *tokens]).endswith(mark[0] + value):
                 return list(tokens)
-        raise AssertionError(f"{value!r} cannot be written after {text[-60:]!r}")
+        raise SharpenError(f"the calculator cannot write {value!r} after {text[-60:]!r} with this vocabulary: "
+                           f"set calculator = 'off'")  # fmt: skip
 
     @functools.lru_cache(4096)  # noqa: B019  (it lives as long as its tokenizer)
     def _ways(self, mark: str, value: str) -> list[list[int]]:
@@ -105,3 +119,15 @@ class Marks:
         if whole[: len(before)] == before:
             ways.insert(0, whole[len(before) :])
         return ways
+
+
+def _computes(text: str) -> bool:
+    """Does a text end in the `=` of a mark whose expression can be computed?"""
+    mark = CLOSED.search(text)
+    if not mark:
+        return False
+    try:
+        calculate(mark[1])
+    except CalculatorError:
+        return False
+    return True

@@ -12,7 +12,7 @@ import psutil
 import torch
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
-from peft.utils import ModulesToSaveWrapper
+from peft.utils import ModulesToSaveWrapper, TrainableTokensWrapper
 from peft.utils.integrations import dequantize_module_weight
 from torch.nn.functional import scaled_dot_product_attention
 from torch.nn.utils.rnn import pad_sequence
@@ -21,6 +21,7 @@ from transformers.cache_utils import StaticLayer
 from transformers.masking_utils import sdpa_mask
 
 from lib.engine.marks import Marks
+from lib.run import memory
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 QUANTIZED = ("Linear4bit", "Linear8bitLt")
@@ -58,10 +59,11 @@ def unsupported(model: Any, rows: int, tokens: int) -> str | None:
             return f"its adapter ({adapter.peft_type}) is not plain LoRA"
         base = model.get_base_model()
     for module in base.modules():
-        is_lora = isinstance(module, LoraLayer)
-        foreign = is_lora and not isinstance(module.get_base_layer(), torch.nn.Linear)
-        if foreign or isinstance(module, ModulesToSaveWrapper):
+        if isinstance(module, ModulesToSaveWrapper | TrainableTokensWrapper):
             return "its adapter changes more than linear layers"
+        if isinstance(module, LoraLayer | torch.nn.Linear) and not _is_known(module):
+            return f"it has a layer of its own kind ({type(module).__name__})"
+    memory.give_back()  # what an earlier copy held counts as free
     needed, free = _bytes(base, rows, tokens), psutil.virtual_memory().available
     if needed > 0.8 * free:
         return f"it would need {needed / 2**30:.1f} GiB, and {free / 2**30:.1f} are free"
@@ -72,12 +74,24 @@ def _window(config: Any) -> bool:
     return config.model_type == "mistral" and config.sliding_window is not None
 
 
+def _is_known(layer: Any) -> bool:
+    """Is its weight a plain matrix, or one that can be dequantised?"""
+    if isinstance(layer, LoraLayer):
+        layer = layer.get_base_layer()
+    return type(layer) is torch.nn.Linear or type(layer).__name__ in QUANTIZED
+
+
 def _bytes(base: torch.nn.Module, rows: int, tokens: int) -> int:
-    """Of the copy in 32 bit, and of its cache."""
+    """Of the copy in 32 bit (a tied head is one more matrix of it), of the cache, twice while rows
+    enter or it grows, and of what a block computes for the prompts."""
     config = base.config
     head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     cached = config.num_hidden_layers * 2 * config.num_key_value_heads * head
-    return 4 * (base.num_parameters() + rows * tokens * cached)
+    computed = 4 * config.hidden_size + 3 * config.intermediate_size
+    weights = base.num_parameters()
+    if config.tie_word_embeddings:
+        weights += config.vocab_size * config.hidden_size
+    return 4 * (weights + rows * tokens * (2 * cached + computed))
 
 
 @torch.no_grad()
@@ -87,33 +101,34 @@ def folded(model: torch.nn.Module) -> torch.nn.Module:
     base = model
     if isinstance(model, PeftModel):
         base = model.get_base_model()
-    replaced: dict[int, torch.nn.Module] = {}  # by id, as deepcopy asks for it
-    for module in base.modules():
-        if isinstance(module, LoraLayer) or type(module).__name__ in QUANTIZED:
-            replaced[id(module)] = _linear(module)
-    plain = copy.deepcopy(base, replaced).eval()
+    layers = [module for module in base.modules() if isinstance(module, LoraLayer)]
+    inner = {id(layer.get_base_layer()) for layer in layers}
+    layers += [module for module in base.modules() if isinstance(module, torch.nn.Linear) and id(module) not in inner]
+    copies = {id(layer): _plain(layer) for layer in layers}  # deepcopy takes these, and copies the rest
+    plain = copy.deepcopy(base, copies).eval()
     for parameter in plain.parameters():  # but no buffer: the rotary frequencies are in 32 bit
         parameter.data = parameter.data.float()
-    if PACKS:
-        for parent in list(plain.modules()):
-            for name, child in parent.named_children():
-                if isinstance(child, torch.nn.Linear):
-                    setattr(parent, name, _Packed(child))
     plain.config._attn_implementation = ATTENTION
     return plain
 
 
-def _linear(layer: Any) -> torch.nn.Linear:
+def _plain(layer: Any) -> torch.nn.Module:
+    """A linear layer, quantised or not, with or without LoRA, as one in 32 bit."""
     inner = layer
     if isinstance(layer, LoraLayer):
         inner = layer.get_base_layer()
     weight = dequantize_module_weight(inner).float()  # (out, in)
     if inner is not layer and not layer.disable_adapters and not layer.merged:
         weight = weight + sum(layer.get_delta_weight(name).float() for name in layer.active_adapters)
-    plain = torch.nn.Linear(weight.shape[1], weight.shape[0], inner.bias is not None, "meta")
+    bias = inner.bias
+    if bias is not None:
+        bias = bias.float()
+    if PACKS:
+        return _Packed(weight, bias)
+    plain = torch.nn.Linear(weight.shape[1], weight.shape[0], bias is not None, "meta")
     plain.weight = torch.nn.Parameter(weight, requires_grad=False)
-    if inner.bias is not None:
-        plain.bias = torch.nn.Parameter(inner.bias.float(), requires_grad=False)
+    if bias is not None:
+        plain.bias = torch.nn.Parameter(bias, requires_grad=False)
     return plain
 
 
@@ -121,9 +136,9 @@ class _Packed(torch.nn.Module):
     """A linear layer through oneDNN, its weights laid out for it once: with few rows two to four times
     as fast in fp32 as torch's own, which calls MKL."""
 
-    def __init__(self, linear: torch.nn.Linear):
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None):
         super().__init__()
-        self.weight, self.bias = torch.ops.mkldnn._reorder_linear_weight(linear.weight.data), linear.bias
+        self.weight, self.bias = torch.ops.mkldnn._reorder_linear_weight(weight), bias
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
         return torch.ops.mkldnn._linear_pointwise(states, self.weight, self.bias, "none", [], "")

@@ -22,7 +22,7 @@ from lib.run.settings import EvaluateSettings, ExportSettings, TrainSettings
 from lib.run.stages import STAGES
 
 CALCULATORS = {"both": (True, False), "on": (True,), "off": (False,)}  # what the setting stands for
-PART = 4  # batches whose answers are journaled together, so that rows seldom run out within
+PART = 4  # batches of `decode` whose answers are journaled together, so that rows seldom run out within
 ANSWER = {"completion", "tokens", "finished"}
 
 AskSettings = TrainSettings | EvaluateSettings | ExportSettings  # all of these stages ask
@@ -60,14 +60,12 @@ class Calculator(LogitsProcessor):
                 forced = queue.pop(0)
                 scores[row] = -math.inf
                 scores[row, forced] = 0.0
-            elif self.marks.is_open(ids):
-                self._end_at_equals(ids, scores[row])
+            elif others := self.marks.instead_of_all(ids):
+                tokens = torch.tensor(list(others), device=scores.device)
+                firsts = torch.tensor(list(others.values()), device=scores.device)
+                scores[row].scatter_reduce_(0, firsts, scores[row, tokens], "amax")
+                scores[row, tokens] = -math.inf
         return scores
-
-    def _end_at_equals(self, ids: list[int], scores: torch.Tensor) -> None:
-        for token, (first, *_) in self.marks.instead_of_all(ids).items():
-            scores[first] = torch.maximum(scores[first], scores[token])
-            scores[token] = -math.inf
 
 
 @torch.inference_mode()
@@ -89,10 +87,13 @@ def generate(
     order = sorted(range(len(prompts)), key=lambda i: (kinds[i], len(prompts[i])))
     longest = max(map(len, prompts), default=0) + max_new_tokens
     why_not = decode.unsupported(model, batch_size, longest)
-    size = PART * batch_size
+    size = batch_size
+    if not why_not:
+        size *= PART
     parts = {start: order[start : start + size] for start in range(0, len(order), size)}
     answered = _read_journal(journal, parts)
-    if why_not and isinstance(model, torch.nn.Module):
+    on_cpu = next(model.parameters()).device.type == "cpu"
+    if why_not and isinstance(model, torch.nn.Module) and on_cpu:
         print(f"answered by transformers' generate, which is slower: {why_not}")
     elif not why_not and len(answered) < len(parts):
         model = decode.folded(model)

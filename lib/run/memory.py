@@ -37,14 +37,19 @@ def keep_freed() -> None:
             GLIBC.mallopt(name, value)
 
 
+def give_back() -> None:
+    """Give freed memory back to the system, where its allocator is glibc's."""
+    gc.collect()
+    if hasattr(GLIBC, "malloc_trim"):
+        GLIBC.malloc_trim(0)
+
+
 def reset_peak() -> int | None:
     """Forget the peak so far; returns the bytes held now, or None where the system does not tell."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
         return torch.cuda.memory_allocated()
-    gc.collect()
-    if hasattr(GLIBC, "malloc_trim"):
-        GLIBC.malloc_trim(0)  # what `keep_freed` kept would hide what is taken next
+    give_back()  # what `keep_freed` kept would hide what is taken next
     try:
         Path("/proc/self/clear_refs").write_text("5")  # Linux: VmHWM starts again from what is held now
         return system_bytes("VmRSS")

@@ -33,7 +33,11 @@ class Models:
             raise runs.RunError(f"{run_folder / 'adapter'}: {'; '.join(problems)}: run its notebook again")
         self.model, self.tokenizer = qlora.load(self.settings, run_folder / "adapter")
         qlora.FastLanguageModel.for_inference(self.model)
-        self.marks = Marks(self.tokenizer)
+
+    @functools.cached_property
+    def marks(self) -> Marks:
+        """The calculator's rule; SharpenError where this vocabulary cannot write a number."""
+        return Marks(self.tokenizer)
 
     @functools.cached_property
     def base(self) -> Any:
@@ -69,10 +73,12 @@ class Models:
             raise deploy.DeployError(f"the question has {len(prompt)} tokens, and the run was made with max_length = "
                                      f"{self.settings.max_length}: ask a shorter one")  # fmt: skip
         ends, most = chat.end_ids(self.tokenizer), self.settings.max_new_tokens
-        fill = evaluate.Calculator(self.marks, rows=1)  # it outlives a chunk that ends within a value
+        processors = []
+        if calculator:  # it outlives a chunk that ends within a value
+            processors = [evaluate.Calculator(self.marks, rows=1)]
         options = {
             "do_sample": temperature > 0, "repetition_penalty": repetition_penalty,
-            "no_repeat_ngram_size": no_repeat_ngram_size, "logits_processor": [fill] if calculator else [],
+            "no_repeat_ngram_size": no_repeat_ngram_size, "logits_processor": processors,
             "eos_token_id": ends, "pad_token_id": self.tokenizer.pad_token_id, "use_cache": True,
         }  # fmt: skip
         if temperature:

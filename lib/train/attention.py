@@ -27,18 +27,16 @@ def attend(module, query, key, value, attention_mask, scaling=None, dropout=0.0,
         )
     if causal:
         attention_mask = torch.ones(1, 1, tokens, tokens, dtype=torch.bool).tril()
-    mask = torch.zeros(attention_mask.shape, dtype=query.dtype)
-    mask = mask.masked_fill_(~attention_mask, torch.finfo(query.dtype).min)
-    return products(query, key, value, mask, scaling), None
+    return products(query, key, value, attention_mask, scaling), None
 
 
 def products(query, key, value, mask, scaling):
-    """softmax(q k' scaling + mask) v, each key and value for its group of heads: (B, T, heads, width)."""
+    """softmax(q k' scaling) v where `mask` is True, each key and value for its group of heads: (B, T, heads, width)."""
     rows, heads, tokens, width = query.shape
     groups, keys = key.shape[1], key.shape[2]
     query = (query * scaling).reshape(rows, groups, -1, width)  # (B, groups, heads of a group * T, width)
     scores = query @ key.transpose(2, 3)
-    scores = scores.view(rows, heads, tokens, keys).add_(mask)
+    scores = scores.view(rows, heads, tokens, keys).masked_fill_(~mask, torch.finfo(scores.dtype).min)
     weights = softmax(scores, dim=-1).view(rows, groups, -1, keys)
     return (weights @ value).view(rows, heads, tokens, width).transpose(1, 2).contiguous()
 

@@ -30,7 +30,7 @@ from unsloth_zoo.pad_token import fix_pad_token
 
 from lib.data import chat
 from lib.judge import evaluate
-from lib.run import memory, runs, untrusted
+from lib.run import memory, progress, runs, untrusted
 from lib.run.memory import TrainingError
 from lib.run.paths import locate
 from lib.run.settings import EvaluateSettings, ExportSettings, ServeSettings, TrainSettings
@@ -182,6 +182,17 @@ class LiveCurves(TrainerCallback):
         self.shown, self.last = True, time.monotonic()
 
 
+class GivesBack(TrainerCallback):
+    """On a CPU gives freed memory back now and then: steps of ever other lengths leave holes in it
+    that later ones do not fill. A small model leaves small ones, and fetching memory anew costs it more."""
+
+    STEPS, HELD = 10, 3 * 2**30
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step % self.STEPS == 0 and progress.resident_bytes() > self.HELD:
+            memory.give_back()
+
+
 class Accuracy(TrainerCallback):
     """Asks the same held-out questions before training and at each checkpoint: `accuracy` for `log`.
 
@@ -256,6 +267,7 @@ def fit(trainer, train_rows: Dataset, settings: TrainSettings, log: Callable, re
     check_mask(trainer, train_rows)
     if trainer.args.device.type == "cpu":
         attention.use(trainer.model)
+        trainer.add_callback(GivesBack())
         if settings.peft_type == "lora":
             _leave_types(trainer)
     if settings.packing and not trainer.args.packing and trainer.args.device.type == "cuda":

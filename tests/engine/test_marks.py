@@ -187,7 +187,7 @@ def test_a_special_token_within_an_expression_hides_nothing(tokenizer):
     """The answer's text shows none, so the marks must be read without them."""
     marks, encode = marks_of("data/base"), functools.partial(tokenizer.encode, add_special_tokens=False)
     before = [*encode("<<12"), tokenizer.eos_token_id, *encode("/4")]
-    (equals,) = marks.beginnings[encode("=")[-1]][0]
+    ((equals,),) = marks.beginnings[encode("=")[-1]].values()
     written = tokenizer.decode([*before, *marks.instead(before, equals)], skip_special_tokens=True)
     assert written == "<<12/4=3>>"
 

@@ -225,6 +225,14 @@ def test_another_merged_model_is_noticed(tmp_path, base, adapter, tokenizer):
         export.check_merge(base, adapter, tmp_path / "merged", [list(range(4, 40))])
 
 
+def test_a_vocabulary_that_can_write_few_texts_is_not_compared_in_silence(tokenizer):
+    server = SimpleNamespace(tokenize=lambda text: [1], model=ROOT / "m.gguf")
+    lacking = SimpleNamespace(encode=lambda text, add_special_tokens: [1] if text == "a" else [0, 1], unk_token_id=0)
+    assert export.check_tokens(server, lacking, ["a", "a", "€"]) == {"compared": 2, "with unknown bytes": 1}
+    with pytest.raises(ExportError, match="of 3 texts the vocabulary can write only 1"):
+        export.check_tokens(server, lacking, ["a", "€", "£"])
+
+
 def test_a_large_merge_says_that_it_was_not_compared(monkeypatch, base, adapter):
     import psutil
 
@@ -514,6 +522,8 @@ def test_two_artefacts_are_told_apart_by_more_than_chance():
     merged = results([True] * 150 + [False] * 150)
     assert chain.same(merged, results([True] * 141 + [False] * 150 + [True] * 9)), "nine flips each way"
     assert not chain.same(merged, results([True] * 138 + [False] * 162)), "twelve lost, none won: p = 0.0005"
+    few = results([True] * 10)
+    assert chain.same(few, results([True] * 9 + [False])) and not chain.same(few, results([True] * 8 + [False] * 2))
     losses = np.random.default_rng(0).normal(20, 5, 50)
     assert chain.same(read(losses), read(losses + 0.05)) and not chain.same(read(losses), read(losses + 0.2))
 

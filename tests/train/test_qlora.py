@@ -472,3 +472,14 @@ def test_every_presets_chat_template_opens_the_answer_that_it_closes(qlora):
         whole = template.render(messages=[asked, answer], add_generation_prompt=False, **tokens)
         ends = ("<|eot_id|>", "<|im_end|>", "</s>")
         assert whole.startswith(prompt) and whole[len(prompt):].strip() in {f"#### 5{end}" for end in ends}, name
+
+
+def test_freed_memory_is_given_back_every_few_steps_of_a_large_model(qlora, monkeypatch):
+    given, held = [], []
+    monkeypatch.setattr(qlora.memory, "give_back", lambda: given.append(held[-1]))
+    monkeypatch.setattr(qlora.progress, "resident_bytes", lambda: held[-1])
+    for held_now in (1 << 30, 4 << 30):
+        held.append(held_now)
+        for step in (9, 10, 11):
+            qlora.GivesBack().on_step_end(None, SimpleNamespace(global_step=step), None)
+    assert given == [4 << 30]
