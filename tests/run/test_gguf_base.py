@@ -1,10 +1,15 @@
 """A base from a GGUF file is the model in the file; what cannot be read is refused by name."""
 
+import copy
 import dataclasses
+import errno
 import multiprocessing
 import os
+import resource
+import shutil
 import struct
 import zipfile
+from types import SimpleNamespace
 
 import gguf
 import numpy as np
@@ -212,10 +217,43 @@ def test_an_interruption_leaves_nothing_that_passes_for_whole(model, tmp_path, m
         patch.setattr(gguf_base, "_weight", stop)
         with pytest.raises(KeyboardInterrupt):
             paths.locate(path)
-    assert [one.suffix for one in (cache / "bases").iterdir() if one.is_dir()] == [".part"]
+    assert left(cache) == []
+    (cache / "bases" / f"{packages.disk.sha256(path)[:16]}-1.part").mkdir()  # as a killed process leaves it
     folder = paths.locate(path)
-    assert load_file(f"{folder}/model.safetensors")
-    assert [one for one in (cache / "bases").iterdir() if one.is_dir()] == [cache / "bases" / os.path.basename(folder)]
+    assert load_file(f"{folder}/model.safetensors") and left(cache) == [os.path.basename(folder)]
+
+
+def left(cache):
+    """What lies beside the locks in the cache of bases."""
+    return [one.name for one in (cache / "bases").iterdir() if one.suffix != ".lock"]
+
+
+def test_a_disk_that_fills_up_while_weights_are_written_is_told_and_left_as_it_was(model, tmp_path, cache):
+    path, limits = str(write(model, tmp_path / "m.gguf")), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))  # bytes: the tokenizer fits, the weights do not
+    try:
+        with pytest.raises(gguf_base.BaseError, match="cannot write .*File too large.*; make room, or set SHARPEN_CA"):
+            paths.locate(path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert left(cache) == []
+
+
+def test_a_disk_without_room_is_told_before_anything_is_written(model, tmp_path, cache, monkeypatch):
+    path = str(write(model, tmp_path / "m.gguf"))
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=2**20))
+    with pytest.raises(gguf_base.BaseError, match="m.gguf, .* needs 16.1 MiB in .*, and 1.0 MiB are free: make room"):
+        paths.locate(path)
+    assert left(cache) == []
+
+
+def test_values_past_fp16_are_refused_and_nothing_of_them_is_left(model, tmp_path, cache):
+    large = copy.deepcopy(model)
+    large.model.layers[1].mlp.up_proj.weight.data[3, 5] = 1e5
+    path = write(large, tmp_path / "m.gguf", "F32")
+    with pytest.raises(gguf_header.UntrustedError, match="m.gguf: tensor 'blk.1.ffn_up.weight' holds values that no"):
+        paths.locate(str(path))
+    assert left(cache) == []
 
 
 def test_two_processes_make_it_once(model, tmp_path):
@@ -251,6 +289,18 @@ def test_a_package_is_a_base_of_which_only_the_folder_is_kept(wheel, cache):
     assert packages.hashes("pypi:tiny") == {"tiny.gguf": wheel.sha256}
     kept = sorted(str(one.relative_to(cache)) for one in cache.rglob("*") if not one.is_relative_to(folder))
     assert kept == ["bases", f"bases/{os.path.basename(folder)}.lock"]
+
+
+def test_a_wheel_is_kept_until_its_base_is_there(wheel, cache, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(gguf_base, "_weight", full)
+        with pytest.raises(gguf_base.BaseError, match="No space left on device; make room"):
+            paths.locate("pypi:tiny")
+    assert (cache / "tiny.whl").is_file() and left(cache) == []
+    assert paths.locate("pypi:tiny") and not (cache / "tiny.whl").exists()
 
 
 def test_another_wheel_than_the_pinned_one_is_refused_and_removed(wheel, cache):
