@@ -77,6 +77,11 @@ def folder(name: str, path: Path, echo: Callable[[str], Any] = print) -> Path:
     return target
 
 
+def shape(path: Path) -> dict[str, Any]:
+    """The model's shape, as transformers' LlamaConfig names it, by the GGUF file's header alone."""
+    return configuration(_header(path))
+
+
 def about(name: str, path: Path, sha256: str) -> dict[str, Any]:
     """What a base is made of, as it lies beside the weights, and as manifest and cards have it."""
     header = _header(path)

@@ -22,6 +22,7 @@ from lib.pipeline import reproduce
 from lib.run import gguf_base, gguf_header, packages, parameters, paths, presets, runs
 from lib.run.paths import ROOT
 from lib.run.settings import SettingsError
+from lib.train import scale
 
 # Half a step of each type, as a share of the largest value (Q4_1: its range; Q5_0: a step, which it lacks on one side)
 STEPS = {"F32": 0, "F16": 2**-11, "BF16": 2**-8, "Q8_0": 1 / 254, "Q4_1": 2 / 30, "Q5_0": 1 / 16}
@@ -269,6 +270,12 @@ def test_two_processes_make_it_once(model, tmp_path):
     with multiprocessing.get_context("spawn").Pool(2) as pool:
         made = pool.map(paths.locate, [path, path])
     assert made[0] == made[1] and load_file(f"{made[0]}/model.safetensors")
+
+
+def test_the_memory_that_a_file_needs_is_told_without_making_it(model, tmp_path, cache):
+    path = str(write(model, tmp_path / "m.gguf"))
+    block, _, others = scale.numbers(scale.shape(path))
+    assert 2 * block + others == sum(weight.numel() for weight in model.parameters()) and not cache.exists()
 
 
 def test_a_changed_file_is_another_base(model, tmp_path):
