@@ -133,7 +133,7 @@ def _header(path: Path) -> Header:
     return _checked(path, *_state(path))
 
 
-@functools.cache
+@functools.lru_cache(4)  # a header may take a hundred million bytes
 def _checked(path: Path, *state: int) -> Header:
     header = gguf_header.read(path)
     if (architecture := header.fields.get("general.architecture")) != "llama":
