@@ -160,6 +160,9 @@ def configuration(header: Header) -> dict[str, Any]:
             raise UntrustedError(f"{path}: llama.{name} = {short(value)}: must be a number above 0")
         config[ours] = value
     heads, width = config["num_attention_heads"], config["hidden_size"]
+    if heads % config["num_key_value_heads"]:
+        raise UntrustedError(f"{path}: {heads} heads cannot share {config['num_key_value_heads']} of keys and values "
+                             f"evenly")  # fmt: skip
     config["head_dim"] = named.get("attention.key_length", width // heads)
     if type(config["head_dim"]) is not int or config["head_dim"] % 2:
         raise UntrustedError(f"{path}: a head has {short(config['head_dim'])} values: must be an even number")

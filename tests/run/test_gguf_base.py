@@ -127,6 +127,7 @@ BAD = {
     "end": (dict(change={"tokenizer.ggml.eos_token_id": 999}), "eos_token_id = 999: there are 100 tokens"),
     "merge": (dict(change={"tokenizer.ggml.merges": ["a z"]}), "merge 'a z' is not of two tokens"),
     "heads": (dict(change={"llama.attention.head_count": 0}), "head_count = 0: must be a number above 0"),
+    "groups": (dict(change={"llama.attention.head_count_kv": 3}), "4 heads cannot share 3 of keys and values evenly"),
     "shape": (dict(change={"llama.feed_forward_length": 97}), "is (96, 64), not (97, 64)"),
     "blocks": (dict(change={"llama.block_count": 2**31}), "is missing"),
     "width": (dict(change={"llama.attention.key_length": "x" * 9}), "must be an even number"),
