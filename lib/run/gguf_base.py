@@ -3,6 +3,7 @@
 import functools
 import math
 import os
+import re
 import shutil
 import zipfile
 from collections import Counter
@@ -33,6 +34,7 @@ CONFIG = {
 }  # fmt: skip
 HEAD = ("rope.dimension_count", "attention.key_length", "attention.value_length")  # each a head's width here
 LARGEST = 1 << 32  # that one of these may be
+LONGEST = 100  # characters of a licence
 
 
 class BaseError(SharpenError):
@@ -85,7 +87,7 @@ def shape(path: Path) -> dict[str, Any]:
 def about(name: str, path: Path, sha256: str) -> dict[str, Any]:
     """What a base is made of, as it lies beside the weights, and as manifest and cards have it."""
     header = _header(path)
-    licence = str(header.fields.get("general.license") or "not told in the file")
+    licence = _plain(header.fields.get("general.license")) or "not told in the file"
     found = {"file": path.name, "sha256": sha256, "package": None, "licence": licence}
     if pinned := packages.BASES.get(name):
         found["package"] = pinned.package
@@ -95,6 +97,16 @@ def about(name: str, path: Path, sha256: str) -> dict[str, Any]:
             values[tensor.type.name] += int(np.prod(tensor.shape))
     shares = {kind: round(count / values.total(), 3) for kind, count in values.most_common()}
     return found | {"tensor_types": shares, "rounding": _rounding(shares)}
+
+
+def _plain(text: Any) -> str:
+    """What a card may say in one cell: words, without signs of Markdown or HTML, at most LONGEST characters."""
+    if not isinstance(text, str):
+        return ""
+    words = " ".join(re.findall(r"[\w.,:;()+/-]+", text))
+    if len(words) > LONGEST:
+        return f"{words[:LONGEST]}..."
+    return words
 
 
 def _rounding(shares: dict[str, float]) -> str:

@@ -110,6 +110,15 @@ def test_tokens_end_and_template_are_those_that_the_file_names(model, tmp_path):
     assert "weights rounded to Q4_1 by their publisher" in gguf_base.note(about)
 
 
+@pytest.mark.parametrize(("told", "shown"), [
+    ("CC-BY-4.0 (or later)", "CC-BY-4.0 (or later)"), ("| a\n\n# *b* \x1b[1m`c`\\|", "a b 1m c"),
+    ("<b>[x](y)</b>", "b x (y) /b"), ("mit " * 999, "mit " * 25 + "..."), (7, "not told in the file"),
+])  # fmt: skip
+def test_a_licence_is_a_few_plain_words_whatever_the_file_says(model, tmp_path, told, shown):
+    path = write(model, tmp_path / "m.gguf", change={"general.license": told})
+    assert gguf_base.about("", path, "")["licence"] == shown
+
+
 def test_a_template_that_reaches_for_python_is_stopped(model, tmp_path):
     escape = {"tokenizer.chat_template": "{{ ''.__class__.__mro__[1].__subclasses__() }}"}
     folder = paths.locate(str(write(model, tmp_path / "m.gguf", change=escape)))
