@@ -23,7 +23,7 @@ from lib.run.untrusted import UntrustedError
 MADE = 1  # raise it where the same file would give another folder: then bases are made again
 ABOUT = "made_from.json"  # beside the weights
 ROOM = "make room, or set SHARPEN_CACHE"
-SHARD = "4GB"  # the most that is in memory at once
+SHARD = "1GB"  # in memory at once, or one larger tensor, beside what a tensor takes in fp32
 WHOLE = ("F32", "F16", "BF16")  # types that round nothing, or to 16 bit
 # A Llama's fields and what its configuration calls them; any other could change what the model computes.
 CONFIG = {
@@ -302,13 +302,13 @@ def _weight(header: Header, theirs: str, name: str, config: dict[str, Any]):
     transformers' order: llama.cpp rotates neighbours, transformers halves of a head."""
     import torch
 
-    values = torch.from_numpy(header.values(theirs).copy())
+    values = torch.from_numpy(header.values(theirs))
     for kind, heads in (("q_proj", "num_attention_heads"), ("k_proj", "num_key_value_heads")):
         if f".{kind}." in name:  # (heads x width / 2 x 2, hidden) -> (heads x 2 x width / 2, hidden)
             split = values.reshape(config[heads], -1, 2, values.shape[-1])
             values = split.transpose(1, 2).reshape(values.shape)
     half = values.to(torch.float16)
-    if not half.isfinite().all():
+    if not torch.stack(half.aminmax()).isfinite().all():
         raise UntrustedError(f"{header.path.name}: tensor {short(theirs)} holds values that no fp16 number can hold: "
                              f"name the model's 16-bit folder or hub id")  # fmt: skip
     return half.contiguous()

@@ -43,9 +43,7 @@ class Header:
     def values(self, name: str) -> np.ndarray:
         """A tensor's values in fp32, whatever they were rounded to."""
         tensor = self.tensors[name]
-        with open(self.path, "rb") as file:
-            file.seek(tensor.start)
-            data = np.frombuffer(file.read(tensor.bytes), np.uint8)
+        data = np.fromfile(self.path, np.uint8, tensor.bytes, offset=tensor.start)
         return dequantize(data, tensor.type).reshape(tensor.shape)
 
 

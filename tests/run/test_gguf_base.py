@@ -81,6 +81,7 @@ def write(model, path, kind="F16", change=(), without=(), tensor=None):
     return path
 
 
+@pytest.mark.filterwarnings("error:The given NumPy array is not writable")
 @pytest.mark.parametrize("kind", STEPS)
 def test_the_weights_are_those_of_the_model_within_the_rounding_of_their_type(model, tmp_path, kind):
     folder = paths.locate(str(write(model, tmp_path / "m.gguf", kind)))
@@ -268,9 +269,10 @@ def test_a_disk_without_room_is_told_before_anything_is_written(model, tmp_path,
     assert left(cache) == []
 
 
-def test_values_past_fp16_are_refused_and_nothing_of_them_is_left(model, tmp_path, cache):
+@pytest.mark.parametrize("value", [1e5, -1e5, float("nan")])
+def test_values_past_fp16_are_refused_and_nothing_of_them_is_left(model, tmp_path, cache, value):
     large = copy.deepcopy(model)
-    large.model.layers[1].mlp.up_proj.weight.data[3, 5] = 1e5
+    large.model.layers[1].mlp.up_proj.weight.data[3, 5] = value
     path = write(large, tmp_path / "m.gguf", "F32")
     with pytest.raises(gguf_header.UntrustedError, match="m.gguf: tensor 'blk.1.ffn_up.weight' holds values that no"):
         paths.locate(str(path))
