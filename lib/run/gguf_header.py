@@ -14,7 +14,7 @@ from lib.run.untrusted import UntrustedError
 
 HEADER_BYTES = 64 << 20  # the largest vocabularies take some 20 million
 FIELDS, TENSORS, DIMENSIONS = 4096, 1 << 16, 4  # at most
-ELEMENTS = 1 << 20  # of an array; the longest list of merges has half as many
+ELEMENTS = 1 << 22  # of all arrays together; the largest vocabularies and their merges take some 1.3 million
 TEXT_BYTES = 1 << 20  # of a string; the longest are chat templates, of some 10 thousand
 ALIGNMENT = 32  # bytes, where the file names no other
 # The format's numbers for the types of a field, as Python's struct names them
@@ -43,9 +43,7 @@ class Header:
     def values(self, name: str) -> np.ndarray:
         """A tensor's values in fp32, whatever they were rounded to."""
         tensor = self.tensors[name]
-        with open(self.path, "rb") as file:
-            file.seek(tensor.start)
-            data = np.frombuffer(file.read(tensor.bytes), np.uint8)
+        data = np.fromfile(self.path, np.uint8, tensor.bytes, offset=tensor.start)
         return dequantize(data, tensor.type).reshape(tensor.shape)
 
 
@@ -70,7 +68,7 @@ class _Parser:
     """Reads one value after the other; struct.error where the data end."""
 
     def __init__(self, path: Path, data: bytes, size: int):
-        self.path, self.data, self.size, self.place = path, data, size, 0
+        self.path, self.data, self.size, self.place, self.elements = path, data, size, 0, 0
 
     def header(self) -> Header:
         if self.data[:4] != b"GGUF":
@@ -90,13 +88,18 @@ class _Parser:
         return Header(self.path, fields, self.placed(fields, described))
 
     def scalar(self, form: str) -> Any:
-        form = f"<{form}"
-        value = struct.unpack_from(form, self.data, self.place)[0]
+        return self.scalars(form, 1)[0]
+
+    def scalars(self, form: str, count: int) -> list[Any]:
+        form = f"<{count}{form}"
+        values = struct.unpack_from(form, self.data, self.place)
         self.place += struct.calcsize(form)
-        return value
+        return list(values)
 
     def count(self, form: str, most: int, what: str) -> int:
-        count = self.scalar(form)
+        return self.bounded(self.scalar(form), most, what)
+
+    def bounded(self, count: int, most: int, what: str) -> int:
         if count > most:
             raise UntrustedError(f"{self.path.name} claims {count:,} {what}, and at most {most:,} are read")
         return count
@@ -113,7 +116,10 @@ class _Parser:
         kind = self.scalar("I")
         if kind != ARRAY:
             return self.single(name, kind)
-        kind, count = self.scalar("I"), self.count("Q", ELEMENTS, f"values of {short(name)}")
+        kind, count = self.scalar("I"), self.scalar("Q")
+        self.elements = self.bounded(self.elements + count, ELEMENTS, f"values in lists up to {short(name)}")
+        if kind in SCALARS:
+            return self.scalars(SCALARS[kind], count)
         return [self.single(name, kind) for _ in range(count)]
 
     def single(self, name: str, kind: int) -> Any:

@@ -73,9 +73,11 @@ def build(header: Header, longest: int) -> Any:
     sentencepiece, llama_3 = fields[f"{FIELD}model"] == "llama", fields.get(f"{FIELD}pre") == "llama-bpe"
     make = _sentencepiece if sentencepiece else _byte_level
     made = make(fields, {token: id for id, token in enumerate(tokens)}, named.get("unk_token"))
+    added = []
     for token, kind in zip(tokens, fields[f"{FIELD}token_type"]):
         if kind in (CONTROL, USER_DEFINED):
-            made.add_tokens([AddedToken(token, special=kind == CONTROL, normalized=False)])
+            added.append(AddedToken(token, special=kind == CONTROL, normalized=False))
+    made.add_tokens(added)  # at once: each call goes through all that were added
     bos = named.get("bos_token")
     if bos and fields.get(f"{FIELD}add_bos_token", sentencepiece or llama_3):
         made.post_processor = processors.TemplateProcessing(single=f"{bos} $A", special_tokens=[(bos, ids["bos"])])

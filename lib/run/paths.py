@@ -64,7 +64,7 @@ def is_local(name: str) -> bool:
 
 def is_gguf(name: str) -> bool:
     """Is this base model a GGUF file, or a package that holds one?"""
-    return packages.is_name(name) or name.endswith(".gguf") and not os.path.isdir(in_project(name))
+    return packages.is_name(name) or name.lower().endswith(".gguf") and not os.path.isdir(in_project(name))
 
 
 def is_nowhere(name: str) -> bool:
@@ -98,8 +98,9 @@ def from_folder(name: str, value: Any, folder: Path) -> Any:
         return ",".join(absolute(path.strip(), folder) for path in value.split(","))
     if name in ("data_dir", "llama_cpp_path"):
         return absolute(value, folder)
-    if name == "base_model" and (folder / value).is_dir() and not is_local(value):
-        return absolute(value, folder)  # else it lies in the project, or on the hub
+    if name == "base_model" and not os.path.exists(in_project(value)):
+        if os.path.isdir(folder / value) or is_gguf(value) and os.path.isfile(folder / value):
+            return absolute(value, folder)  # else it lies in the project, or on the hub
     return value
 
 

