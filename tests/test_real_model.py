@@ -51,7 +51,7 @@ def test_each_artefact_is_asked_and_the_file_says_which_types_it_holds(run):
     assert checks["conversion"]["logprob"] < 0.01
     assert found["files"]["Q4_K_M"]["as_named"] < 0.5  # rows of 576 weights are no multiple of 256
     card = (run / "export/README.md").read_text()
-    assert "The base was made from SmolLM2-135M-Instruct.Q4_1.gguf" in card and "as its name says" in card
+    assert "The base was made from 'SmolLM2-135M-Instruct.Q4_1.gguf'" in card and "as its name says" in card
 
 
 def test_the_file_is_served(run, outputs):

@@ -23,6 +23,7 @@ from lib.run.stages import STAGES
 
 CALCULATORS = {"both": (True, False), "on": (True,), "off": (False,)}  # what the setting stands for
 PART = 4  # batches of `decode` whose answers are journaled together, so that rows seldom run out within
+LOGITS = 2**27  # of a batch whose loss is read; a large vocabulary's take more memory than the model
 ANSWER = {"completion", "tokens", "finished"}
 
 AskSettings = TrainSettings | EvaluateSettings | ExportSettings  # all of these stages ask
@@ -226,14 +227,17 @@ def losses(model, tokenizer, rows: list[dict], settings: AskSettings, stage: str
     encoded = [chat.encode(row, tokenizer) for row in rows]
     order = sorted(range(len(rows)), key=lambda i: len(encoded[i]["input_ids"]))
     results = {}
-    for start in range(0, len(order), batch_size):
-        batch = order[start : start + batch_size]
+    while order:
+        batch = order[:batch_size]
+        tokens = len(encoded[batch[-1]]["input_ids"])  # of the longest
+        batch = batch[: max(1, LOGITS // (tokens * len(tokenizer)))]
+        order = order[len(batch) :]
         ids = _padded([encoded[i]["input_ids"] for i in batch], tokenizer.pad_token_id)
         labels = _padded([encoded[i]["labels"] for i in batch], chat.IGNORED)
         mask = _padded([[1] * len(encoded[i]["labels"]) for i in batch], 0)
         with memory.memory_told(stage, settings):
             output = model(input_ids=ids.to(device), attention_mask=mask.to(device))
-            every = [  # (T - 1) a row: all rows' logits (B, T, V) are in memory, but in 32 bit only one's
+            every = [  # (T - 1) a row: in 32 bit only one row's logits are held
                 cross_entropy(logits[:-1].float(), row[1:].to(device), reduction="none").cpu()
                 for logits, row in zip(output.logits, ids)
             ]

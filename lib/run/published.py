@@ -96,7 +96,7 @@ PUBLISHED: dict[str, dict] = {
         reference="none of this size and method",
         settings=_SMOLLM2 | dict(
             source="gsm8k", train_rows=2000, validation_rows=100, test_rows=500, max_length=512,
-            max_new_tokens=300,
+            num_train_epochs=1.0, max_new_tokens=300,
         ),
     ),
     "smollm2_finqa": dict(
