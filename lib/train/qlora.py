@@ -186,7 +186,7 @@ class GivesBack(TrainerCallback):
     """On a CPU gives freed memory back now and then: steps of ever other lengths leave holes in it
     that later ones do not fill. A small model leaves small ones, and fetching memory anew costs it more."""
 
-    STEPS, HELD = 10, 3 * 2**30
+    STEPS, HELD = 10, 5 * 2**30
 
     def on_step_end(self, args, state, control, **kwargs):
         if state.global_step % self.STEPS == 0 and progress.resident_bytes() > self.HELD:

@@ -478,8 +478,8 @@ def test_freed_memory_is_given_back_every_few_steps_of_a_large_model(qlora, monk
     given, held = [], []
     monkeypatch.setattr(qlora.memory, "give_back", lambda: given.append(held[-1]))
     monkeypatch.setattr(qlora.progress, "resident_bytes", lambda: held[-1])
-    for held_now in (1 << 30, 4 << 30):
+    for held_now in (4 << 30, 6 << 30):
         held.append(held_now)
         for step in (9, 10, 11):
             qlora.GivesBack().on_step_end(None, SimpleNamespace(global_step=step), None)
-    assert given == [4 << 30]
+    assert given == [6 << 30]
