@@ -138,6 +138,7 @@ def test_every_run_on_a_page_is_taken_as_it_is_typed(command, tmp_path, monkeypa
     monkeypatch.setattr(execute, "run", run)
     monkeypatch.setattr(sweep, "run", swept)
     (tmp_path / "my.csv").write_text("Q,A\n1+1?,2\n")
+    (tmp_path / "dev.jsonl").write_text("{}\n")
     (tmp_path / "my.yaml").write_text("preset: demo\n")
     (tmp_path / "DIR").mkdir()
     words = shlex.split(command.partition("sharpen ")[2].replace("base_model=DIR", f"base_model={tmp_path}/DIR"))
