@@ -247,6 +247,7 @@ def losses(model, tokenizer, rows: list[dict], settings: AskSettings, stage: str
                 "loss": float(loss[own].sum()), "tokens": int(own.sum()),
                 "loss_with_prompt": float(loss[whole].sum()), "tokens_with_prompt": int(whole.sum()),
             }  # fmt: skip
+        progress.tell(len(results), len(rows), "rows' own answers read")
     return [results[i] for i in range(len(rows))]
 
 
