@@ -43,7 +43,7 @@ def test_the_demo_learns_tasks_that_its_base_cannot_do(demo):
     base, tuned = (accuracy(demo.run_folder, model, "test", True) for model in ("base", "tuned"))
     assert base["n"] == tuned["n"] == 150
     assert base["high"] <= 0.05
-    assert tuned["low"] > 0.50  # 66 % [58, 73] was measured; machines differ by an answer or two
+    assert tuned["low"] > 0.50  # 72 % [64, 79] was measured; machines differ by an answer or two
     assert accuracy(demo.run_folder, "tuned", "test_seen", True)["accuracy"] >= 0.85
 
 
