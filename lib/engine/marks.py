@@ -84,9 +84,9 @@ class Marks:
         mark = OPEN.search(self.text(ids))
         if not mark:
             return {}
-        firsts, computes = {}, functools.cache(_computes)
+        firsts, closed = {}, functools.cache(_closed)
         for token, beginnings in self.beginnings.items():
-            first = next((own[0] for text, own in beginnings.items() if computes(mark[0] + text)), token)
+            first = next((own[0] for text, own in beginnings.items() if closed(mark[0] + text)), token)
             if first != token:
                 firsts[token] = first
         return firsts
@@ -95,15 +95,12 @@ class Marks:
         """Tokens of the value and `>>` that follow `ids`; none where they do not end in the `=` of a
         mark that can be computed."""
         text = self.text(ids)
-        mark = CLOSED.search(text)
-        if not mark:
+        closed = _closed(text)
+        if not closed:
             return []
-        try:
-            value = show(calculate(mark[1])) + ">>"
-        except CalculatorError:
-            return []
-        for tokens in self._ways(mark[0], value):
-            if self.text([*ids[-WINDOW:], *tokens]).endswith(mark[0] + value):
+        mark, value = closed
+        for tokens in self._ways(mark, value):
+            if self.text([*ids[-WINDOW:], *tokens]).endswith(mark + value):
                 return list(tokens)
         raise SharpenError(f"the calculator cannot write {value!r} after {text[-60:]!r} with this vocabulary: "
                            f"set calculator = 'off'")  # fmt: skip
@@ -121,13 +118,12 @@ class Marks:
         return ways
 
 
-def _computes(text: str) -> bool:
-    """Does a text end in the `=` of a mark whose expression can be computed?"""
+def _closed(text: str) -> tuple[str, str] | None:
+    """(mark, value and `>>`) where a text ends in the `=` of a mark that can be computed."""
     mark = CLOSED.search(text)
     if not mark:
-        return False
+        return None
     try:
-        calculate(mark[1])
+        return mark[0], show(calculate(mark[1])) + ">>"
     except CalculatorError:
-        return False
-    return True
+        return None

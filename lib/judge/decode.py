@@ -76,9 +76,15 @@ def _window(config: Any) -> bool:
 
 def _is_known(layer: Any) -> bool:
     """Is its weight a plain matrix, or one that can be dequantised?"""
+    inner = _inner(layer)
+    return type(inner) is torch.nn.Linear or type(inner).__name__ in QUANTIZED
+
+
+def _inner(layer: Any) -> Any:
+    """The linear layer itself, where LoRA is around it."""
     if isinstance(layer, LoraLayer):
-        layer = layer.get_base_layer()
-    return type(layer) is torch.nn.Linear or type(layer).__name__ in QUANTIZED
+        return layer.get_base_layer()
+    return layer
 
 
 def _bytes(base: torch.nn.Module, rows: int, tokens: int) -> int:
@@ -114,9 +120,7 @@ def folded(model: torch.nn.Module) -> torch.nn.Module:
 
 def _plain(layer: Any) -> torch.nn.Module:
     """A linear layer, quantised or not, with or without LoRA, as one in 32 bit."""
-    inner = layer
-    if isinstance(layer, LoraLayer):
-        inner = layer.get_base_layer()
+    inner = _inner(layer)
     weight = dequantize_module_weight(inner).float()  # (out, in)
     if inner is not layer and not layer.disable_adapters and not layer.merged:
         weight = weight + sum(layer.get_delta_weight(name).float() for name in layer.active_adapters)

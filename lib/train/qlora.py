@@ -262,12 +262,13 @@ def fit(trainer, train_rows: Dataset, settings: TrainSettings, log: Callable, re
     guard = guards.Guard(log, train_rows, settings.guard_warnings)
     if settings.early_stopping_patience:
         trainer.add_callback(EarlyStoppingCallback(settings.early_stopping_patience))
-    guard.watch(trainer)
+    if trainer.args.device.type == "cpu":
+        trainer.add_callback(GivesBack())
+    guard.watch(trainer)  # the last callback
     resume.make_exact(trainer)
     check_mask(trainer, train_rows)
     if trainer.args.device.type == "cpu":
         attention.use(trainer.model)
-        trainer.add_callback(GivesBack())
         if settings.peft_type == "lora":
             _leave_types(trainer)
     if settings.packing and not trainer.args.packing and trainer.args.device.type == "cuda":
