@@ -2,7 +2,7 @@
 kernel does."""
 
 import torch
-from torch.nn.functional import softmax
+from torch.autograd import Function
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
@@ -34,11 +34,32 @@ def products(query, key, value, mask, scaling):
     """softmax(q k' scaling) v where `mask` is True, each key and value for its group of heads: (B, T, heads, width)."""
     rows, heads, tokens, width = query.shape
     groups, keys = key.shape[1], key.shape[2]
-    query = (query * scaling).reshape(rows, groups, -1, width)  # (B, groups, heads of a group * T, width)
-    scores = query @ key.transpose(2, 3)
-    scores = scores.view(rows, heads, tokens, keys).masked_fill_(~mask, torch.finfo(scores.dtype).min)
-    weights = softmax(scores, dim=-1).view(rows, groups, -1, keys)
-    return (weights @ value).view(rows, heads, tokens, width).transpose(1, 2).contiguous()
+    hidden = torch.zeros(mask.shape, dtype=query.dtype).masked_fill_(~mask, torch.finfo(query.dtype).min / 2)
+    hidden = hidden.expand(rows, heads, tokens, keys).reshape(rows * groups, -1, keys)
+    query = query.reshape(rows * groups, -1, width)  # the heads of a group are so many more tokens
+    key, value = (states.reshape(rows * groups, keys, width) for states in (key, value))
+    mixed = _Products.apply(query, key, value, hidden, scaling)
+    return mixed.view(rows, heads, tokens, width).transpose(1, 2).contiguous()
+
+
+class _Products(Function):
+    """softmax(q k' scaling + hidden) v, (B, T, width). Of its steps only the weights are kept, and all gradients
+    lie in memory as what they belong to, for which autograd would copy them."""
+
+    @staticmethod
+    def forward(context, query, key, value, hidden, scaling):
+        scores = hidden.baddbmm_(query, key.transpose(1, 2), alpha=scaling)
+        weights = torch.softmax(scores, dim=-1)
+        context.save_for_backward(query, key, value, weights)
+        context.scaling = scaling
+        return weights @ value
+
+    @staticmethod
+    def backward(context, gradient):
+        query, key, value, weights = context.saved_tensors
+        of_weights = gradient @ value.transpose(1, 2)
+        of_scores = torch._softmax_backward_data(of_weights, weights, -1, weights.dtype).mul_(context.scaling)
+        return of_scores @ key, of_scores.transpose(1, 2) @ query, weights.transpose(1, 2) @ gradient, None, None
 
 
 AttentionInterface.register(NAME, attend)

@@ -30,7 +30,7 @@ from unsloth_zoo.pad_token import fix_pad_token
 
 from lib.data import chat
 from lib.judge import evaluate
-from lib.run import memory, progress, runs, untrusted
+from lib.run import memory, runs, untrusted
 from lib.run.memory import TrainingError
 from lib.run.paths import locate
 from lib.run.settings import EvaluateSettings, ExportSettings, ServeSettings, TrainSettings
@@ -43,6 +43,7 @@ SHAPE = (  # what an adapter that goes on must have been made with
     "base_model", "peft_type", "r", "lora_alpha", "lora_dropout", "target_modules", "use_rslora",
     "use_dora", "num_virtual_tokens", "full_finetuning",
 )  # fmt: skip
+PADDED = 16  # rows are padded to a multiple of it on a CPU, where oneDNN compiles, and keeps, kernels for each shape
 Settings = TrainSettings | EvaluateSettings | ExportSettings | ServeSettings
 
 
@@ -184,12 +185,12 @@ class LiveCurves(TrainerCallback):
 
 class GivesBack(TrainerCallback):
     """On a CPU gives freed memory back now and then: steps of ever other lengths leave holes in it
-    that later ones do not fill. A small model leaves small ones, and fetching memory anew costs it more."""
+    that later ones do not fill."""
 
-    STEPS, HELD = 10, 5 * 2**30
+    STEPS = 10
 
     def on_step_end(self, args, state, control, **kwargs):
-        if state.global_step % self.STEPS == 0 and progress.resident_bytes() > self.HELD:
+        if state.global_step % self.STEPS == 0:
             memory.give_back()
 
 
@@ -269,6 +270,7 @@ def fit(trainer, train_rows: Dataset, settings: TrainSettings, log: Callable, re
     check_mask(trainer, train_rows)
     if trainer.args.device.type == "cpu":
         attention.use(trainer.model)
+        trainer.data_collator.pad_to_multiple_of = PADDED  # TRL's collators all have it
         if settings.peft_type == "lora":
             _leave_types(trainer)
     if settings.packing and not trainer.args.packing and trainer.args.device.type == "cuda":

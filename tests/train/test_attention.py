@@ -70,6 +70,9 @@ def test_a_trainers_loss_and_gradients_are_those_of_the_kernel(qlora, attention,
     from lib.train import preference
 
     class Gradients(qlora.TrainerCallback):
+        def on_train_begin(self, args, state, control, train_dataloader=None, **kwargs):
+            self.lengths = {batch["input_ids"].shape[1] for batch in train_dataloader}
+
         def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
             trained = [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
             self.found = {name: weight.grad.clone() for name, weight in trained}
@@ -100,6 +103,7 @@ def test_a_trainers_loss_and_gradients_are_those_of_the_kernel(qlora, attention,
         encoded, _ = encode(rows, tokenizer, settings.max_length)
         shown.train(model, tokenizer, encoded, None, settings, tmp_path, unlogged, [gradients], bf16=False)
         found.append((gradients.loss, gradients.found))
+        assert not any(length % qlora.PADDED for length in gradients.lengths), "a CPU compiles for each length"
     assert set(called) == {1}, "the second time alone"
     (loss, plain), (ours, quick) = found
     assert ours == pytest.approx(loss, rel=1e-5)
