@@ -319,7 +319,7 @@ def push(
 @app.command("export-task", rich_help_panel=KEEP)
 def export_task(
     run: Run,
-    to: Annotated[Path | None, Option(metavar="FOLDER", help="A folder of its own; by default the run's task/.")] = None,
+    to: Annotated[Path | None, Option(metavar="FOLDER", help="By default the run's task/.")] = None,
     outputs: Outputs = None,
 ) -> None:
     """Write a run's test as a task for lm-evaluation-harness, with a grader that needs no Sharpen."""

@@ -1,4 +1,4 @@
-"""What lm-evaluation-harness calls: a task's questions, and the verdict on an answer. `sharpen export-task` writes it."""
+"""What lm-evaluation-harness calls in a task that `sharpen export-task` wrote: its questions, an answer's verdict."""
 
 import json
 from pathlib import Path

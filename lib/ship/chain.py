@@ -23,7 +23,7 @@ from lib.run.disk import size_text
 from lib.run.gguf_base import note as base_note
 from lib.run.paths import is_local, made_from
 from lib.run.settings import ExportSettings, ServeSettings
-from lib.ship import export
+from lib.ship import export, share
 
 ALTERNATIVES = ("Q5_K_M", "Q6_K", "Q8_0")  # larger types, tried where a file failed the gate
 
@@ -281,7 +281,10 @@ def card(name: str, settings: ExportSettings, rows: list[dict], gates: dict[str,
     base, hub_id = settings.base_model, settings.base_model
     if is_local(base):
         base, hub_id = Path(base).name, None
-    about = ModelCardData(base_model=hub_id, library_name="gguf", pipeline_tag="text-generation", tags=["sharpen"])
+    files_alone = [row for row in rows if row["artefact"] not in ("base", "adapter") and not rehearse]
+    scored = [share.evaluation(row["artefact"], "sharpen", "test", row) for row in files_alone]
+    about = ModelCardData(base_model=hub_id, library_name="gguf", pipeline_tag="text-generation", tags=["sharpen"],
+                          model_name=name, eval_results=scored or None)  # fmt: skip
     note = "**A rehearsal: its figures are no result.**\n\n" if rehearse else ""
     made = "all of its weights fine-tuned with Sharpen, saved in fp16"
     if method != export.ALL_WEIGHTS:

@@ -41,7 +41,7 @@ def export(run_folder: Path, to: Path | None = None, echo: Callable[[str], Any] 
         folder.mkdir(parents=True, exist_ok=True)
         others = sorted(path.name for path in folder.iterdir() if path.name not in {*files, "__pycache__"})
     if others:
-        raise runs.RunError(f"--to {folder}: holds {others[0]!r}, which is none of the task's; name a folder of its own")
+        raise runs.RunError(f"--to {folder}: holds {others[0]!r}, which is none of the task's: name an empty folder")
     for file, text in files.items():
         disk.write_atomically(folder / file, [text])
     return folder
@@ -68,14 +68,17 @@ def about(name: str, manifest: dict, questions: int) -> str:
             "calculator": "off", "asked_by_sharpen": manifest["ended_at"],
         },
     }  # fmt: skip
-    called = "".join(f"{key}: !function {GRADER}.{function}\n"
-                     for key, function in (("custom_dataset", "questions"), ("process_results", "process_results")))
-    return f"# For lm-evaluation-harness {VERSION}:\n#   {command(name, '.')}\n{yaml.safe_dump(task, sort_keys=False)}{called}"
+    return f"""# For lm-evaluation-harness {VERSION}:
+#   {command(name, ".")}
+{yaml.safe_dump(task, sort_keys=False)}custom_dataset: !function {GRADER}.questions
+process_results: !function {GRADER}.process_results
+"""
 
 
 def command(name: str, folder: str) -> str:
     """How the task is run; MODEL is a folder or a hub id."""
-    return f"lm_eval --model hf --model_args pretrained=MODEL --tasks {name} --include_path {folder} --apply_chat_template"
+    model = "--model hf --model_args pretrained=MODEL --apply_chat_template"
+    return f"lm_eval {model} --tasks {name} --include_path {folder}"
 
 
 def _is_one_turn(messages: list[dict]) -> bool:

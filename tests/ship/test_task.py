@@ -16,7 +16,6 @@ from lib import cli
 from lib.data import tasks
 from lib.grade import scoring
 from lib.run import parameters, presets, runs
-from lib.run.paths import ROOT
 from lib.ship import task
 
 HOSTILE = 'Is "{{ 7 * 7 }}" ! !!python/object/apply:os.system\u2028 <b>or</b> 49?'
@@ -33,7 +32,8 @@ def evaluated(tmp_path):
     rows = [row(0, HOSTILE, {"value": 49, "unit": "count"}), row(1, "Why?", None),
             row(2, "2+3?", {"value": 5, "unit": "none"}, {"role": "system", "content": "Be brief."}),
             row(3, "Half of 5 %?", {"value": "2.5%", "unit": "percent", "decimals": 1, "tolerance": 0.0}),
-            row(4, "Is 7 prime?", {"value": True, "unit": "bool"}), row(5, "More?", {"value": 1, "unit": "count"})]  # fmt: skip
+            row(4, "Is 7 prime?", {"value": True, "unit": "bool"}),
+            row(5, "More?", {"value": 1, "unit": "count"})]  # fmt: skip
     resolved = presets.resolve("demo", {"eval_rows": 4, "max_new_tokens": 48})
     for name in ("prepare", "train", "evaluate"):
         stage = runs.begin(parameters.Request(name, "mine", tmp_path, resolved))
@@ -62,7 +62,7 @@ def test_the_command_writes_the_test_that_the_run_asked(evaluated, monkeypatch, 
         questions = [json.loads(line) for line in file]
     assert [one["id"] for one in questions] == ["t0", "t3", "t4"] and questions[0]["question"] == HOSTILE
     text = (evaluated / "task/sharpen_mine.yaml").read_text()
-    assert re.findall(r"!function .*", text) == ["!function sharpen_task.questions", "!function sharpen_task.process_results"]
+    assert re.findall(r"!\w.*", text) == [f"!function sharpen_task.{name}" for name in ("questions", "process_results")]
     about = yaml.safe_load(text.replace("!function ", ""))
     assert about["generation_kwargs"] == {"until": [], "do_sample": False, "max_gen_toks": 48}
     assert (about["task"], about["doc_to_text"], about["metadata"]["questions"]) == ("sharpen_mine", "question", 3)
@@ -72,7 +72,7 @@ def test_the_command_writes_the_test_that_the_run_asked(evaluated, monkeypatch, 
 def test_a_folder_with_something_else_and_a_test_that_was_changed_are_refused(evaluated, tmp_path, write_run):
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken/thesis.txt").write_text("mine")
-    with pytest.raises(runs.RunError, match="holds 'thesis.txt', which is none of the task's; name a folder of its own"):
+    with pytest.raises(runs.RunError, match="holds 'thesis.txt', which is none of the task's: name an empty"):
         task.export(evaluated, tmp_path / "taken")
     with pytest.raises(runs.RunError, match="run 30_evaluate first"):
         task.export(write_run(tmp_path, "half", stages=("prepare", "train")))
@@ -86,7 +86,8 @@ def answers(gold: dict, worked: str) -> list[str]:
     value = str(gold["value"])
     return [worked, value, f"#### {value}", f"Final answer: **{value}** %", f"\\boxed{{{value}}}", f"#### -{value}",
             f"#### ({value})", f"The answer is ${value} million.", f"#### {value}0 or {value}", f"A: \u2212{value}",
-            f"so it is {value} in 2019", f"#### {value}1\n#### {value}", "#### 1.2e-3", f"#### {value} bps", ""]  # fmt: skip
+            f"so it is {value} in 2019", f"#### {value}1\n#### {value}", "#### 1.2e-3",
+            f"#### {value} bps", ""]  # fmt: skip
 
 
 def test_the_written_grader_imports_nothing_of_sharpen_and_gives_its_verdicts(evaluated, tmp_path):
@@ -120,7 +121,6 @@ def test_lm_evaluation_harness_runs_the_task(evaluated, tmp_path):
     subprocess.run(command, check=True, cwd=tmp_path, env=os.environ | {"HF_HUB_OFFLINE": "1"}, capture_output=True)
     (logged,) = (tmp_path / "logged").rglob("samples_*.jsonl")
     samples = [json.loads(line) for line in logged.read_text(encoding="utf-8").split("\n") if line]
-    assert [sample["arguments"]["gen_args_0"]["arg_0"] for sample in samples] == [HOSTILE, "Half of 5 %?", "Is 7 prime?"]
-    assert [sample["correct"] for sample in samples] == [0.0, 0.0, 0.0]
-    options = samples[0]["arguments"]["gen_args_0"]["arg_1"]
-    assert options["until"] == [] and options["max_gen_toks"] == 48
+    asked, options = zip(*(sample["arguments"]["gen_args_0"].values() for sample in samples))
+    assert asked == (HOSTILE, "Half of 5 %?", "Is 7 prime?") and not any(sample["correct"] for sample in samples)
+    assert options[0]["until"] == [] and options[0]["max_gen_toks"] == 48
