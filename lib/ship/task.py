@@ -29,8 +29,8 @@ def export(run_folder: Path, to: Path | None = None, echo: Callable[[str], Any] 
     graded = runs.read_rows(test, manifest["settings"]["eval_rows"], gold=True)
     rows = [row for row in graded if _is_one_turn(row["messages"])]
     if not rows:
-        raise runs.RunError(f"run {run_folder.name!r}: no question of its test can be a task's: each needs a gold, "
-                            "and to be one message of the user, without a system message or earlier turns")  # fmt: skip
+        raise runs.RunError(f"run {run_folder.name!r}: no question of its test fits a task: it needs a gold, and to be "
+                            "one message of the user, without a system message or earlier turns")  # fmt: skip
     if left_out := len(graded) - len(rows):
         echo(f"left out: {left_out} of {len(graded)} questions, which are more than one message")
     name = f"sharpen_{run_folder.name}"
@@ -57,10 +57,11 @@ def grader() -> str:
 
 def about(name: str, manifest: dict, questions: int) -> str:
     """The task's YAML; what comes from the run is data in it, and what is called stands at its end."""
+    most = manifest["settings"]["max_new_tokens"]
     task = {
         "task": name, "test_split": "test", "output_type": "generate_until", "num_fewshot": 0,
         "doc_to_text": "question", "doc_to_target": "gold",
-        "generation_kwargs": {"until": [], "do_sample": False, "max_gen_toks": manifest["settings"]["max_new_tokens"]},
+        "generation_kwargs": {"until": [], "do_sample": False, "max_gen_toks": most},
         "metric_list": [{"metric": metric, "aggregation": "mean", "higher_is_better": True}
                         for metric in ("correct", "last_number_counts")],
         "metadata": {

@@ -49,6 +49,9 @@ def sharpen(given: argparse.Namespace, merged: Path) -> tuple[dict[str, dict], i
     plain.generation_config.eos_token_id = chat.end_ids(tokenizer)
     plain.save_pretrained(merged)
     tokenizer.save_pretrained(merged)
+    config = json.loads((merged / "config.json").read_text())
+    config.pop("quantization_config", None)  # it is none any more
+    (merged / "config.json").write_text(json.dumps(config))
     return {result["id"]: result for result in results}, settings.eval_batch_size
 
 

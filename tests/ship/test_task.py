@@ -11,11 +11,14 @@ import sys
 
 import pytest
 import yaml
+from transformers import AutoModelForCausalLM
 
 from lib import cli
-from lib.data import tasks
+from lib.data import chat, tasks
 from lib.grade import scoring
+from lib.judge import evaluate
 from lib.run import parameters, presets, runs
+from lib.run.paths import ROOT
 from lib.ship import task
 
 HOSTILE = 'Is "{{ 7 * 7 }}" ! !!python/object/apply:os.system\u2028 <b>or</b> 49?'
@@ -110,17 +113,24 @@ def test_the_written_grader_imports_nothing_of_sharpen_and_gives_its_verdicts(ev
     assert graded > 2000 and 0.2 < right / graded < 0.8
 
 
-def test_lm_evaluation_harness_runs_the_task(evaluated, tmp_path):
-    """On its stand-in of a model, whose every answer is "lol": it loads the task, asks, and grades."""
+def test_lm_evaluation_harness_asks_the_same_prompts_and_is_answered_as_sharpen_is(evaluated, tokenizer, tmp_path):
+    """The embedded base, in fp32, by a process in which there is no Sharpen."""
     python = os.environ.get("SHARPEN_LM_EVAL")
     if not python:
         pytest.skip("SHARPEN_LM_EVAL is not set: it names the Python of an environment with lm_eval 0.4.13")
-    folder = task.export(evaluated)
-    command = [python, "-m", "lm_eval", "--model", "dummy", "--tasks", "sharpen_mine", "--include_path", str(folder),
-               "--log_samples", "--output_path", str(tmp_path / "logged")]  # fmt: skip
+    folder, base = task.export(evaluated, tmp_path / "task"), ROOT / "data/base"
+    command = [python, "-m", "lm_eval", "--model", "hf", "--model_args", f"pretrained={base},dtype=float32",
+               "--device", "cpu", "--batch_size", "4", "--apply_chat_template", "--tasks", "sharpen_mine",
+               "--include_path", str(folder), "--log_samples", "--output_path", str(tmp_path / "logged")]  # fmt: skip
     subprocess.run(command, check=True, cwd=tmp_path, env=os.environ | {"HF_HUB_OFFLINE": "1"}, capture_output=True)
     (logged,) = (tmp_path / "logged").rglob("samples_*.jsonl")
     samples = [json.loads(line) for line in logged.read_text(encoding="utf-8").split("\n") if line]
     asked, options = zip(*(sample["arguments"]["gen_args_0"].values() for sample in samples))
-    assert asked == (HOSTILE, "Half of 5 %?", "Is 7 prime?") and not any(sample["correct"] for sample in samples)
+    messages = [[{"role": "user", "content": sample["doc"]["question"]}] for sample in samples]
+    prompts = [chat.prompt_ids(one, tokenizer) for one in messages]
+    assert [tokenizer.encode(text, add_special_tokens=False) for text in asked] == prompts and len(prompts) == 3
     assert options[0]["until"] == [] and options[0]["max_gen_toks"] == 48
+    model = AutoModelForCausalLM.from_pretrained(base, dtype="float32")
+    for sample, answer in zip(samples, evaluate.generate(model, tokenizer, prompts, 48, 4, False)):
+        assert sample["filtered_resps"] == [answer["completion"]]
+        assert sample["correct"] == scoring.grade(answer["completion"], json.loads(sample["doc"]["gold"])).correct
