@@ -87,7 +87,7 @@ def compared(ours: dict[str, dict], theirs: list[dict]) -> dict:
     assert len(ours) == len(theirs), "they were asked different questions"
     return {
         "questions": len(theirs), "equal verdicts": equal / len(theirs), "right by either": either,
-        "right by both": both, "of these": both / max(1, either), "equal answers": same / len(theirs),
+        "right by both": both, "of these": both / either if either else None, "equal answers": same / len(theirs),
         "sharpen right": sum(result["correct"] for result in ours.values()),
         "harness right": sum(sample["correct"] for sample in theirs),
     }  # fmt: skip
