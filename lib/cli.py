@@ -20,7 +20,7 @@ from lib.pipeline import execute
 from lib.pipeline import reproduce as reproducing
 from lib.pipeline import status as run_status
 from lib.pipeline import sweep as sweeping
-from lib.run import listing, runs, settings_file
+from lib.run import listing, references, runs, settings_file
 from lib.run import presets as published
 from lib.run.disk import RunError, write_atomically
 from lib.run.paths import ROOT, absolute, from_folder, is_local, run_name_problems
@@ -99,8 +99,12 @@ def run(preset: Preset, run: RunName = None, settings: Set = None, data_dir: Dat
 def presets(
     name: Annotated[str | None, Argument(help="Tell all of one preset.", autocompletion=_presets)] = None,
     yaml: Yaml = None,
+    markdown: Annotated[bool, Option("--markdown", help="What they are set beside, as in docs/numbers.md.")] = False,
 ) -> None:
     """The presets, a line each; of one all that it sets, or (--yaml) a settings file with it."""
+    if markdown:
+        typer.echo(references.markdown({preset.name: preset.reference for preset in PRESETS.values()}), nl=False)
+        return
     if name is None:
         if yaml:
             raise SettingsError([f"--yaml {yaml}: name the preset to write, as in sharpen presets demo --yaml my.yaml"])
@@ -138,7 +142,7 @@ def _about(preset: published.Preset, own: dict[str, Any]) -> str:
     speed = f"{scale.PEAK / 1e12:.0f} TFLOP/s, of which {scale.UTILISATION:.0%} are assumed to be reached"
     lines = [f"{preset.name}: {preset.description}", ""]
     for label, text in {
-        "published": preset.reference, "base": s.base_model,
+        "published": references.in_words(preset.reference), "base": s.base_model,
         "data": f"{', '.join(s.mixture) or s.source}, {rows} rows", "GPU memory": f"{memory} (an estimate)",
         "time": f"{scale.time_text(preset.name, s)}; training alone, on A100s: tokens x 6 x parameters / ({speed})",
     }.items():  # fmt: skip
@@ -310,6 +314,19 @@ def push(
     from lib.ship import share
 
     typer.echo(f"uploaded: {share.push(_run_folder(run, outputs), to, not public, typer.echo)}")
+
+
+@app.command("export-task", rich_help_panel=KEEP)
+def export_task(
+    run: Run,
+    to: Annotated[Path | None, Option(metavar="FOLDER", help="By default the run's task/.")] = None,
+    outputs: Outputs = None,
+) -> None:
+    """Write a run's test as a task for lm-evaluation-harness, with a grader that needs no Sharpen."""
+    from lib.ship import task
+
+    folder = task.export(_run_folder(run, outputs), _absolute(to), typer.echo)
+    typer.echo(f"written: {folder}\n{task.command(f'sharpen_{run}', shlex.quote(str(folder)))}")
 
 
 @app.command(rich_help_panel=MAKE)

@@ -14,7 +14,7 @@ import lib
 from lib import cli
 from lib.grade import stats
 from lib.pipeline import execute
-from lib.run import parameters, settings, settings_file
+from lib.run import parameters, references, settings, settings_file
 from lib.run.paths import ROOT
 from lib.run.presets import PRESETS, resolve
 from lib.run.rules import unread
@@ -120,7 +120,8 @@ def test_a_preset_tells_the_rest_within_80_columns(sharpen, name):
     code, out, _ = sharpen("presets", name)
     assert code == 0 and max(map(len, out.splitlines())) <= 80
     told, preset = " ".join(out.split()), PRESETS[name]
-    for text in (preset.description, preset.reference, preset.settings.base_model, str(preset.settings.learning_rate)):
+    published = references.in_words(preset.reference)
+    for text in (preset.description, published, preset.settings.base_model, str(preset.settings.learning_rate)):
         assert " ".join(text.split()) in told
     assert "tokens x 6 x parameters / (312 TFLOP/s, of which 20%" in told and " GiB" in told
 
@@ -143,6 +144,14 @@ def test_settings_lists_all_with_type_bounds_default_and_notebooks(sharpen):
 
 def test_the_page_of_settings_is_what_the_command_prints(sharpen):
     assert (ROOT / "docs/settings.md").read_text(encoding="utf-8") == sharpen("settings", "--markdown")[1]
+
+
+def test_the_tables_of_references_on_pages_are_what_the_command_prints(sharpen):
+    printed = sharpen("presets", "--markdown")[1]
+    pages = [page.read_text(encoding="utf-8") for page in (ROOT / "docs/numbers.md", ROOT / "README.md")]
+    assert printed in pages[0]
+    tables = [line for page in pages for line in page.splitlines() if re.match(r"\| `(best_|llama32_|demo`)", line)]
+    assert set(tables) <= set(printed.splitlines())
 
 
 MEANT = {"lr": "learning_rate", "epochs": "num_train_epochs", "batch_size": "per_device_train_batch_size",

@@ -37,6 +37,7 @@ TESTED = {  # a command of the pages -> the test that does what it says; setting
     "sharpen reproduce": "pipeline/test_sweep.py::test_a_run_is_reproduced_from_its_manifests",
     "sharpen push demo --to USER/NAME": "ship/test_share.py::"
     "test_the_command_uploads_when_all_else_is_done_and_again_by_the_same_command",
+    "sharpen export-task demo": "ship/test_task.py::test_the_command_writes_the_test_that_the_run_asked",
     "sharpen grade answers.jsonl --out verdicts.jsonl":
         "test_cli.py::test_verdicts_are_written_in_the_order_of_the_answers",
     "sharpen sweep demo --grid r=8,32 --seeds 3":
@@ -66,6 +67,7 @@ NEEDS = {  # what they need, or why no test runs them
     "sharpen cloud sky": "an account of a cloud",
     "python tests/benchmarks/bench_gpt.py --muon": "many minutes, alone on a quiet machine",
     "python tests/benchmarks/bench_decode.py": "minutes, alone on a quiet machine",
+    "python tests/benchmarks/bench_export_task.py": "an environment with lm-evaluation-harness, and minutes",
     "python tests/benchmarks/bench_pipeline.py": "many minutes, alone on a quiet machine",
     "PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make setup": "an empty machine",
 }

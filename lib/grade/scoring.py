@@ -64,7 +64,7 @@ def _target(value, unit, decimals, tolerance) -> _Target:
     line = plain(normal(str(value).strip().replace("\n", ", ")))
     bare = unit in (None, "none")
     if unit == "choice":
-        return _choice(line)
+        return _labels(line)
     if unit == "bool" or isinstance(value, bool) or (bare and TRUTH.fullmatch(line)):
         reading = truth(line)
         if reading.error:
@@ -73,10 +73,10 @@ def _target(value, unit, decimals, tolerance) -> _Target:
     if isinstance(value, str):
         reading = first_number(line)
         if reading.error and bare:
-            return _choice(line)
+            return _labels(line)
         number, step, unit = reading.value, reading.step, unit or reading.unit
     else:
-        number, step = _number(value)
+        number, step = _shown(value)
     if number is None or not math.isfinite(number):
         raise ValueError(f"gold value {value!r} is not a finite number, but its unit is {unit or 'none'!r}")
     if unit == "count":
@@ -86,12 +86,12 @@ def _target(value, unit, decimals, tolerance) -> _Target:
     return _Target(number, unit or "none", step / 2, tolerance)
 
 
-def _choice(line: str) -> _Target:
+def _labels(line: str) -> _Target:
     labels = labels_of(line)
     return _Target(", ".join(labels), "choice", labels=labels)
 
 
-def _number(value: Real) -> tuple[float, float]:
+def _shown(value: Real) -> tuple[float, float]:
     """A number and one unit of the last digit that Python shows of it."""
     if not abs(value) < 1e300:
         return math.nan, 0.0

@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from lib.run.published import PUBLISHED
+from lib.run.references import Reference
 from lib.run.rules import contradictions, read, refusal, unknown
 from lib.run.settings import FIELDS, Block, Settings, SettingsError, flat, full_name, nearest, nested, short
 from lib.run.stages import STAGES, names_of
@@ -18,7 +19,7 @@ class Preset:
 
     name: str
     description: str
-    reference: str
+    reference: Reference
     settings: Settings
 
 

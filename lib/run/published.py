@@ -1,9 +1,11 @@
 """Each published set-up as a literal row: what it is, the result it is set beside, and its settings."""
 
+from lib.run import references
+from lib.run.references import Reference
+
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 LINEAR_MODULES = (*ATTENTION, "gate_proj", "up_proj", "down_proj")
 
-_QUANT = "such tasks, Mistral-7B-Instruct, LoRA r 16, 900 rows, 3 epochs, 4 GPUs: 2.7 % -> 32.7 %"
 _GSM8K = dict(
     source="gsm8k", train_rows=7473, validation_rows=0, test_rows=1319,
     base_model="unsloth/Llama-3.2-3B", chat_template="llama-3", max_length=512, load_in_4bit=True,
@@ -12,7 +14,6 @@ _GSM8K = dict(
     per_device_train_batch_size=4, gradient_accumulation_steps=4, optim="paged_adamw_32bit",
     gradient_checkpointing=True, max_new_tokens=320, eval_batch_size=32,
 )  # fmt: skip
-_GSM8K_BASE = "GSM8K, Llama-3.2-3B, QLoRA r 32, 1,319 questions: base 2.58 %"
 _NEWS = dict(
     source="corpus", train_rows=None, validation_rows=500, test_rows=None, held_out_percent=10.0,
     base_model="unsloth/Llama-3.2-1B", chat_template="llama-3", max_length=512, load_in_4bit=True,
@@ -21,8 +22,6 @@ _NEWS = dict(
     per_device_train_batch_size=32, gradient_accumulation_steps=1, optim="adamw_8bit",
     gradient_checkpointing=True, eval_rows=2000, calculator="off", max_new_tokens=256, eval_batch_size=32,
 )  # fmt: skip
-_NEWS_RESULT = ("Llama-3.2-1B on 9,285 finance news articles, r 16, 512 tokens, batch 32, 10 epochs: "
-                "perplexity 8.34 -> 6.34")  # fmt: skip
 _NEWS_WHAT = ("the whole text is learnt, the perplexity is of each block after its first sentence; "
               "Unsloth compiles on a GPU")  # fmt: skip
 _TRADER = dict(
@@ -43,8 +42,6 @@ _BEST = dict(
     per_device_train_batch_size=8, gradient_accumulation_steps=2, optim="adamw_8bit",
     gradient_checkpointing=True, accuracy_steps=100, max_new_tokens=400, eval_batch_size=64,
 )  # fmt: skip
-_TO_BEAT = ("no published run of this set-up; to beat, on the same 1,319 questions: 43.67 % "
-            "(llama32_3b_gsm8k_mlp)")  # fmt: skip
 # A real model that pip fetches: 135 M parameters in 16 bit, small enough to train on a CPU. Four passes of four rows
 # are one step, so that 8 GB suffice.
 _SMOLLM2 = dict(
@@ -60,7 +57,7 @@ _SMOLLM2_NAME = ("SmolLM2-135M-Instruct, which pip fetches (base_model=HuggingFa
 PUBLISHED: dict[str, dict] = {
     "demo": dict(
         description="six kinds of quantitative tasks on the embedded base; minutes on two CPU cores, offline",
-        reference=_QUANT,
+        reference=references.QUANT,
         settings=dict(
             source="quant_tasks", train_rows=900, validation_rows=60, test_rows=300,
             base_model="data/base", max_length=640, load_in_4bit=True,
@@ -73,7 +70,7 @@ PUBLISHED: dict[str, dict] = {
     "own": dict(
         description="your own CSV or JSON lines (data_dir, columns), a tenth of them held out, on a base of yours "
         "(base_model) by LoRA in 16 bit; a large one fits with load_in_4bit=true",
-        reference="none: the data are yours",
+        reference=Reference(note="none: the data are yours"),
         settings=dict(
             source="own", train_rows=None, validation_rows=10, test_rows=None, held_out_percent=10.0,
             base_model="HuggingFaceTB/SmolLM2-135M-Instruct", max_length=1024, load_in_4bit=False,
@@ -85,7 +82,7 @@ PUBLISHED: dict[str, dict] = {
     ),
     "smollm2_quant": dict(
         description=f"the demo's tasks on a real language model: {_SMOLLM2_NAME}; under an hour on a laptop's CPU",
-        reference=_QUANT,
+        reference=references.QUANT,
         settings=_SMOLLM2 | dict(
             source="quant_tasks", train_rows=900, validation_rows=60, test_rows=300, max_length=768,
             num_train_epochs=4.0, max_new_tokens=540,
@@ -93,7 +90,7 @@ PUBLISHED: dict[str, dict] = {
     ),
     "smollm2_gsm8k": dict(
         description=f"2,000 grade-school word problems (train_rows=none: all) and 500 questions, {_SMOLLM2_NAME}",
-        reference="none of this size and method",
+        reference=Reference(note="none of this size and method"),
         settings=_SMOLLM2 | dict(
             source="gsm8k", train_rows=2000, validation_rows=100, test_rows=500, max_length=512,
             num_train_epochs=1.0, max_new_tokens=300,
@@ -102,7 +99,7 @@ PUBLISHED: dict[str, dict] = {
     "smollm2_finqa": dict(
         description="questions on tables and gold facts of filings, from FinQA's published dev file (data_dir), "
         f"split by page, {_SMOLLM2_NAME}",
-        reference="none: others ask FinQA's test, on whole pages",
+        reference=Reference(note="none: others ask FinQA's test, on whole pages"),
         settings=_SMOLLM2 | dict(
             source="finqa", finqa_context="facts", train_rows=None, validation_rows=0, test_rows=180, max_length=1024,
             max_new_tokens=200,
@@ -110,19 +107,18 @@ PUBLISHED: dict[str, dict] = {
     ),
     "llama32_3b_gsm8k": dict(
         description="grade-school word problems, Llama-3.2-3B by QLoRA on one GPU, 1 epoch",
-        reference=f"{_GSM8K_BASE} -> 32.90 % after 1 epoch",
+        reference=references.GSM8K,
         settings=_GSM8K,
     ),
     "llama32_3b_gsm8k_mlp": dict(
         description="the same with LoRA in the MLP too, 2 epochs",
-        reference=f"{_GSM8K_BASE} -> 43.67 % after 2 epochs with MLP targets (GRPO on top: 45.56 %)",
+        reference=references.GSM8K_MLP,
         settings=_GSM8K | dict(target_modules=LINEAR_MODULES, num_train_epochs=2.0),
     ),
     "tinyllama_gsm8k": dict(
         description="200 grade-school word problems, TinyLlama-1.1B-Chat by QLoRA: what a small set teaches (the "
         "source gives neither rate nor epochs: 2e-4 and 3 are QLoRA's usual ones)",
-        reference="TinyLlama-1.1B, 200 GSM8K rows: perplexity of 100 unseen rows, prompt and padding included, "
-        "229.65 -> 7.65",
+        reference=references.TINYLLAMA,
         settings=dict(
             source="gsm8k", train_rows=200, validation_rows=100, test_rows=1319,
             base_model="TinyLlama/TinyLlama-1.1B-Chat-v1.0",
@@ -137,7 +133,7 @@ PUBLISHED: dict[str, dict] = {
     "quant_7b_fsdp": dict(
         description="quantitative tasks, Mistral-7B-Instruct by LoRA on four GPUs (FSDP2), 3 epochs; its hub page may "
         "ask you to agree to terms: base_model=unsloth/Qwen3-8B (chat_template=qwen3-instruct) does not",
-        reference=_QUANT,
+        reference=references.QUANT_7B,
         settings=dict(
             source="quant_tasks", train_rows=900, validation_rows=60, test_rows=300,
             base_model="mistralai/Mistral-7B-Instruct-v0.3", max_length=512, load_in_4bit=False,
@@ -150,20 +146,20 @@ PUBLISHED: dict[str, dict] = {
     "llama32_3b_news": dict(
         description="your news articles (data_dir), a tenth held out, packed to 128 tokens, Llama-3.2-3B by QLoRA; "
         + _NEWS_WHAT,
-        reference=f"{_NEWS_RESULT} (3B: none)",
+        reference=references.NEWS_3B,
         settings=_NEWS | dict(base_model="unsloth/Llama-3.2-3B", max_length=128, max_new_tokens=128),
     ),
     "llama32_1b_news": dict(
         description="your news articles (data_dir), a tenth held out, packed to 512 tokens, Llama-3.2-1B by QLoRA; "
         + _NEWS_WHAT,
-        reference=f"{_NEWS_RESULT}, peak memory 3.56 GB on an A100",
+        reference=references.NEWS_1B,
         settings=_NEWS,
     ),
     "qwen_14b_finance": dict(
         description="a trader's conversations, the chosen answers of preference pairs, Investopedia (data_dir holds "
         "trader_sft/, trader_dpo/, investopedia/), 22,500 rows, on one GPU; the source names its base "
         "DSR1/DSR1-Distill-Qwen-14B, which is DeepSeek-R1-Distill-Qwen-14B",
-        reference="answers and a Q4_K_M file are published, no score",
+        reference=Reference(note="answers and a Q4_K_M file are published, no score"),
         settings=_TRADER | dict(
             source="mixture", mixture=("trader_sft", "trader_dpo", "investopedia"),
             train_rows=22_500, validation_rows=300, test_rows=300, learning_rate=1e-5, num_train_epochs=3.0,
@@ -173,7 +169,7 @@ PUBLISHED: dict[str, dict] = {
         description="a trader's preference pairs (data_dir holds trader_dpo/) by DPO on one GPU, with the base and "
         "adapter of qwen_14b_finance, which may go first (continue_from=qwen_14b_finance); beta, rate, schedule and "
         "epochs are those of zephyr-7b-dpo-qlora (huggingface/alignment-handbook)",
-        reference="no published run of this set-up",
+        reference=Reference(note="no published run of this set-up"),
         settings=_TRADER | dict(
             source="trader_dpo", train_rows=None, validation_rows=300, test_rows=300,
             trainer="dpo", beta=0.01, learning_rate=5e-6, warmup_steps=0.1, num_train_epochs=1.0,
@@ -182,7 +178,7 @@ PUBLISHED: dict[str, dict] = {
     "best_1b": dict(
         description="Qwen3-1.7B-Base: the size of the published 1B runs with a far better base; in 16 bit, for which "
         "even 8 GB are enough",
-        reference=_TO_BEAT,
+        reference=references.best(references.QWEN3_17B),
         settings=_BEST | dict(
             base_model="unsloth/Qwen3-1.7B-Base", per_device_train_batch_size=16, gradient_accumulation_steps=1,
             eval_batch_size=128,
@@ -190,13 +186,13 @@ PUBLISHED: dict[str, dict] = {
     ),
     "best_4b": dict(
         description="Qwen3-4B-Base: in 16 bit, so that nothing is rounded, with half of 24 GB left for large batches",
-        reference=_TO_BEAT,
+        reference=references.best(references.QWEN3_4B),
         settings=_BEST,
     ),
     "best_8b": dict(
         description="Qwen3-8B-Base: the strongest of the three; in 4 bit, as in 16 bit it would fill 24 GB and leave "
         "no room for longer rows or large batches",
-        reference=_TO_BEAT,
+        reference=references.best(references.QWEN3_8B),
         settings=_BEST | dict(
             base_model="unsloth/Qwen3-8B-Base", load_in_4bit=True, learning_rate=1e-4, eval_batch_size=32,
         ),

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from lib.data import chat
 from lib.engine.client import Served, in_slots
@@ -23,7 +23,7 @@ from lib.run.disk import size_text
 from lib.run.gguf_base import note as base_note
 from lib.run.paths import is_local, made_from
 from lib.run.settings import ExportSettings, ServeSettings
-from lib.ship import export
+from lib.ship import export, share
 
 ALTERNATIVES = ("Q5_K_M", "Q6_K", "Q8_0")  # larger types, tried where a file failed the gate
 
@@ -274,6 +274,18 @@ def _limits(change: dict) -> str:
     return f"[{_percent(change['low'])}, {_percent(change['high'])}]"
 
 
+def _evaluations(rows: list[dict], settings: ExportSettings) -> list[EvalResult]:
+    """What merged model and files scored, as the hub's evaluation metadata."""
+    found, calculator = [], answers.calculator_text(settings.calculator != "off")
+    for row in rows:
+        how = row["artefact"]
+        if "accuracy" in row:
+            how += f", {calculator}"
+        if row["artefact"] not in ("base", "adapter"):
+            found.append(share.evaluation(how, "sharpen", "test", row))
+    return found
+
+
 def card(name: str, settings: ExportSettings, rows: list[dict], gates: dict[str, dict], files: dict[str, dict],
          rehearse: bool, rounded: bool, method: str = "LoRA") -> ModelCard:  # fmt: skip
     """README.md of the exported files: what they are, what every artefact scored, and which types
@@ -281,8 +293,11 @@ def card(name: str, settings: ExportSettings, rows: list[dict], gates: dict[str,
     base, hub_id = settings.base_model, settings.base_model
     if is_local(base):
         base, hub_id = Path(base).name, None
-    about = ModelCardData(base_model=hub_id, library_name="gguf", pipeline_tag="text-generation", tags=["sharpen"])
-    note = "**A rehearsal: its figures are no result.**\n\n" if rehearse else ""
+    note, scored = "", _evaluations(rows, settings)
+    if rehearse:
+        note, scored = "**A rehearsal: its figures are no result.**\n\n", None
+    about = ModelCardData(base_model=hub_id, library_name="gguf", pipeline_tag="text-generation", tags=["sharpen"],
+                          model_name=name, eval_results=scored)  # fmt: skip
     made = "all of its weights fine-tuned with Sharpen, saved in fp16"
     if method != export.ALL_WEIGHTS:
         onto = " onto the base as rounded to 4 bit in training" if rounded else ""

@@ -7,7 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from lib.data import sources
 from lib.judge import answers
@@ -98,10 +98,12 @@ def card(run_folder: Path, manifests: dict[str, dict], repo_id: str, base_licenc
     data, train = manifests["prepare"], manifests["train"]
     settings, origins = data["settings"] | train["settings"], data["origins"] | train["origins"]
     base, used = _name(settings["base_model"]), [part.source for part in parts_of(SimpleNamespace(**settings))]
+    summary = untrusted.read_json(runs.output(run_folder, "evaluate", "summary.json"))
     about = ModelCardData(
         base_model=None if is_local(settings["base_model"]) else base, tags=["sharpen"],
         library_name="transformers" if settings["full_finetuning"] else "peft", pipeline_tag="text-generation",
         datasets=[sources.HUB[name][0] for name in used if name in sources.HUB] or None,
+        model_name=repo_id.split("/")[1], eval_results=_evaluations(summary, used) or None,
     )  # fmt: skip
     splits = [{"split": split, "rows": f"{count:,}", "sha256": data["outputs"][f"{split}.jsonl"]}
               for split, count in data["metrics"]["rows"].items()]  # fmt: skip
@@ -117,7 +119,7 @@ def card(run_folder: Path, manifests: dict[str, dict], repo_id: str, base_licenc
 {base}, fine-tuned ({_method(settings)}) with Sharpen: preset `{train["preset"]}`, run `{run_folder.name}`,
 {train["ended_at"][:10]}. {gguf_base.note(train.get("base"))}
 
-{_scores(untrusted.read_json(runs.output(run_folder, "evaluate", "summary.json")))}
+{_scores(summary)}
 
 ## Data
 
@@ -168,6 +170,25 @@ def _method(settings: dict) -> str:
     if settings["load_in_4bit"]:
         return f"{trained}, base in 4 bit"
     return f"{trained}, base in {8 if settings['load_in_8bit'] else 16} bit"
+
+
+def _evaluations(summary: dict, used: list[str]) -> list[EvalResult]:
+    """The tuned model's accuracies over all kinds, by split and calculator."""
+    test = "+".join(sources.HUB.get(name, [name])[0] for name in used)
+    return [
+        evaluation(answers.calculator_text(row["calculator"]), test, row["split"], row)
+        for row in summary["table"] if row["kind"] == "all" and row["model"] == "tuned"
+    ]  # fmt: skip
+
+
+def evaluation(how: str, test: str, split: str, row: dict) -> EvalResult:
+    """A row's accuracy or perplexity, with n and its 95 % interval, as the hub's evaluation metadata."""
+    (metric,) = {"accuracy", "perplexity"} & row.keys()
+    return EvalResult(
+        task_type="text-generation", dataset_type=test, dataset_name=f"{test}, a run's own test", dataset_split=split,
+        metric_type=metric, metric_value=round(row[metric], 4), metric_name=f"{metric}, {how}",
+        metric_args={"n": row["n"], "low": round(row["low"], 4), "high": round(row["high"], 4)},
+    )  # fmt: skip
 
 
 def _scores(summary: dict) -> str:

@@ -13,6 +13,7 @@ import pytest
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 from pydantic import ValidationError
 
+from lib.run import references
 from lib.run.parameters import from_notebook
 from lib.run.paths import HUB_ID, ROOT, locate
 from lib.run.presets import PRESETS, REHEARSAL, REHEARSAL_AT_MOST, resolve
@@ -266,26 +267,26 @@ GSM8K = {
     "max_length": 512, "optim": "paged_adamw_32bit", "gradient_checkpointing": True,
 }  # fmt: skip
 TABLE = {  # preset: (what its published result says, every setting that its source states)
-    "quant_7b_fsdp": ("2.7 % -> 32.7 %", {
+    "quant_7b_fsdp": ((2.7, 32.7), {
         "base_model": "mistralai/Mistral-7B-Instruct-v0.3", "source": "quant_tasks", "train_rows": 900,
         "load_in_4bit": False, "r": 16, "lora_alpha": 32, "lora_dropout": 0.05, "target_modules": SEVEN,
         "num_train_epochs": 3.0, "learning_rate": 2e-5, "lr_scheduler_type": "cosine", "warmup_steps": 0.1,
         "max_grad_norm": 0.3, "max_length": 512, "devices": 4,
     }),
-    "llama32_3b_news": ("8.34 -> 6.34", NEWS | {"base_model": "unsloth/Llama-3.2-3B", "max_length": 128}),
-    "llama32_1b_news": ("3.56 GB", NEWS | {
+    "llama32_3b_news": ((8.34, 6.34), NEWS | {"base_model": "unsloth/Llama-3.2-3B", "max_length": 128}),
+    "llama32_1b_news": ((8.34, 6.34), NEWS | {
         "base_model": "unsloth/Llama-3.2-1B", "max_length": 512, "num_train_epochs": 10.0,
     }),
-    "llama32_3b_gsm8k": ("2.58 % -> 32.90 %", GSM8K | {"target_modules": QKVO, "num_train_epochs": 1.0}),
-    "llama32_3b_gsm8k_mlp": ("2.58 % -> 43.67 %", GSM8K | {"target_modules": SEVEN, "num_train_epochs": 2.0}),
-    "qwen_14b_finance": ("no score", {
+    "llama32_3b_gsm8k": ((2.58, 32.90), GSM8K | {"target_modules": QKVO, "num_train_epochs": 1.0}),
+    "llama32_3b_gsm8k_mlp": ((2.58, 43.67), GSM8K | {"target_modules": SEVEN, "num_train_epochs": 2.0}),
+    "qwen_14b_finance": (None, {
         "base_model": "deepseek-ai/DeepSeek-R1-Distill-Qwen-14B", "source": "mixture",
         "mixture": ("trader_sft", "trader_dpo", "investopedia"), "train_rows": 22_500, "load_in_4bit": True, "r": 32,
         "lora_alpha": 64, "target_modules": SEVEN, "max_length": 4096, "per_device_train_batch_size": 1,
         "gradient_accumulation_steps": 8, "learning_rate": 1e-5, "lr_scheduler_type": "cosine",
         "num_train_epochs": 3.0, "quantizations": ("Q4_K_M",),
     }),
-    "tinyllama_gsm8k": ("229.65 -> 7.65", {
+    "tinyllama_gsm8k": ((229.65, 7.65), {
         "base_model": "TinyLlama/TinyLlama-1.1B-Chat-v1.0", "source": "gsm8k", "train_rows": 200,
         "validation_rows": 100, "test_rows": 1319, "eval_rows": None, "load_in_4bit": True, "r": 8, "lora_alpha": 16,
         "lora_dropout": 0.05, "target_modules": ("q_proj", "v_proj"), "per_device_train_batch_size": 4,
@@ -305,7 +306,8 @@ def test_every_setting_that_a_source_states_is_the_presets(name):
     result, stated = TABLE[name]
     settings = resolved(name)
     assert {field: getattr(settings, field) for field in stated} == stated
-    assert result in PRESETS[name].reference
+    reference = PRESETS[name].reference
+    assert result == (reference.goal and (reference.start.value, reference.goal.value))
 
 
 def test_there_is_a_preset_for_each_published_set_up_and_for_each_size():
@@ -315,8 +317,28 @@ def test_there_is_a_preset_for_each_published_set_up_and_for_each_size():
     for name in ("best_1b", "best_4b", "best_8b"):
         settings = resolved(name)
         assert (settings.source, settings.test_rows, settings.devices) == ("gsm8k", 1319, 1)
-        assert settings.base_model.startswith("unsloth/") and "43.67 %" in PRESETS[name].reference
+        assert settings.base_model.startswith("unsloth/") and PRESETS[name].reference.goal.value == 43.67
     assert "DSR1/DSR1-Distill-Qwen-14B" in PRESETS["qwen_14b_finance"].description
+
+
+def test_a_goal_below_untuned_models_says_so_and_names_its_own_base_first():
+    """Qwen3-8B-Base: 89.84 % by its authors; Qwen3-0.6B-Base: 49.81 % with 8 shots (lm-evaluation-harness)."""
+    told = references.in_words(PRESETS["best_8b"].reference)
+    assert "The goal of 43.67 % is below untuned models: Qwen3-8B-Base 89.84 %, Qwen3-0.6B-Base 49.81 %" in told
+    assert "Llama-3.2-3B 25.92 %" not in told, "that one is below the goal"
+    assert "8 shots" in references.markdown({"best_8b": PRESETS["best_8b"].reference})
+    assert "below untuned" not in references.in_words(PRESETS["tinyllama_gsm8k"].reference), "a perplexity"
+    assert "Its own base untuned: none known here" in references.in_words(PRESETS["demo"].reference)
+
+
+def test_every_published_score_names_its_source_and_a_base_is_its_presets_own():
+    for name in PRESETS:
+        reference = PRESETS[name].reference
+        scores = [score for score in (reference.goal, reference.start, reference.base) if score]
+        assert all(score.source and score.test and score.value > 0 for score in scores) and (scores or reference.note)
+        if reference.base:
+            assert reference.base.test == reference.goal.test and reference.base.metric == reference.goal.metric
+            assert re.match(r"[\w.-]+?B\b", reference.base.model)[0] in PRESETS[name].settings.base_model
 
 
 def test_preference_pairs_may_go_on_from_the_answers_of_the_same_trader():

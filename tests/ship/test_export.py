@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from peft import IA3Config, LoraConfig, PeftModel, PrefixTuningConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
@@ -614,7 +615,12 @@ def test_without_golds_table_card_and_picture_tell_perplexities():
     assert "adapter perplexity 12.182, Q4_K_M perplexity 12.807, n = 2" in chain.headline(table, gates, "best")
     settings = SimpleNamespace(base_model="data/base", calculator="off", max_new_tokens=9)
     held = {"Q4_K_M": {"tensor_types": {"Q5_0": 0.8, "Q4_K": 0.2}, "as_named": 0.2}}
-    card = str(chain.card("m", settings, table, gates, held, False, False, export.ALL_WEIGHTS))
+    made = chain.card("m", settings, table, gates, held, False, False, export.ALL_WEIGHTS)
+    (scored,) = ModelCard(str(made)).data.eval_results  # the adapter's own score is not of these files
+    assert (scored.metric_name, scored.metric_value) == ("perplexity, Q4_K_M", 12.8071)
+    rehearsed = chain.card("m", settings, table, gates, held, True, False)
+    assert "model-index" not in str(rehearsed), "a rehearsal is no result"
+    card = str(made)
     assert "No test row has a gold" in card and "20 tokens" in card and "all of its weights fine-tuned" in card
     assert "- Q4_K_M: 80% Q5_0, 20% Q4_K; 20% as its name says" in card
     assert "perplexity of 2 answers" in plots.chain(table).axes[0].get_xlabel()

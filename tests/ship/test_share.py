@@ -9,6 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import yaml
+from huggingface_hub import ModelCard
 
 from lib import cli
 from lib.judge import answers
@@ -178,6 +179,16 @@ def test_the_card_holds_scores_with_n_and_intervals_the_datas_hashes_settings_an
         assert hashlib.sha256((finished / f"data/{name}.jsonl").read_bytes()).hexdigest() in text
     assert "| base: base | Apache-2.0 |" in text and "| data: quant_tasks | Apache-2.0 |" in text
     assert "| train_rows | 7 | override |" in text and "| learning_rate | 0.003 | preset |" in text
+
+
+def test_the_hubs_evaluation_metadata_holds_the_tuned_models_score_with_n_and_interval(hub, finished):
+    share.push(finished, "ann/tuned", echo=lambda _: None)
+    data = ModelCard(uploaded(hub)["README.md"].decode()).data
+    (found,) = data.eval_results  # as huggingface_hub reads `model-index`; the base's score is none of this model's
+    assert data.model_name == "tuned" and (found.metric_type, found.metric_value) == ("accuracy", 0.5)
+    assert found.metric_name == "accuracy, calculator on"
+    assert found.metric_args == {"n": 40, "low": 0.352, "high": 0.648}
+    assert (found.task_type, found.dataset_type, found.dataset_split) == ("text-generation", "quant_tasks", "test")
 
 
 def test_a_base_from_a_gguf_file_is_told_with_its_rounding_and_licence(hub, finished):
