@@ -273,8 +273,9 @@ def answers(
     """The new token ids of each prompt, greedy, by a model of `folded`: through an end, or cut.
 
     `beginning`: `read` of the first tokens of all prompts. `stopped` says of what was written whether
-    it has come to its end. `batch_size` rows at once; when a quarter of them have ended, waiting ones enter. `tell` hears
-    how many have ended, but not of the last. Which rows share a batch changes only the last bits."""
+    it has ended. `batch_size` rows at once; when a quarter of them have ended, waiting ones enter.
+    `tell` hears how many have ended, but not of the last. Which rows share a batch changes only the
+    last bits."""
     waiting, rows = deque(enumerate(prompts)), []
     cache = _Cache(model, batch_size, beginning)
     new: dict[int, list[int]] = {}
@@ -304,7 +305,9 @@ def answers(
     return [new[index] for index in range(len(prompts))]
 
 
-def _enter(model, cache: _Cache, first: int, entering: list[tuple[int, list[int]]], filling: Marks | None) -> list[_Row]:
+def _enter(
+    model, cache: _Cache, first: int, entering: list[tuple[int, list[int]]], filling: Marks | None
+) -> list[_Row]:  # fmt: skip
     """Read prompts into the cache's rows from `first` on, and write the first token of each."""
     own = [torch.tensor(prompt[cache.skipped :]) for _, prompt in entering]
     ids, lengths = pad_sequence(own, batch_first=True), torch.tensor(list(map(len, own)))  # (B, T), (B,)
