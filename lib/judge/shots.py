@@ -111,20 +111,23 @@ def choose(
     """How the base is asked: after `few_shot` examples, or after as many as serve it best on validation rows.
 
     Those are asked in one way (`calculator`); of equal accuracies the fewer examples win. RunError where
-    there is nothing to grade by, or where the number that was set does not fit the base's context."""
+    the number that was set cannot be asked."""
     test, validation, tried = [row for rows in graded.values() for row in rows], [], (settings.few_shot,)
     if settings.few_shot == "best":
         validation, tried = runs.read_rows(data / "validation.jsonl", gold=True), TRIED
+    questions, lacking = test + validation, ""
     if not test or not validation and settings.few_shot == "best":
-        problem = f"few_shot = {settings.few_shot!r}: no {'validation' if test else 'test'} row has a gold"
-        raise runs.RunError(f"{problem} to grade by; set few_shot = 0")
-    questions = test + validation
+        lacking = f"no {'validation' if test else 'test'} row has a gold to grade by"
     pool = pool_of(runs.read_rows(data / "train.jsonl", gold=True), questions, settings.few_shot_seed)
     prompting = Prompting(0, pool, not chat.has_template(settings), settings.few_shot_tuned)
-    context = base.config.max_position_embeddings
-    fitting, not_tried = _fit(prompting, questions, tried, tokenizer, settings.max_new_tokens, context)
+    limits = tokenizer, settings.max_new_tokens, base.config.max_position_embeddings
+    not_tried = []
+    for shots in filter(None, tried):  # without examples it is asked anyway
+        if why := lacking or _why_not(prompting, questions, shots, *limits):
+            not_tried.append({"shots": shots, "why": why})
     if not_tried and settings.few_shot != "best":
-        raise runs.RunError(f"few_shot = {settings.few_shot}: {not_tried[0]['why']}; lower few_shot")
+        raise runs.RunError(f"few_shot = {settings.few_shot}: {not_tried[0]['why']}; lower it, or set 0")
+    fitting = [shots for shots in tried if shots not in answers.column(not_tried, "shots")]
     table, shots = [], max(fitting)
     if len(fitting) > 1:
         answered = []
@@ -137,23 +140,14 @@ def choose(
     return replace(prompting, shots=shots, validation=table, not_tried=not_tried)
 
 
-def _fit(
-    prompting: Prompting, questions: list[dict], tried: Sequence[int], tokenizer, most: int, context: int
-) -> tuple[list[int], list[dict]]:  # fmt: skip
-    """(numbers of examples that can be asked with, {"shots", "why"} of each that cannot).
+def _why_not(prompting: Prompting, questions: list[dict], shots: int, tokenizer, most: int, context: int) -> str:
+    """Why the questions cannot be asked after so many examples; empty where they can.
 
     `most`: tokens of the longest answer; `context`: tokens that the base reads."""
-    fitting, not_tried = [], []
-    for shots in tried:
-        asked = prompting.before(questions, shots)
-        longest = max(len(chat.prompt_ids(row["messages"], tokenizer, row["plain"])) for row in asked)
-        if any(len(examples_of(row, prompting.pool, shots)) < shots for row in questions):
-            why = "too few training rows have a gold and are of another group than the question"
-        elif shots and longest + most > context:  # without examples it is asked anyway
-            why = f"the longest prompt has {longest:,} tokens, an answer up to {most:,}; the base reads {context:,}"
-        else:
-            fitting.append(shots)
-            continue
-        not_tried.append({"shots": shots, "why": why})
-    return fitting, not_tried
-
+    if any(len(examples_of(row, prompting.pool, shots)) < shots for row in questions):
+        return "too few training rows have a gold and are of another group than the question"
+    asked = prompting.before(questions, shots)
+    longest = max(len(chat.prompt_ids(row["messages"], tokenizer, row["plain"])) for row in asked)
+    if longest + most <= context:
+        return ""
+    return f"the longest prompt has {longest:,} tokens, an answer up to {most:,}; the base reads {context:,}"

@@ -186,12 +186,6 @@ def contradictions(settings: Settings, suspect: set[str], stage: str | None = No
 
 
 # --- how long, how many, and of which data
-@about("few_shot", "validation_rows")
-def the_best_number_of_examples_is_chosen_on_validation_rows(s):
-    if s.few_shot == "best" and s.validation_rows == 0:
-        return "few_shot = 'best': chosen on validation rows, and validation_rows = 0; raise those, or give a number"
-
-
 @about("few_shot", "few_shot_tuned")
 def the_tuned_model_gets_the_examples_that_there_are(s):
     if s.few_shot_tuned and s.few_shot == 0:
