@@ -16,6 +16,7 @@ TEMPLATE = (
 )
 PLAIN = {"system": "", "user": "Question: ", "assistant": "Answer: "}  # what is before each text in a plain prompt
 STOP = f"\n\n{PLAIN['user'].strip()}"  # where a model that writes on has ended its answer
+UNTOLD = {"verbose": False}  # transformers warns of a prompt that is longer than a model reads; none such is asked
 IGNORED = -100  # the label that torch's cross entropy leaves out
 
 
@@ -59,8 +60,9 @@ def prompt_ids(messages: list[dict], tokenizer, plain: bool = False) -> list[int
         messages = messages[:-1]
     if plain:
         texts = [PLAIN[message["role"]] + message["content"] for message in messages]
-        return tokenizer.encode("\n\n".join([*texts, PLAIN["assistant"].strip()]))
-    return tokenizer.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
+        return tokenizer.encode("\n\n".join([*texts, PLAIN["assistant"].strip()]), **UNTOLD)
+    ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenizer_kwargs=UNTOLD)
+    return ids["input_ids"]
 
 
 def encode(row: dict, tokenizer) -> dict:
