@@ -20,7 +20,7 @@ from lib.run.paths import ROOT
 
 pytestmark = pytest.mark.notebooks
 NOTEBOOKS = ROOT / "notebooks"
-FEWER = {"calculator": "on", "test_rows": 150}  # answers: test_sweep.py asks for those without the calculator
+FEWER = {"calculator": "on", "test_rows": 150, "few_shot": 1}  # test_sweep.py asks without the calculator
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +47,17 @@ def test_the_demo_learns_tasks_that_its_base_cannot_do(demo):
     assert accuracy(demo.run_folder, "tuned", "test_seen", True)["accuracy"] >= 0.85
 
 
+def test_the_headline_sets_the_tuned_model_beside_the_base_after_an_example(demo):
+    summary = json.loads((demo.run_folder / "eval" / "summary.json").read_text())
+    rows = {row["id"]: row for row in map(json.loads, (demo.run_folder / "data/train.jsonl").open())}
+    (example,) = summary["few_shot"]["examples"]
+    asked = {json.loads(line)["group"] for line in (demo.run_folder / "eval" / "generations.jsonl").open()}
+    assert rows[example]["group"] not in asked and summary["few_shot"]["shots"] == 1
+    assert demo.headline["test, calculator on"].startswith("base, 1 shot ")
+    shot, tuned = (accuracy(demo.run_folder, model, "test", True)["accuracy"] for model in ("base, 1 shot", "tuned"))
+    assert summary["paired"][0]["difference"] == pytest.approx(tuned - shot)
+
+
 def test_the_demo_reports_each_kind(demo):
     for split, n in (("test", 25), ("test_seen", 5)):
         assert [accuracy(demo.run_folder, "tuned", split, True, kind)["n"] for kind in DEMO_KINDS] == [n] * 6
@@ -60,7 +71,7 @@ def test_perplexity_of_the_answers_falls(demo):
 
 def test_every_answer_is_kept_with_its_verdict(demo):
     lines = (demo.run_folder / "eval" / "generations.jsonl").read_text().splitlines()
-    assert len(lines) == 2 * (150 + 30)
+    assert len(lines) == 3 * (150 + 30)
     assert all({"question", "completion", "gold", "correct", "reading"} <= json.loads(line).keys() for line in lines)
 
 

@@ -4,7 +4,7 @@ import html
 
 from lib import SharpenError
 from lib.run.paths import locate
-from lib.run.settings import ExportSettings, PrepareSettings, ServeSettings, SettingsError, TrainSettings
+from lib.run.settings import Model, SettingsError
 
 # The embedded base's template; a hub model brings its own with its tokenizer. `generation` marks what is learnt.
 TEMPLATE = (
@@ -14,6 +14,9 @@ TEMPLATE = (
     "{% else %}<|user|>{{ message['content'] }}{% endif %}"
     "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
+PLAIN = {"system": "", "user": "Question: ", "assistant": "Answer: "}  # what is before each text in a plain prompt
+STOP = f"\n\n{PLAIN['user'].strip()}"  # where a model that writes on has ended its answer
+UNTOLD = {"verbose": False}  # transformers warns of a prompt that is longer than a model reads; none such is asked
 IGNORED = -100  # the label that torch's cross entropy leaves out
 
 
@@ -26,7 +29,7 @@ class EncodingError(SharpenError):
         super().__init__(message)
 
 
-def load_tokenizer(settings: PrepareSettings | TrainSettings | ExportSettings | ServeSettings):
+def load_tokenizer(settings: Model):
     """The base model's tokenizer, with the settings' chat template where they name one."""
     if settings.chat_template:
         from unsloth.chat_templates import get_chat_template  # templates for bases that were published without one
@@ -42,11 +45,24 @@ def load_tokenizer(settings: PrepareSettings | TrainSettings | ExportSettings | 
     return tokenizer
 
 
-def prompt_ids(messages: list[dict], tokenizer) -> list[int]:
-    """Token ids of a row's messages up to where the last assistant message begins."""
+def has_template(settings: Model) -> bool:
+    """Was the base published with a chat template, or does it know no chat but the one set for it?"""
+    from transformers import AutoTokenizer
+
+    if not settings.chat_template:
+        return True  # `load_tokenizer` refuses others
+    return bool(AutoTokenizer.from_pretrained(locate(settings.base_model), trust_remote_code=False).chat_template)
+
+
+def prompt_ids(messages: list[dict], tokenizer, plain: bool = False) -> list[int]:
+    """Token ids of a row's messages up to where the last assistant message begins; as a chat, or `plain` text."""
     if messages[-1]["role"] == "assistant":
         messages = messages[:-1]
-    return tokenizer.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
+    if plain:
+        texts = [PLAIN[message["role"]] + message["content"] for message in messages]
+        return tokenizer.encode("\n\n".join([*texts, PLAIN["assistant"].strip()]), **UNTOLD)
+    ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenizer_kwargs=UNTOLD)
+    return ids["input_ids"]
 
 
 def encode(row: dict, tokenizer) -> dict:

@@ -183,9 +183,15 @@ def _in_pairs(before: list[dict], after: list[dict]) -> list[tuple[dict, dict]]:
     return list(zip(before, after))
 
 
+def compared(rows: Iterable[dict]) -> tuple[str, str]:
+    """The models that answers (or rows of `summarise`) compare: the base at its best prompt, and the tuned one."""
+    prompted = [row["model"] for row in rows if row["model"].startswith("base, ")]
+    return next(iter(prompted), "base"), "tuned"
+
+
 def paired(results: list[dict], split: str, calculator: bool) -> dict:
-    """Tuned against base on one split, asked in one way: what `pair` gives."""
-    return pair(arm(results, "base", split, calculator), arm(results, "tuned", split, calculator))
+    """Tuned against base at its best prompt on one split, asked in one way: what `pair` gives."""
+    return pair(*(arm(results, model, split, calculator) for model in compared(results)))
 
 
 def paired_kinds(results: list[dict], split: str, calculator: bool) -> list[dict]:
@@ -364,9 +370,9 @@ def headline(
     """The figures that a reader wants first, each with n, interval and setting."""
     whole, lines = overall(table), {}
     for row in pairs:
-        base, tuned = (whole[row["split"], row["calculator"], model] for model in MODELS)
+        base, tuned = (whole[row["split"], row["calculator"], model] for model in compared(table))
         name = f"{row['split'].replace('_', ' ')}, {calculator_text(row['calculator'])}"
-        lines[name] = (f"base {percent(base)} -> tuned {percent(tuned)}, n = {row['n']}, "
+        lines[name] = (f"{base['model']} {percent(base)} -> tuned {percent(tuned)}, n = {row['n']}, "
                        f"McNemar {p_text(row['p_value'])}")  # fmt: skip
     perplexities = " -> ".join(
         f"{model} {perplexity_text(row)}" for model, row in sorted(perplexity.items())
@@ -407,12 +413,12 @@ VERDICTS = {  # (base is right, tuned is right): what it is called, and that the
 
 def side_by_side(results: list[dict], split: str, calculator: bool, count: int) -> str:
     """HTML: base and tuned answers to the same question; by kind in turn, half right and half wrong."""
-    base, tuned = (arm(results, model, split, calculator) for model in MODELS)
-    pairs = _in_pairs(base, tuned)
+    names = compared(results)
+    pairs = _in_pairs(*(arm(results, model, split, calculator) for model in names))
     right = [(base, tuned) for base, tuned in pairs if tuned["correct"]]
     wrong = [(base, tuned) for base, tuned in pairs if not tuned["correct"]]
     half = max(count // 2, count - len(wrong))
-    return _table(_in_turn(right, half) + _in_turn(wrong, count - min(half, len(right))), MODELS)
+    return _table(_in_turn(right, half) + _in_turn(wrong, count - min(half, len(right))), names)
 
 
 def ungraded(results: list[dict]) -> str:
@@ -457,8 +463,8 @@ def one_of_each(base: list[dict], tuned: list[dict]) -> str:
 def _one(pair: tuple[dict, dict]) -> str:
     """A question with both models' answers below it."""
     page = _question(pair[0], LONG)
-    for model, answer in zip(MODELS, pair):
-        page += f"<h4>{model}</h4>{_answer(answer, len(answer['completion']) > LONG)}"
+    for answer in pair:
+        page += f"<h4>{html.escape(answer['model'])}</h4>{_answer(answer, len(answer['completion']) > LONG)}"
     return page
 
 

@@ -198,8 +198,9 @@ def table(finished: Sequence[Finished]) -> list[dict]:
     rows = []
     for run in finished:
         whole = answers.overall(run.summary["table"])
+        models = answers.compared(run.summary["table"])
         for pair in run.summary["paired"]:
-            base, tuned = (whole[pair["split"], pair["calculator"], model] for model in MODELS)
+            base, tuned = (whole[pair["split"], pair["calculator"], model] for model in models)
             own = {"base": base, "tuned": tuned, "rehearse": run.rehearse}
             rows.append({"run": run.name, **pair, **own})
     return rows
@@ -213,7 +214,7 @@ def unlike_answers(finished: Sequence[Finished], rows: Sequence[dict]) -> list[s
     for row in rows:
         name = f"{row['run']}, {asked(row['split'], row['calculator'])}"
         for model in MODELS:
-            right, n = counts[row["run"]][row["split"], row["calculator"], model]
+            right, n = counts[row["run"]][row["split"], row["calculator"], row[model]["model"]]
             if n != row["n"] or abs(right / n - row[model]["accuracy"]) > 1e-9:
                 problems.append(f"{name}: {model} was right on {right} of {n} answers")
         if abs(row["tuned"]["accuracy"] - row["base"]["accuracy"] - row["difference"]) > 1e-9:
@@ -450,7 +451,7 @@ def scores_text(finished: Sequence[Finished], rows: Sequence[dict]) -> list[dict
             continue
         texts.append({
             "run": run.title, "n": str(row["n"]),
-            "tuned": percent(row["tuned"]), "base": percent(row["base"]),
+            "tuned": percent(row["tuned"]), "base": _base(row["base"]),
             "tuned, over groups": answers.over_groups(row["tuned"].get("clustered")),
             "format rate": f"{_rate(row['base'])} -> {_rate(row['tuned'])}",
         })  # fmt: skip
@@ -503,7 +504,7 @@ def table_text(rows: Sequence[dict]) -> list[dict[str, str]]:
         {
             "run": _title(row["run"], row["rehearse"]),
             "asked": asked(row["split"], row["calculator"], splits),
-            "n": str(row["n"]), "base": percent(row["base"]), "tuned": percent(row["tuned"]),
+            "n": str(row["n"]), "base": _base(row["base"]), "tuned": percent(row["tuned"]),
             "tuned, over groups": answers.over_groups(row["tuned"].get("clustered")),
             "difference": change(row), "McNemar": p_text(row["p_value"]),
             "won, lost": answers.won_lost(row),
@@ -531,6 +532,11 @@ def costs_text(rows: Sequence[dict]) -> list[dict[str, str]]:
 
 def _title(run: str, rehearse: bool) -> str:
     return f"{run} (REHEARSAL)" if rehearse else run
+
+
+def _base(row: dict) -> str:
+    """`12.3 % [9.1, 16.5], 8 shots`: the accuracy of a base, and its prompt where it was given examples."""
+    return percent(row) + row["model"].removeprefix("base")
 
 
 def _rate(row: dict) -> str:

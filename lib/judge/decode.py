@@ -26,17 +26,42 @@ from lib.run import memory
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 QUANTIZED = ("Linear4bit", "Linear8bitLt")
 GROWTH = 128  # tokens that the cache grows by
+SHARED = 128  # tokens of a common beginning from which on it is read once for all prompts
 ATTENTION = "sharpen_grouped"
+_attend = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu  # which also gives the logarithms of its sums
 PACKS = torch.backends.mkldnn.is_available() and platform.machine() in ("x86_64", "AMD64")
 
 
-def _grouped(module, query, key, value, attention_mask, scaling=None, **ignored):
+Beginning = list[tuple[torch.Tensor, torch.Tensor]]  # each layer's keys and values: (1, heads, tokens, width)
+
+
+def _grouped(module, query, key, value, attention_mask, scaling=None, beginning=(), **ignored):
     """Attention that leaves grouped keys as they are: transformers copies them for each query head."""
     causal = attention_mask is None and query.shape[2] > 1
-    output = scaled_dot_product_attention(
-        query, key, value, attention_mask, is_causal=causal, scale=scaling, enable_gqa=True
-    )
+    if beginning:
+        output = _after(beginning[module.layer_idx], query, key, value, attention_mask, causal, scaling)
+    else:
+        output = scaled_dot_product_attention(
+            query, key, value, attention_mask, is_causal=causal, scale=scaling, enable_gqa=True
+        )
     return output.transpose(1, 2).contiguous(), None
+
+
+def _after(beginning, query, key, value, mask, causal: bool, scaling: float) -> torch.Tensor:
+    """Attention to a beginning that all rows share, kept once, and to each row's own tokens after it.
+
+    Two softmaxes, weighed by their sums, are the softmax of both: (rows, heads, tokens, width)."""
+    rows, heads, tokens, width = query.shape
+    apart = (rows, key.shape[1], -1, width)  # one row's queries for each head of the keys
+    together = query.reshape(apart).transpose(0, 1).reshape(1, key.shape[1], -1, width)
+    to_shared, shared_sums = _attend(together, *beginning, scale=scaling)
+    to_shared = to_shared.view(key.shape[1], rows, -1, width).transpose(0, 1).reshape(query.shape)
+    shared_sums = shared_sums.view(key.shape[1], rows, -1).transpose(0, 1).reshape(rows, heads, tokens, 1)
+    if mask is not None:
+        mask = torch.zeros(mask.shape).masked_fill(~mask, -torch.inf)
+    to_own, own_sums = _attend(query, key, value, is_causal=causal, attn_mask=mask, scale=scaling)
+    share = torch.sigmoid(shared_sums - own_sums[..., None])
+    return share * to_shared + (1 - share) * to_own
 
 
 AttentionInterface.register(ATTENTION, _grouped)
@@ -187,6 +212,39 @@ class _Layer(StaticLayer):
         return self.keys[:rows, :, :tokens], self.values[:rows, :, :tokens]
 
 
+class _Cache(Cache):
+    """Each row's own keys and values, and those of the beginning of all prompts."""
+
+    def __init__(self, model: torch.nn.Module, rows: int, beginning: Beginning):
+        super().__init__(layers=[_Layer(rows) for _ in range(model.config.num_hidden_layers)])
+        self.beginning, self.skipped = beginning, 0
+        if beginning:
+            self.skipped = beginning[0][0].shape[2]  # tokens
+
+
+def shared(prompts: list[list[int]]) -> int:
+    """Tokens that all prompts begin with and that are worth reading once; each keeps one of its own."""
+    if len(prompts) < 2:
+        return 0
+    length = 0
+    for first, last in zip(min(prompts), max(prompts)):  # what these two share, all between them do
+        if first != last:
+            break
+        length += 1
+    length = min(length, min(map(len, prompts)) - 1)
+    return length if length >= SHARED else 0
+
+
+@torch.inference_mode()
+def read(model: torch.nn.Module, tokens: list[int]) -> Beginning:
+    """The keys and values of a beginning, by a model of `folded`; none of no tokens."""
+    if not tokens:
+        return []
+    cache = DynamicCache(config=model.config)
+    model.get_decoder()(input_ids=torch.tensor([tokens]), past_key_values=cache, use_cache=True)
+    return [(layer.keys, layer.values) for layer in cache.layers]
+
+
 # --- the loop -------------------------------------------------------------------------------------
 @dataclass
 class _Row:
@@ -210,13 +268,16 @@ class _Row:
 def answers(
     model: torch.nn.Module, prompts: list[list[int]], max_new_tokens: int, batch_size: int, ends: Collection[int],
     filling: Marks | None = None, tell: Callable[[int], None] = lambda ended: None,
+    beginning: Beginning = (), stopped: Callable[[list[int]], bool] = lambda new: False,
 ) -> list[list[int]]:  # fmt: skip
     """The new token ids of each prompt, greedy, by a model of `folded`: through an end, or cut.
 
-    `batch_size` rows at once; when a quarter of them have ended, waiting ones enter. `tell` hears
-    how many have ended, but not of the last. Which rows share a batch changes only the last bits."""
+    `beginning`: `read` of the first tokens of all prompts. `stopped` says of what was written whether
+    it has ended. `batch_size` rows at once; when a quarter of them have ended, waiting ones enter.
+    `tell` hears how many have ended, but not of the last. Which rows share a batch changes only the
+    last bits."""
     waiting, rows = deque(enumerate(prompts)), []
-    cache = Cache(layers=[_Layer(batch_size) for _ in range(model.config.num_hidden_layers)])
+    cache = _Cache(model, batch_size, beginning)
     new: dict[int, list[int]] = {}
     told = 0
     while waiting or rows:
@@ -227,7 +288,10 @@ def answers(
         else:
             for row, choice in zip(rows, _choices(model, cache, rows)):
                 row.write(choice, filling)
-        ended = [place for place, row in enumerate(rows) if row.new[-1] in ends or len(row.new) == max_new_tokens]
+        ended = [
+            place for place, row in enumerate(rows)
+            if row.new[-1] in ends or len(row.new) == max_new_tokens or stopped(row.new)
+        ]  # fmt: skip
         for place in reversed(ended):
             new[rows[place].index] = rows[place].new
             last = rows.pop()
@@ -241,17 +305,22 @@ def answers(
     return [new[index] for index in range(len(prompts))]
 
 
-def _enter(model, cache: Cache, first: int, entering: list[tuple[int, list[int]]], filling: Marks | None) -> list[_Row]:
+def _enter(
+    model, cache: _Cache, first: int, entering: list[tuple[int, list[int]]], filling: Marks | None
+) -> list[_Row]:  # fmt: skip
     """Read prompts into the cache's rows from `first` on, and write the first token of each."""
-    ids = pad_sequence([torch.tensor(prompt) for _, prompt in entering], batch_first=True)  # (B, T)
-    lengths = torch.tensor([len(prompt) for _, prompt in entering])
+    own = [torch.tensor(prompt[cache.skipped :]) for _, prompt in entering]
+    ids, lengths = pad_sequence(own, batch_first=True), torch.tensor(list(map(len, own)))  # (B, T), (B,)
     read = DynamicCache(config=model.config)
     # padding stands to the right, where causal attention does not look
-    hidden = model.get_decoder()(input_ids=ids, past_key_values=read, use_cache=True).last_hidden_state
+    hidden = model.get_decoder()(
+        input_ids=ids, position_ids=cache.skipped + torch.arange(ids.shape[1])[None], past_key_values=read,
+        use_cache=True, beginning=cache.beginning,
+    ).last_hidden_state  # (B, T, C)  # fmt: skip
     last = hidden[torch.arange(len(entering)), lengths - 1]  # (B, C)
     choices = model.get_output_embeddings()(last).argmax(-1).tolist()
-    for layer, own in zip(cache.layers, read.layers):
-        layer.enter(first, own.keys, own.values)
+    for layer, new in zip(cache.layers, read.layers):
+        layer.enter(first, new.keys, new.values)
     rows = [_Row(index, prompt) for index, prompt in entering]
     for row, choice in zip(rows, choices):
         if filling:  # a prompt may end in an open mark
@@ -260,15 +329,15 @@ def _enter(model, cache: Cache, first: int, entering: list[tuple[int, list[int]]
     return rows
 
 
-def _choices(model, cache: Cache, rows: list[_Row]) -> list[int]:
+def _choices(model, cache: _Cache, rows: list[_Row]) -> list[int]:
     """The likeliest token after each row's last one, which is read into the cache."""
     ids = torch.tensor([row.new[-1:] for row in rows])  # (B, 1)
-    places = torch.tensor([len(row.prompt) + len(row.new) - 1 for row in rows])
+    places = torch.tensor([len(row.prompt) + len(row.new) - 1 for row in rows]) - cache.skipped
     for layer in cache.layers:
         layer.places = places
     seen = torch.arange(int(places.max()) + 1) <= places[:, None]  # (B, T)
     hidden = model.get_decoder()(
-        input_ids=ids, attention_mask=seen[:, None, None], position_ids=places[:, None], past_key_values=cache,
-        use_cache=True,
+        input_ids=ids, attention_mask=seen[:, None, None], position_ids=cache.skipped + places[:, None],
+        past_key_values=cache, use_cache=True, beginning=cache.beginning,
     ).last_hidden_state  # (B, 1, C)  # fmt: skip
     return model.get_output_embeddings()(hidden[:, -1]).argmax(-1).tolist()

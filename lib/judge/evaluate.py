@@ -73,36 +73,43 @@ class Calculator(LogitsProcessor):
 def generate(
     model, tokenizer, prompts: list[list[int]], max_new_tokens: int, batch_size: int,
     calculator: bool, tell: Callable[[int], None] = lambda done: None, kinds: list[str] | None = None,
-    journal: Path | None = None,
+    journal: Path | None = None, stop: str = "",
 ) -> list[dict]:  # fmt: skip
     """Greedy answers to token-id prompts, in their order: {"completion", "tokens", "finished"} each.
 
     Prompts of the same kind and of similar length are asked together, as their answers end together.
     `finished` is False for an answer cut off at `max_new_tokens`. On a CPU a folded copy of the model
-    answers (`decode`); a model that cannot be copied so answers through transformers' `generate`.
+    answers (`decode`); a model that cannot be copied so answers through transformers' `generate`. What
+    all prompts begin with it reads once. `stop`: a text at which an answer has ended, too.
 
     `journal`: a file that each part's answers are added to; parts that it holds from an interrupted
     attempt at the same prompts are not asked again. A part is asked by itself, so what is asked after
     an interruption is answered to the last bit as without one."""
     kinds = kinds or [""] * len(prompts)
     order = sorted(range(len(prompts)), key=lambda i: (kinds[i], len(prompts[i])))
-    longest = max(map(len, prompts), default=0) + max_new_tokens
-    why_not = decode.unsupported(model, batch_size, longest)
+    shared, longest = decode.shared(prompts), max(map(len, prompts), default=0) + max_new_tokens
+    why_not = decode.unsupported(model, batch_size, longest - shared)
     size = batch_size
     if not why_not:
         size *= PART
     parts = {start: order[start : start + size] for start in range(0, len(order), size)}
     answered = _read_journal(journal, parts)
     on_cpu = next(model.parameters()).device.type == "cpu"
-    if why_not and isinstance(model, torch.nn.Module) and on_cpu:
-        print(f"answered by transformers' generate, which is slower: {why_not}")
+    if why_not and isinstance(model, torch.nn.Module):
+        _make_room(model, longest)
+        if on_cpu:
+            print(f"answered by transformers' generate, which is slower: {why_not}")
     elif not why_not and len(answered) < len(parts):
         model = decode.folded(model)
+        beginning = decode.read(model, prompts[0][:shared])
     filling = Marks(tokenizer) if calculator else None
     answers: list[dict] = []  # in the order of `order`
 
     def so_far(ended: int) -> None:
         tell(len(answers) + ended)
+
+    def stopped(new: list[int]) -> bool:
+        return bool(stop) and stop in tokenizer.decode(new[-len(stop) :])  # a token has a character or more
 
     for start, part in parts.items():
         if start in answered:
@@ -110,11 +117,13 @@ def generate(
             continue
         asked = [prompts[i] for i in part]
         if why_not:
-            new = _by_generate(model, tokenizer, asked, max_new_tokens, batch_size, filling, so_far)
+            new = _by_generate(model, tokenizer, asked, max_new_tokens, batch_size, filling, so_far, stop)
         else:
             ends = chat.end_ids(tokenizer)
-            new = decode.answers(model, asked, max_new_tokens, batch_size, ends, filling, so_far)
-        written = [_answer(tokens, tokenizer) for tokens in new]
+            new = decode.answers(
+                model, asked, max_new_tokens, batch_size, ends, filling, so_far, beginning, stopped
+            )
+        written = [_answer(tokens, tokenizer, stop) for tokens in new]
         if journal:
             with disk.writing(journal), open(journal, "a", encoding="utf-8") as file:
                 file.write(json.dumps([start, written]) + "\n")
@@ -124,20 +133,32 @@ def generate(
     return [by_prompt[i] for i in range(len(prompts))]
 
 
-def _answer(new: list[int], tokenizer) -> dict:
+def _make_room(model: torch.nn.Module, tokens: int) -> None:
+    """Unsloth cuts what is longer than a model was loaded for, and only warns of it."""
+    for module in model.modules():
+        if getattr(module, "max_seq_length", tokens) < tokens:
+            module.max_seq_length = tokens
+
+
+def _answer(new: list[int], tokenizer, stop: str = "") -> dict:
     ends = chat.end_ids(tokenizer)
     length = next((place for place, token in enumerate(new) if token in ends), None)
     text = tokenizer.decode(new[:length], skip_special_tokens=True)
     tokens = len(new) if length is None else length + 1
-    return {"completion": text, "tokens": tokens, "finished": length is not None}
+    finished = length is not None
+    if stop and stop in text:
+        text, finished = text.partition(stop)[0], True
+    return {"completion": text, "tokens": tokens, "finished": finished}
 
 
 def _by_generate(
     model, tokenizer, prompts: list[list[int]], max_new_tokens: int, batch_size: int, filling: Marks | None,
-    tell: Callable[[int], None] = lambda ended: None,
+    tell: Callable[[int], None] = lambda ended: None, stop: str = "",
 ) -> list[list[int]]:  # fmt: skip
     """The new token ids of each prompt, padding after an end included; batches are left-padded."""
-    device, new = next(model.parameters()).device, []
+    device, new, stopping = next(model.parameters()).device, [], {}
+    if stop:
+        stopping = {"stop_strings": [stop], "tokenizer": tokenizer}
     for start in range(0, len(prompts), batch_size):
         batch = prompts[start : start + batch_size]
         ids = _padded(batch, tokenizer.pad_token_id, "left")
@@ -148,7 +169,7 @@ def _by_generate(
         output = model.generate(
             input_ids=ids.to(device), attention_mask=mask.to(device), max_new_tokens=max_new_tokens,
             do_sample=False, use_cache=True, eos_token_id=chat.end_ids(tokenizer),
-            pad_token_id=tokenizer.pad_token_id, logits_processor=processors,
+            pad_token_id=tokenizer.pad_token_id, logits_processor=processors, **stopping,
         )  # fmt: skip
         new += output[:, ids.shape[1] :].tolist()
         if len(new) < len(prompts):
@@ -187,7 +208,10 @@ def ask(
     An answer to a row without a gold has no verdict, but the row's own answer as "reference". Rows of
     several splits are best asked together: fewer and fuller batches. In `folder` a hidden journal keeps
     what is answered, for an attempt that goes on after this one was stopped."""
-    prompts, began = [chat.prompt_ids(row["messages"], tokenizer) for row in rows], time.monotonic()
+    began, stop = time.monotonic(), ""
+    prompts = [chat.prompt_ids(row["messages"], tokenizer, row.get("plain", False)) for row in rows]
+    if any(row.get("plain") for row in rows):
+        stop = chat.STOP
     name = f"{', '.join(labels.values())}, {calculator_text(calculator)}"
     journal = folder and folder / f".{name.replace(', ', '-').replace(' ', '-')}.jsonl"
 
@@ -197,7 +221,7 @@ def ask(
 
     with memory.memory_told("evaluate", settings):
         answers = generate(model, tokenizer, prompts, settings.max_new_tokens, settings.eval_batch_size,
-                           calculator, tell, [row["kind"] for row in rows], journal)  # fmt: skip
+                           calculator, tell, [row["kind"] for row in rows], journal, stop)  # fmt: skip
     results = []
     for row, answer in zip(rows, answers):
         *_, question, reference = (message["content"] for message in row["messages"])

@@ -116,7 +116,11 @@ def _accuracy(summary: dict) -> str:
     """The change of right answers, in the way that was asked first."""
     pair, whole = summary["paired"][0], answers.overall(summary["table"])
     way = pair["split"], pair["calculator"]
-    base, tuned = (_figures(answers.percent(whole[*way, model])) for model in answers.MODELS)
+    names = answers.compared(summary["table"])
+    base, tuned = (_figures(answers.percent(whole[*way, model])) for model in names)
+    if names[0] != "base":
+        alone = answers.percent(whole[*way, "base"])
+        base += html.escape(f" ({names[0]}; without examples {alone})")
     asked = "unseen questions"
     if pair["split"] == "test_seen":
         asked = "questions in trained phrasings"
@@ -178,7 +182,7 @@ def _three(run_folder: Path, manifests: Manifests) -> str:
     if not graded:
         return ""
     split, calculator = graded[0]["split"], graded[0]["calculator"]
-    base, tuned = (answers.arm(graded, model, split, calculator) for model in answers.MODELS)
+    base, tuned = (answers.arm(graded, model, split, calculator) for model in answers.compared(graded))
     asked = answers.asked(split, calculator, set(answers.column(graded, "split")))
     shown = answers.one_of_each(base, tuned)
     return f"<h2>Three answers</h2><p>The first of each; {html.escape(asked)}.</p>{shown}"

@@ -64,7 +64,7 @@ PUBLISHED: dict[str, dict] = {
             r=32, lora_alpha=64, lora_dropout=0.0, target_modules=LINEAR_MODULES,
             learning_rate=3e-3, lr_scheduler_type="cosine", warmup_steps=0.05, num_train_epochs=4.0,
             per_device_train_batch_size=16, gradient_accumulation_steps=1, optim="adamw_8bit",
-            max_new_tokens=540, eval_batch_size=60,
+            few_shot="best", max_new_tokens=540, eval_batch_size=60,
         ),
     ),
     "own": dict(
@@ -85,7 +85,7 @@ PUBLISHED: dict[str, dict] = {
         reference=references.QUANT,
         settings=_SMOLLM2 | dict(
             source="quant_tasks", train_rows=900, validation_rows=60, test_rows=300, max_length=768,
-            num_train_epochs=4.0, max_new_tokens=540,
+            num_train_epochs=4.0, few_shot="best", max_new_tokens=540,
         ),
     ),
     "smollm2_gsm8k": dict(
@@ -93,7 +93,7 @@ PUBLISHED: dict[str, dict] = {
         reference=Reference(note="none of this size and method"),
         settings=_SMOLLM2 | dict(
             source="gsm8k", train_rows=2000, validation_rows=100, test_rows=500, max_length=512,
-            num_train_epochs=1.0, max_new_tokens=300,
+            num_train_epochs=1.0, few_shot="best", max_new_tokens=300,
         ),
     ),
     "smollm2_finqa": dict(

@@ -79,12 +79,20 @@ def allowed(name: str) -> str:
     return ", or ".join(map(_in_words, _forms(name)))
 
 
+def _choices(form: dict) -> list[str]:
+    """The values that a form names one by one."""
+    only = [form["const"]] if "const" in form else []
+    return [str(value) for value in form.get("enum", only)]
+
+
 def _in_words(form: dict) -> str:
     words = {"integer": "a whole number", "number": "a number", "boolean": "true or false", "string": "plain text",
              "null": "none"}  # fmt: skip
     limits = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at most", "exclusiveMaximum": "below"}
+    if "const" in form:
+        return str(form["const"])
     if "enum" in form:
-        return "one of " + ", ".join(form["enum"])
+        return "one of " + ", ".join(_choices(form))
     if form["type"] == "array":
         names = "a list of names"
         if "pattern" in form["items"]:
@@ -138,7 +146,7 @@ def refusal(name: str, value: Any) -> str:
     field = FIELDS[name]
     choices = []
     for form in _forms(name):
-        choices += form.get("items", form).get("enum", ())
+        choices += _choices(form.get("items", form))
     given = read(name, value)
     parts = given if isinstance(given, tuple) else (value,)
     hints = [nearest(part, choices) for part in parts if part not in choices]
@@ -178,6 +186,12 @@ def contradictions(settings: Settings, suspect: set[str], stage: str | None = No
 
 
 # --- how long, how many, and of which data
+@about("few_shot", "few_shot_tuned")
+def the_tuned_model_gets_the_examples_that_there_are(s):
+    if s.few_shot_tuned and s.few_shot == 0:
+        return "few_shot_tuned = True: there are no examples to show; set few_shot, or leave it out"
+
+
 @about("max_steps")
 def steps_are_counted_or_follow_from_the_epochs(s):
     if s.max_steps == 0:

@@ -345,6 +345,12 @@ class TrainSettings(Devices, Trainer, Precision, Model):
 class EvaluateSettings(Calculator, Asking, Precision, Model):
     """Of notebook 30."""
 
+    few_shot: Literal[0, 1, 4, 8] | Literal["best"] = 0
+    """worked training rows before each question to the base; best: chosen on validation rows"""
+    few_shot_tuned: bool = False
+    """ask the tuned model with them too"""
+    few_shot_seed: int = Field(0, ge=0, lt=2**31)
+    """seed of which training rows they are"""
     show_answers: int = Field(10, ge=0, le=1000)
     """answers shown side by side"""
 

@@ -195,7 +195,8 @@ def _scores(summary: dict) -> str:
     graded = [row for row in summary["table"] if row["kind"] == "all"]
     tables = "The test rows have no gold: no answer was graded."
     if graded:
-        tables = (f"{answers.markdown_table(answers.table_text(graded))}\n\nPaired:\n\n"
+        before, after = answers.compared(graded)
+        tables = (f"{answers.markdown_table(answers.table_text(graded))}\n\nPaired, {before} -> {after}:\n\n"
                   f"{answers.markdown_table(answers.pairs_text(summary['paired']))}")  # fmt: skip
     perplexity = [{"model": model, "answers": found["rows"],
                    "perplexity [95 %]": f"{found['perplexity']:.2f} [{found['low']:.2f}, {found['high']:.2f}]"}

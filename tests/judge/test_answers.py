@@ -60,6 +60,18 @@ def test_pairs_count_flips_on_the_same_questions(results):
     assert pair["difference"] == pytest.approx(7 / 20)
 
 
+def test_a_base_that_was_shown_examples_is_what_the_tuned_model_is_compared_with(results):
+    prompted = [result(f"q{i}", "base, 8 shots", i < 10, kind="k1" if i < 8 else "k2") for i in range(20)]
+    asked_more = [*results, *prompted]
+    assert answers.compared(results) == ("base", "tuned")  # as of runs before there were examples
+    assert answers.compared(asked_more) == answers.compared(answers.summarise(asked_more)) == ("base, 8 shots", "tuned")
+    pair = answers.paired(asked_more, "test", calculator=True)
+    assert (pair["right_to_wrong"], pair["wrong_to_right"], pair["difference"]) == (4, 7, pytest.approx(3 / 20))
+    assert {row["model"] for row in answers.summarise(asked_more)} == {"base", "base, 8 shots", "tuned"}
+    shown = answers.side_by_side(asked_more, "test", True, 4)
+    assert "base, 8 shots says q4" in shown and "base says" not in shown
+
+
 def test_pairs_refuse_models_that_answered_other_questions(results):
     with pytest.raises(AssertionError, match="same questions"):
         answers.paired(results[:-1], "test", calculator=True)

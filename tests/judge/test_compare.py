@@ -121,6 +121,25 @@ def test_table_agrees_with_a_recount_of_the_answers(two):
             assert (row[model]["accuracy"], row["n"]) == (pytest.approx(right / n), n)
 
 
+def test_a_run_whose_base_was_shown_examples_compares_with_one_made_before(two):
+    results = []
+    for row in two[0].results:
+        results.append(row)
+        if row["model"] == "base":
+            results.append(row | {"model": "base, 4 shots", "correct": int(row["id"].split("-")[-1]) % 2 == 0})
+    table = graded.summarise(results)
+    paired = [{"split": split, "calculator": calculator, **graded.paired(results, split, calculator)}
+              for split in ("test", "test_seen") for calculator in (True, False)]  # fmt: skip
+    found = two[0].summary | {"table": table, "paired": paired}
+    newer = dataclasses.replace(two[0], name="newer", results=results, summary=found)
+    rows = compare.table([newer, two[1]])
+    assert compare.unlike_answers([newer, two[1]], rows) == []
+    first, second = compare.scores_text([newer, two[1]], rows)
+    assert first["base"].startswith("50.0 % [") and first["base"].endswith("], 4 shots")
+    assert "shot" not in second["base"]
+    assert {row["model"] for row in compare.run_rows([newer, two[1]], rows)} == {"base, 4 shots", "base", "tuned"}
+
+
 def test_a_table_that_is_not_what_the_answers_give_is_told(two):
     rows = compare.table(two)
     assert compare.unlike_answers(two, rows) == []

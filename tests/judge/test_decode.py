@@ -54,6 +54,23 @@ def test_rows_that_leave_and_enter_are_answered_as_by_generate(tokenizer, prompt
     assert new == as_generate(plain, tokenizer, prompts, 30, ends)
 
 
+@pytest.mark.parametrize("config", [
+    LlamaConfig(**TINY), Qwen2Config(**TINY), Qwen3Config(**TINY, head_dim=16),
+    MistralConfig(**TINY, sliding_window=None),
+], ids=lambda config: config.model_type)  # fmt: skip
+def test_a_beginning_that_is_read_once_changes_no_answer(tokenizer, prompts, config):
+    torch.manual_seed(0)
+    plain = decode.folded(AutoModelForCausalLM.from_config(config).eval())
+    before = [token for prompt in prompts[:3] for token in prompt]
+    asked = [before + prompt for prompt in prompts]
+    shared = decode.shared(asked)
+    assert len(before) <= shared < min(map(len, asked)) and decode.shared(prompts) == decode.shared(asked[:1]) == 0
+    free = as_generate(plain, tokenizer, asked, 30, [])
+    ends = [tokenizer.eos_token_id, *{new[place] for place, new in enumerate(free)}]  # answers of many lengths
+    once = decode.answers(plain, asked, 30, 5, ends, beginning=decode.read(plain, asked[0][:shared]))
+    assert once == [cut(tokens, ends) for tokens in free] == decode.answers(plain, asked, 30, 5, ends)
+
+
 @pytest.mark.parametrize("calculator", [True, False])
 def test_the_embedded_bases_answers_are_generates(tokenizer, prompts, calculator):
     plain = decode.folded(AutoModelForCausalLM.from_pretrained(ROOT / "data/base", dtype=torch.float32))
@@ -74,8 +91,10 @@ def test_smollm2s_answers_are_generates_but_for_near_ties():
     tokenizer.pad_token_id = tokenizer.eos_token_id = 2
     model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
     plain = decode.folded(model)
-    asked = [tokenizer.encode(f"{n} plus {n * 7} is") for n in range(3, 9)]
-    new = decode.answers(plain, asked, 24, 4, [2], Marks(tokenizer))
+    before = " ".join(f"{n} plus {n * 7} is {n * 8}." for n in range(20, 32))  # which is read once
+    asked = [tokenizer.encode(f"{before} {n} plus {n * 7} is") for n in range(3, 9)]
+    beginning = decode.read(plain, asked[0][: decode.shared(asked)])
+    new = decode.answers(plain, asked, 24, 4, [2], Marks(tokenizer), beginning=beginning)
     by_generate = as_generate(plain, tokenizer, asked, 24, [2], Marks(tokenizer))
     for prompt, own, other in zip(asked, new, by_generate):
         place = next((i for i, pair in enumerate(zip(own, other)) if len(set(pair)) > 1), None)

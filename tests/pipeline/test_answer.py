@@ -92,6 +92,18 @@ def test_the_sentence_says_what_a_recount_gives(run):
     assert said.endswith(end)
 
 
+def test_the_sentence_sets_the_tuned_model_beside_the_base_at_its_best_prompt_and_tells_the_cold_one(run):
+    summary = json.loads((run / "eval" / "summary.json").read_text())
+    cold = [row for row in summary["table"] if row["model"] == "base"]
+    best = [row | {"model": "base, 8 shots", "accuracy": 0.5, "low": 0.4, "high": 0.6} for row in cold]
+    summary["table"] += best
+    rewrite(run, "evaluate", "summary.json", json.dumps(summary))
+    said = screen(run).find(class_="answer").text
+    right = sum(row["correct"] for row in answered(run)["base"].values())
+    assert " went from 50.0 % [40.0, 60.0] (base, 8 shots; without examples " in said
+    assert f"without examples {100 * right / 40:.1f} % [" in said
+
+
 @pytest.mark.parametrize("settings, method", [
     ({"load_in_4bit": False}, "900 rows of quant_tasks by LoRA"), ({"use_dora": True}, "by QDoRA"),
     ({"peft_type": "ia3"}, "by IA3"), ({"full_finetuning": True}, "by full fine-tuning"),

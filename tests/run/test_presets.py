@@ -95,6 +95,13 @@ def test_an_empty_text_is_refused_and_told_once(field):
         assert refusal({field: value}) == f"{field} = {value!r}: a text must not be empty; leave it out"
 
 
+def test_a_number_of_examples_is_one_of_those_tried_or_best():
+    given = {"8": 8, 4: 4, 1.0: 1, "best": "best", "0": 0}
+    assert {value: resolve("demo", {"few_shot": value}).settings.few_shot for value in given} == given
+    assert "must be one of 0, 1, 4, 8, or best" in refusal({"few_shot": 3})
+    assert "did you mean 'best'?" in refusal({"few_shot": "bst"})
+
+
 def test_numbers_given_as_text_are_numbers():
     text = {"learning_rate": "1e-4", "r": "8", "eval_rows": " 12 ", "num_train_epochs": "2", "weight_decay": 0}
     settings = resolve("demo", text | {"max_steps": 5.0, "load_in_4bit": "False"}).settings
@@ -142,6 +149,7 @@ def test_none_means_all_where_it_means_something():
     [
         ({"eval_rows": 301}, "test_rows = 300"),
         ({"max_steps": 0}, "max_steps = 0"),
+        ({"few_shot_tuned": True, "few_shot": 0}, "there are no examples to show; set few_shot, or leave it out"),
         ({"base_model": "/nonexistent/model"}, "base_model = '/nonexistent/model': neither a folder here nor a hub id"),
         ({"base_model": "data/base/nowhere"}, "neither a folder here nor a hub id"),
         ({"others": "a, b, a"}, "others = ('a', 'b', 'a'): name each once"),
