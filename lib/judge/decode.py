@@ -1,11 +1,11 @@
-"""Greedy decoding on a CPU: adapter and rounded base folded into one plain copy, one cache for all
-rows of a batch, and rows that leave when they have ended, so that waiting ones enter."""
+"""Decoding on a CPU: adapter and rounded base folded into one plain copy, one cache for all rows of a
+batch, and rows that leave when they have ended, so that waiting ones enter. Greedy, or by draws."""
 
 import copy
 import platform
 from collections import deque
-from collections.abc import Callable, Collection
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import psutil
@@ -26,6 +26,7 @@ from lib.run import memory
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 QUANTIZED = ("Linear4bit", "Linear8bitLt")
 GROWTH = 128  # tokens that the cache grows by
+NUCLEUS = 256  # tokens that seldom have less than top_p; sorting a whole vocabulary costs as much as the model
 ATTENTION = "sharpen_grouped"
 PACKS = torch.backends.mkldnn.is_available() and platform.machine() in ("x86_64", "AMD64")
 
@@ -187,6 +188,51 @@ class _Layer(StaticLayer):
         return self.keys[:rows, :, :tokens], self.values[:rows, :, :tokens]
 
 
+# --- the next token -------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Draws:
+    """Sampled answers: a number from 0 to 1 for each token of each row says which token is taken.
+
+    So an answer is the same whatever else is in its batch, as long as its logits are."""
+
+    numbers: torch.Tensor  # (rows, tokens), 64 bit
+    temperature: float
+    top_p: float
+
+    def of(self, rows: Sequence[int]) -> "Draws":
+        """Those of some rows, in this order."""
+        return replace(self, numbers=self.numbers[list(rows)])
+
+    def tokens(self, logits: torch.Tensor, rows: Sequence[int], places: Sequence[int]) -> list[int]:
+        """The next token of each row from its logits (B, V): the first at which the probability summed
+        in the vocabulary's order passes the row's number at this place of its answer."""
+        summed = probabilities(logits, self.temperature, self.top_p).cumsum(-1)  # (B, V)
+        numbers = self.numbers[list(rows), list(places)].to(summed.device)
+        wanted = (numbers * summed[:, -1])[:, None]
+        return torch.searchsorted(summed, wanted, right=True).squeeze(-1).tolist()
+
+
+def probabilities(logits: torch.Tensor, temperature: float, top_p: float) -> torch.Tensor:
+    """What is drawn from, in 64 bit (B, V): the likeliest tokens that have `top_p` of the probability
+    together, and any as likely as the last of them; the others have none."""
+    shares = (logits.double() / temperature).softmax(-1)
+    if top_p == 1:
+        return shares
+    largest = shares.topk(min(NUCLEUS, shares.shape[-1])).values
+    if (largest.sum(-1) < top_p).any():
+        largest = shares.sort(descending=True).values
+    needed = largest.cumsum(-1) - largest < top_p  # what the likelier ones have does not suffice
+    least = largest.masked_fill(~needed, 1).amin(-1, keepdim=True)
+    return shares.masked_fill(shares < least, 0)
+
+
+def _pick(logits: torch.Tensor, rows: list["_Row"], draws: Draws | None) -> list[int]:
+    """The next token of each row: the likeliest, or by its draw."""
+    if draws is None:
+        return logits.argmax(-1).tolist()
+    return draws.tokens(logits, [row.index for row in rows], [len(row.new) for row in rows])
+
+
 # --- the loop -------------------------------------------------------------------------------------
 @dataclass
 class _Row:
@@ -209,9 +255,9 @@ class _Row:
 @torch.inference_mode()
 def answers(
     model: torch.nn.Module, prompts: list[list[int]], max_new_tokens: int, batch_size: int, ends: Collection[int],
-    filling: Marks | None = None, tell: Callable[[int], None] = lambda ended: None,
+    filling: Marks | None = None, tell: Callable[[int], None] = lambda ended: None, draws: Draws | None = None,
 ) -> list[list[int]]:  # fmt: skip
-    """The new token ids of each prompt, greedy, by a model of `folded`: through an end, or cut.
+    """The new token ids of each prompt by a model of `folded`, greedy or by draws: through an end, or cut.
 
     `batch_size` rows at once; when a quarter of them have ended, waiting ones enter. `tell` hears
     how many have ended, but not of the last. Which rows share a batch changes only the last bits."""
@@ -223,9 +269,9 @@ def answers(
         free = batch_size - len(rows)
         if waiting and (not rows or 4 * free >= batch_size):
             entering = [waiting.popleft() for _ in range(min(free, len(waiting)))]
-            rows += _enter(model, cache, len(rows), entering, filling)
+            rows += _enter(model, cache, len(rows), entering, filling, draws)
         else:
-            for row, choice in zip(rows, _choices(model, cache, rows)):
+            for row, choice in zip(rows, _choices(model, cache, rows, draws)):
                 row.write(choice, filling)
         ended = [place for place, row in enumerate(rows) if row.new[-1] in ends or len(row.new) == max_new_tokens]
         for place in reversed(ended):
@@ -241,7 +287,9 @@ def answers(
     return [new[index] for index in range(len(prompts))]
 
 
-def _enter(model, cache: Cache, first: int, entering: list[tuple[int, list[int]]], filling: Marks | None) -> list[_Row]:
+def _enter(
+    model, cache: Cache, first: int, entering: list[tuple[int, list[int]]], filling: Marks | None, draws: Draws | None
+) -> list[_Row]:
     """Read prompts into the cache's rows from `first` on, and write the first token of each."""
     ids = pad_sequence([torch.tensor(prompt) for _, prompt in entering], batch_first=True)  # (B, T)
     lengths = torch.tensor([len(prompt) for _, prompt in entering])
@@ -249,19 +297,18 @@ def _enter(model, cache: Cache, first: int, entering: list[tuple[int, list[int]]
     # padding stands to the right, where causal attention does not look
     hidden = model.get_decoder()(input_ids=ids, past_key_values=read, use_cache=True).last_hidden_state
     last = hidden[torch.arange(len(entering)), lengths - 1]  # (B, C)
-    choices = model.get_output_embeddings()(last).argmax(-1).tolist()
     for layer, own in zip(cache.layers, read.layers):
         layer.enter(first, own.keys, own.values)
     rows = [_Row(index, prompt) for index, prompt in entering]
-    for row, choice in zip(rows, choices):
+    for row, choice in zip(rows, _pick(model.get_output_embeddings()(last), rows, draws)):
         if filling:  # a prompt may end in an open mark
             row.forced = filling.value(row.prompt)
         row.write(choice, filling)
     return rows
 
 
-def _choices(model, cache: Cache, rows: list[_Row]) -> list[int]:
-    """The likeliest token after each row's last one, which is read into the cache."""
+def _choices(model, cache: Cache, rows: list[_Row], draws: Draws | None) -> list[int]:
+    """The token chosen after each row's last one, which is read into the cache."""
     ids = torch.tensor([row.new[-1:] for row in rows])  # (B, 1)
     places = torch.tensor([len(row.prompt) + len(row.new) - 1 for row in rows])
     for layer in cache.layers:
@@ -271,4 +318,4 @@ def _choices(model, cache: Cache, rows: list[_Row]) -> list[int]:
         input_ids=ids, attention_mask=seen[:, None, None], position_ids=places[:, None], past_key_values=cache,
         use_cache=True,
     ).last_hidden_state  # (B, 1, C)  # fmt: skip
-    return model.get_output_embeddings()(hidden[:, -1]).argmax(-1).tolist()
+    return _pick(model.get_output_embeddings()(hidden[:, -1]), rows, draws)
