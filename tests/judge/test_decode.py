@@ -77,9 +77,9 @@ def test_sampled_answers_are_the_same_whatever_the_batch_and_under_generate(toke
     plain = decode.folded(AutoModelForCausalLM.from_pretrained(ROOT / "data/base", dtype=torch.float32))
     ends, filling = chat.end_ids(tokenizer), Marks(tokenizer) if calculator else None
     opened = tokenizer.encode("<s>So <<50*20=", add_special_tokens=False)
-    asked, drawn = [*prompts[:8], prompts[0], opened], of_seed(10, 60, 1.5)
+    asked, drawn = [*prompts[:8], prompts[2], opened], of_seed(10, 60, 1.5)
     new = decode.answers(plain, asked, 60, 10, ends, filling, draws=drawn)
-    assert new[0] != new[8], "two samples of one question have draws of their own"
+    assert new[2] != new[8], "two samples of one question have draws of their own"
     assert new != decode.answers(plain, asked, 60, 10, ends, filling)
     assert decode.answers(plain, asked, 60, 3, ends, filling, draws=drawn) == new
     back = [9, 0, 5, 3, 1, 2, 8, 4, 7, 6]
