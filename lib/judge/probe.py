@@ -50,6 +50,8 @@ def questions(stage: runs.Stage, data: Path, tokenizer) -> Asked:
     rows, and the general text; all files that are read are inputs of the stage."""
     settings = stage.settings
     rows = runs.read_rows(data / "test.jsonl", settings.probe_rows, gold=True)
+    if len(rows) < 2:  # of one there is no interval
+        rows = []
     sampled = [row | {"sample": number} for row in rows for number in range(settings.samples)]
     greedy, about = [], {"test": f"{len(rows)} questions with a gold"}
     if settings.wordings:
@@ -101,8 +103,8 @@ def _general_text(stage: runs.Stage) -> tuple[list[str], str]:
     else:
         documents, name = texts.documents(stage.uses(path)), Path(path).name
     pieces = [piece for document in documents for piece in pieces_of(document)]
-    if not pieces:
-        raise SettingsError([f"general_text = {path!r}: has no paragraph of {SHORTEST} characters: name another"])
+    if len(pieces) < 2:
+        raise SettingsError([f"general_text = {path!r}: has no two paragraphs of {SHORTEST} characters: name another"])
     places = np.linspace(0, len(pieces) - 1, min(PIECES, len(pieces))).round().astype(int)
     return [pieces[place] for place in places], f"{len(places)} of {len(pieces)} pieces of {name}"
 

@@ -365,7 +365,7 @@ class CompareSettings(Block):
 class ProbeSettings(Calculator, Answering, Precision, Model):
     """Of notebook 32."""
 
-    probe_rows: Count | None = 100
+    probe_rows: Annotated[int, Field(ge=2)] | None = 100
     """test questions asked here; none: all that have a gold"""
     samples: int = Field(0, ge=0, le=256)
     """sampled answers to each question; 0: none"""
