@@ -87,7 +87,7 @@ def probed(run_folder) -> None:
     summary = json.loads((run_folder / "probe/summary.json").read_text())
     assert {(row["model"], row["k"]) for row in summary["curves"]} == {(m, k) for m in ("base", "tuned") for k in
                                                                        (1, 2, 3)}  # fmt: skip
-    assert summary["general_text"]["rows"] == 150 and [row["task"] for row in summary["second_task"]] == ["quant_tasks"]
+    assert summary["general_text"]["rows"] == 100 and [row["task"] for row in summary["second_task"]] == ["quant_tasks"]
     headline = runs.read(run_folder, "probe")["metrics"]["headline"]
     assert {"pass@3 (rehearsal, no result)", "general text (rehearsal, no result)"} <= headline.keys()
     report = (run_folder / "report.html").read_text(encoding="utf-8")

@@ -26,7 +26,7 @@ from lib.run import memory
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 QUANTIZED = ("Linear4bit", "Linear8bitLt")
 GROWTH = 128  # tokens that the cache grows by
-NUCLEUS = 256  # tokens that seldom have less than top_p; sorting a whole vocabulary costs as much as the model
+NUCLEUS = 256  # tokens that seldom have less than top_p; a whole vocabulary costs as much as the model
 ATTENTION = "sharpen_grouped"
 PACKS = torch.backends.mkldnn.is_available() and platform.machine() in ("x86_64", "AMD64")
 
@@ -206,24 +206,32 @@ class Draws:
     def tokens(self, logits: torch.Tensor, rows: Sequence[int], places: Sequence[int]) -> list[int]:
         """The next token of each row from its logits (B, V): the first at which the probability summed
         in the vocabulary's order passes the row's number at this place of its answer."""
-        summed = probabilities(logits, self.temperature, self.top_p).cumsum(-1)  # (B, V)
+        shares, ids = nucleus(logits.float(), self.temperature, self.top_p)  # (B, K)
+        summed = shares.cumsum(-1)
         numbers = self.numbers[list(rows), list(places)].to(summed.device)
-        wanted = (numbers * summed[:, -1])[:, None]
-        return torch.searchsorted(summed, wanted, right=True).squeeze(-1).tolist()
+        chosen = torch.searchsorted(summed, (numbers * summed[:, -1])[:, None], right=True)
+        return ids.gather(-1, chosen).squeeze(-1).tolist()
 
 
-def probabilities(logits: torch.Tensor, temperature: float, top_p: float) -> torch.Tensor:
-    """What is drawn from, in 64 bit (B, V): the likeliest tokens that have `top_p` of the probability
-    together, and any as likely as the last of them; the others have none."""
-    shares = (logits.double() / temperature).softmax(-1)
+def nucleus(logits: torch.Tensor, temperature: float, top_p: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """(probabilities in 64 bit, token ids), (B, K) each, in the vocabulary's order, of what is drawn from.
+
+    The likeliest tokens that have `top_p` of the probability together; others among them have 0."""
     if top_p == 1:
-        return shares
-    largest = shares.topk(min(NUCLEUS, shares.shape[-1])).values
-    if (largest.sum(-1) < top_p).any():
-        largest = shares.sort(descending=True).values
-    needed = largest.cumsum(-1) - largest < top_p  # what the likelier ones have does not suffice
-    least = largest.masked_fill(~needed, 1).amin(-1, keepdim=True)
-    return shares.masked_fill(shares < least, 0)
+        shares = (logits.double() / temperature).softmax(-1)
+        return shares, torch.arange(shares.shape[-1], device=shares.device).expand_as(shares)
+    size, vocabulary = NUCLEUS, logits.shape[-1]
+    total = (logits / temperature).logsumexp(-1, keepdim=True)
+    while True:
+        largest, ids = logits.topk(min(size, vocabulary))
+        shares = (largest.double() / temperature - total).exp()
+        if size >= vocabulary or shares.sum(-1).min() >= top_p:
+            break
+        size *= 8
+    needed = shares.cumsum(-1) - shares < top_p  # what the likelier ones have does not suffice
+    least = shares.masked_fill(~needed, 1).amin(-1, keepdim=True)
+    ids, order = ids.sort(-1)
+    return shares.masked_fill(shares < least, 0).gather(-1, order), ids
 
 
 def _pick(logits: torch.Tensor, rows: list["_Row"], draws: Draws | None) -> list[int]:

@@ -107,10 +107,13 @@ def test_tokens_are_drawn_as_often_as_their_probability_says(temperature, top_p)
     assert chisquare(seen, np.array(expected) * len(drawn)).pvalue > 0.01
 
 
-def test_a_flat_distribution_is_sorted_whole_where_the_likeliest_do_not_suffice():
-    scores = torch.linspace(0, 0.001, 2048).flip(0)[None]
-    kept = decode.probabilities(scores, 1.0, 0.5)[0]
-    assert 1000 < int((kept > 0).sum()) < 1048 and bool((kept[:1000] > 0).all()) and not kept[1048:].any()
+def test_a_flat_distribution_is_drawn_from_beyond_the_likeliest():
+    scores = torch.linspace(0, 0.001, 4096).flip(0)[None]
+    shares, ids = decode.nucleus(scores, 1.0, 0.5)
+    kept = ids[0][shares[0] > 0]
+    assert kept.tolist() == list(range(len(kept))) and abs(len(kept) - 2048) <= 8
+    likely = decode.nucleus(scores * 1e6, 1.0, 0.5)
+    assert likely[0].shape == (1, decode.NUCLEUS) and likely[1][0][likely[0][0] > 0].tolist() == [0, 1, 2]
 
 
 def test_smollm2s_answers_are_generates_but_for_near_ties():
