@@ -37,7 +37,9 @@ MANUAL = "Python's manual (pydoc_data.topics of the standard library, PSF licenc
 
 @dataclass(frozen=True)
 class Asked:
-    """What an arm (a model, asked in one way) is asked: rows for greedy and for sampled answers, text to read."""
+    """What an arm (a model, asked in one way) is asked: rows for greedy and for sampled answers, text to read.
+
+    All prompts come of these rows: another way to ask is `dataclasses.replace(asked, sampled=...)`, an arm more."""
 
     greedy: list[dict]  # each row's "split" says the wording, or the second task
     sampled: list[dict]  # each row with its "sample", from 0
@@ -136,6 +138,11 @@ def ask(model, tokenizer, asked: Asked, settings: ProbeSettings, arm: str, folde
     for row, result in zip(asked.sampled, found["sampled"], strict=True):
         result["sample"] = row["sample"]
     return found | {"bits": bits(model, tokenizer, asked.pieces, settings)}
+
+
+def together(found: Iterable[dict], way: str) -> list[dict]:
+    """The "greedy" or "sampled" results of several arms, one after the other."""
+    return [result for arm in found for result in arm[way]]
 
 
 def draws(rows: Sequence[dict], settings: ProbeSettings) -> decode.Draws:
