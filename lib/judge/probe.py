@@ -64,7 +64,7 @@ def questions(stage: runs.Stage, data: Path, tokenizer) -> Asked:
         about["second task"] = f"{len(second)} questions of {settings.also_ask.partition(':')[0]}"
         if left_out:
             about["second task"] += f"; {left_out} over max_length = {settings.max_length} tokens are left out"
-    pieces, about["general text"] = _general_text(stage)
+    pieces, about["general text"] = _general_text(stage, tokenizer)
     about["sha256 of the general text"] = hashlib.sha256("\n".join(pieces).encode()).hexdigest()
     return Asked(greedy, sampled, pieces, about)
 
@@ -95,9 +95,9 @@ def _second_task(stage: runs.Stage, tokenizer) -> tuple[list[dict], int]:
     return fitting, len(graded) - len(fitting)
 
 
-def _general_text(stage: runs.Stage) -> tuple[list[str], str]:
+def _general_text(stage: runs.Stage, tokenizer) -> tuple[list[str], str]:
     """(pieces, evenly spread over the general text, what it is)."""
-    path = stage.settings.general_text
+    path, most = stage.settings.general_text, stage.settings.max_length
     if path is None:
         from pydoc_data.topics import topics  # it comes with every Python
 
@@ -105,10 +105,13 @@ def _general_text(stage: runs.Stage) -> tuple[list[str], str]:
     else:
         documents, name = texts.documents(stage.uses(path)), Path(path).name
     pieces = [piece for document in documents for piece in pieces_of(document)]
-    if len(pieces) < 2:
-        raise SettingsError([f"general_text = {path!r}: has no two paragraphs of {SHORTEST} characters: name another"])
     places = np.linspace(0, len(pieces) - 1, min(PIECES, len(pieces))).round().astype(int)
-    return [pieces[place] for place in places], f"{len(places)} of {len(pieces)} pieces of {name}"
+    chosen = [pieces[place] for place in places]
+    fitting = [piece for piece in chosen if len(tokenizer.encode(piece)) < most]
+    if len(fitting) < 2:
+        raise SettingsError([f"general_text = {path!r}: has no two paragraphs of {SHORTEST} characters that fit "
+                             f"max_length = {most} tokens: name another"])  # fmt: skip
+    return fitting, f"{len(fitting)} of {len(pieces)} pieces of {name}"
 
 
 def pieces_of(document: str) -> list[str]:

@@ -76,7 +76,7 @@ def test_without_golds_nothing_is_asked_and_the_text_is_read_all_the_same(tmp_pa
     assert asked.about["general text"] == "3 of 3 pieces of mine.txt"
     assert " ".join(asked.pieces) == ("Prose of a few words. " * 70).strip()
     text.write_text("short\n")
-    with pytest.raises(SettingsError, match="has no two paragraphs of 200 characters: name another"):
+    with pytest.raises(SettingsError, match="has no two paragraphs of 200 characters that fit max_length = 640 tokens"):
         probe.questions(stage, data, tokenizer)
     model = LlamaForCausalLM(LlamaConfig.from_pretrained(ROOT / "data/base", num_hidden_layers=1)).eval()
     found = probe.ask(model, tokenizer, asked, stage.settings, "tuned")
