@@ -4,8 +4,8 @@ batch, and rows that leave when they have ended, so that waiting ones enter. Gre
 import copy
 import platform
 from collections import deque
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
 from typing import Any
 
 import psutil
@@ -21,12 +21,12 @@ from transformers.cache_utils import StaticLayer
 from transformers.masking_utils import sdpa_mask
 
 from lib.engine.marks import Marks
+from lib.judge.sampling import Draws
 from lib.run import memory
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 QUANTIZED = ("Linear4bit", "Linear8bitLt")
 GROWTH = 128  # tokens that the cache grows by
-NUCLEUS = 256  # tokens that seldom have less than top_p; a whole vocabulary costs as much as the model
 ATTENTION = "sharpen_grouped"
 PACKS = torch.backends.mkldnn.is_available() and platform.machine() in ("x86_64", "AMD64")
 
@@ -188,59 +188,6 @@ class _Layer(StaticLayer):
         return self.keys[:rows, :, :tokens], self.values[:rows, :, :tokens]
 
 
-# --- the next token -------------------------------------------------------------------------------
-@dataclass(frozen=True)
-class Draws:
-    """Sampled answers: a number from 0 to 1 for each token of each row says which token is taken.
-
-    So an answer is the same whatever else is in its batch, as long as its logits are."""
-
-    numbers: torch.Tensor  # (rows, tokens), 64 bit
-    temperature: float
-    top_p: float
-
-    def of(self, rows: Sequence[int]) -> "Draws":
-        """Those of some rows, in this order."""
-        return replace(self, numbers=self.numbers[list(rows)])
-
-    def tokens(self, logits: torch.Tensor, rows: Sequence[int], places: Sequence[int]) -> list[int]:
-        """The next token of each row from its logits (B, V): the first at which the probability summed
-        in the vocabulary's order passes the row's number at this place of its answer."""
-        shares, ids = nucleus(logits.float(), self.temperature, self.top_p)  # (B, K)
-        summed = shares.cumsum(-1)
-        numbers = self.numbers[list(rows), list(places)].to(summed.device)
-        chosen = torch.searchsorted(summed, (numbers * summed[:, -1])[:, None], right=True)
-        return ids.gather(-1, chosen).squeeze(-1).tolist()
-
-
-def nucleus(logits: torch.Tensor, temperature: float, top_p: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """(probabilities in 64 bit, token ids), (B, K) each, in the vocabulary's order, of what is drawn from.
-
-    The likeliest tokens that have `top_p` of the probability together; others among them have 0."""
-    if top_p == 1:
-        shares = (logits.double() / temperature).softmax(-1)
-        return shares, torch.arange(shares.shape[-1], device=shares.device).expand_as(shares)
-    size, vocabulary = NUCLEUS, logits.shape[-1]
-    total = (logits / temperature).logsumexp(-1, keepdim=True)
-    while True:
-        largest, ids = logits.topk(min(size, vocabulary))
-        shares = (largest.double() / temperature - total).exp()
-        if size >= vocabulary or shares.sum(-1).min() >= top_p:
-            break
-        size *= 8
-    needed = shares.cumsum(-1) - shares < top_p  # what the likelier ones have does not suffice
-    least = shares.masked_fill(~needed, 1).amin(-1, keepdim=True)
-    ids, order = ids.sort(-1)
-    return shares.masked_fill(shares < least, 0).gather(-1, order), ids
-
-
-def _pick(logits: torch.Tensor, rows: list["_Row"], draws: Draws | None) -> list[int]:
-    """The next token of each row: the likeliest, or by its draw."""
-    if draws is None:
-        return logits.argmax(-1).tolist()
-    return draws.tokens(logits, [row.index for row in rows], [len(row.new) for row in rows])
-
-
 # --- the loop -------------------------------------------------------------------------------------
 @dataclass
 class _Row:
@@ -327,3 +274,10 @@ def _choices(model, cache: Cache, rows: list[_Row], draws: Draws | None) -> list
         use_cache=True,
     ).last_hidden_state  # (B, 1, C)  # fmt: skip
     return _pick(model.get_output_embeddings()(hidden[:, -1]), rows, draws)
+
+
+def _pick(logits: torch.Tensor, rows: list[_Row], draws: Draws | None) -> list[int]:
+    """The next token of each row: the likeliest, or by its draw."""
+    if draws is None:
+        return logits.argmax(-1).tolist()
+    return draws.tokens(logits, [row.index for row in rows], [len(row.new) for row in rows])

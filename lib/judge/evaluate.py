@@ -17,6 +17,7 @@ from lib.engine.marks import WINDOW, Marks
 from lib.grade import scoring
 from lib.judge import decode
 from lib.judge.answers import calculator_text, column
+from lib.judge.sampling import Drawing, Draws
 from lib.run import disk, memory, progress, runs
 from lib.run.settings import EvaluateSettings, ExportSettings, ProbeSettings, TrainSettings
 from lib.run.stages import STAGES
@@ -69,27 +70,11 @@ class Calculator(LogitsProcessor):
         return scores
 
 
-class Drawing(LogitsProcessor):
-    """`decode.Draws` for transformers' `generate`, which stays greedy: only the token drawn keeps a score.
-
-    It comes before `Calculator`, which so sees what was drawn, as in `decode`."""
-
-    def __init__(self, draws: decode.Draws, prompt: int):
-        self.draws, self.prompt = draws, prompt
-
-    def __call__(self, input_ids, scores):
-        place, rows = input_ids.shape[1] - self.prompt, range(len(scores))
-        drawn = self.draws.tokens(scores, rows, [place] * len(rows))
-        scores = torch.full_like(scores, -math.inf)
-        scores[list(rows), drawn] = 0.0
-        return scores
-
-
 @torch.inference_mode()
 def generate(
     model, tokenizer, prompts: list[list[int]], max_new_tokens: int, batch_size: int,
     calculator: bool, tell: Callable[[int], None] = lambda done: None, kinds: list[str] | None = None,
-    journal: Path | None = None, draws: decode.Draws | None = None,
+    journal: Path | None = None, draws: Draws | None = None,
 ) -> list[dict]:  # fmt: skip
     """Answers to token-id prompts, in their order: {"completion", "tokens", "finished"} each; greedy, or by draws.
 
@@ -150,7 +135,7 @@ def _answer(new: list[int], tokenizer) -> dict:
 
 def _by_generate(
     model, tokenizer, prompts: list[list[int]], max_new_tokens: int, batch_size: int, filling: Marks | None,
-    tell: Callable[[int], None] = lambda ended: None, draws: decode.Draws | None = None,
+    tell: Callable[[int], None] = lambda ended: None, draws: Draws | None = None,
 ) -> list[list[int]]:  # fmt: skip
     """The new token ids of each prompt, padding after an end included; batches are left-padded."""
     device, new = next(model.parameters()).device, []
@@ -198,7 +183,7 @@ def _read_journal(journal: Path | None, parts: dict[int, list[int]]) -> dict[int
 
 def ask(
     model, tokenizer, rows: list[dict], settings: AskSettings, calculator: bool, labels: dict,
-    folder: Path | None = None, draws: decode.Draws | None = None,
+    folder: Path | None = None, draws: Draws | None = None,
 ) -> list[dict]:  # fmt: skip
     """Every row's question answered and graded; each result has `labels` ({"model": "tuned"}) and its split.
 

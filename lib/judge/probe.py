@@ -14,8 +14,9 @@ import torch
 
 from lib.data import chat, sources, texts
 from lib.grade import stats
-from lib.judge import answers, decode, evaluate
+from lib.judge import answers, evaluate
 from lib.judge.answers import column, grouped
+from lib.judge.sampling import Draws
 from lib.run import runs
 from lib.run.settings import ProbeSettings, SettingsError
 
@@ -148,13 +149,13 @@ def together(found: Iterable[dict], way: str) -> list[dict]:
     return [result for arm in found for result in arm[way]]
 
 
-def draws(rows: Sequence[dict], settings: ProbeSettings) -> decode.Draws:
+def draws(rows: Sequence[dict], settings: ProbeSettings) -> Draws:
     """A stream of random numbers for each row and sample, by seed, id and sample number: no other row matters."""
     numbers = np.empty((len(rows), settings.max_new_tokens))
     for place, row in enumerate(rows):
         id = int.from_bytes(hashlib.sha256(row["id"].encode()).digest()[:16])
         numbers[place] = np.random.default_rng([settings.sample_seed, row["sample"], id]).random(numbers.shape[1])
-    return decode.Draws(torch.from_numpy(numbers), settings.temperature, settings.top_p)
+    return Draws(torch.from_numpy(numbers), settings.temperature, settings.top_p)
 
 
 def bits(model, tokenizer, pieces: list[str], settings: ProbeSettings) -> list[dict]:

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2
 from lib.data import chat, tasks
 from lib.engine import llamacpp
 from lib.engine.marks import Marks
-from lib.judge import decode, evaluate
+from lib.judge import decode, evaluate, sampling
 from lib.run.paths import ROOT
 
 TINY = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -67,9 +67,9 @@ def test_the_embedded_bases_answers_are_generates(tokenizer, prompts, calculator
 
 
 # --- sampling ---------------------------------------------------------------------------------------------------------
-def of_seed(rows: int, tokens: int, temperature: float = 0.8, top_p: float = 0.95) -> decode.Draws:
+def of_seed(rows: int, tokens: int, temperature: float = 0.8, top_p: float = 0.95) -> sampling.Draws:
     numbers = torch.from_numpy(np.random.default_rng(11).random((rows, tokens)))
-    return decode.Draws(numbers, temperature, top_p)
+    return sampling.Draws(numbers, temperature, top_p)
 
 
 @pytest.mark.parametrize("calculator", [True, False])
@@ -109,11 +109,11 @@ def test_tokens_are_drawn_as_often_as_their_probability_says(temperature, top_p)
 
 def test_a_flat_distribution_is_drawn_from_beyond_the_likeliest():
     scores = torch.linspace(0, 0.001, 4096).flip(0)[None]
-    shares, ids = decode.nucleus(scores, 1.0, 0.5)
+    shares, ids = sampling.nucleus(scores, 1.0, 0.5)
     kept = ids[0][shares[0] > 0]
     assert kept.tolist() == list(range(len(kept))) and abs(len(kept) - 2048) <= 8
-    likely = decode.nucleus(scores * 1e6, 1.0, 0.5)
-    assert likely[0].shape == (1, decode.NUCLEUS) and likely[1][0][likely[0][0] > 0].tolist() == [0, 1, 2]
+    likely = sampling.nucleus(scores * 1e6, 1.0, 0.5)
+    assert likely[0].shape == (1, sampling.NUCLEUS) and likely[1][0][likely[0][0] > 0].tolist() == [0, 1, 2]
 
 
 def test_smollm2s_answers_are_generates_but_for_near_ties():
