@@ -231,7 +231,7 @@ def mean_share(
     if error > 1e-12:
         effective = mean * (1 - mean) / error**2
         if far.sum() ** 2 < FEWEST_EVENTS * (far @ far):
-            effective = min(effective, tries * clusters)
+            effective = min(effective, tries * n)
     critical = float(t.ppf((1 + confidence) / 2, clusters - 1))
     return Interval(mean, *_score_limits(mean, effective, critical), n, warning)
 
