@@ -29,7 +29,7 @@ WORDINGS = {
     "instruction 3": "You are a careful analyst. Give your reasoning first and then, on a line of its own that begins "
                      "with ####, nothing but the result.",
 }  # fmt: skip
-PIECES, PIECE, SHORTEST = 100, 600, 200  # of the general text: how many are read, of how many characters
+PIECES, PIECE, SHORTEST = 100, 400, 150  # of the general text: how many are read, of how many characters
 MANUAL = "Python's manual (pydoc_data.topics of the standard library, PSF licence)"
 
 
@@ -367,7 +367,7 @@ def second_task_text(rows: Sequence[dict]) -> list[dict[str, str]]:
 
 
 def bits_text(row: dict) -> str:
-    """`base 1.213 -> tuned 1.250 bits a byte: +0.037 [+0.031, +0.043], 100 pieces, 36,110 bytes`."""
+    """`base 1.213 -> tuned 1.250 bits a byte: +0.037 [+0.031, +0.043], 100 pieces, 28,110 bytes`."""
     return (f"base {row['base']:.3f} -> tuned {row['tuned']:.3f} bits a byte: {answers.loss_difference(row)}, "
             f"{row['rows']} pieces, {row['tokens']:,} bytes")  # fmt: skip
 

@@ -73,14 +73,14 @@ def test_without_golds_nothing_is_asked_and_the_text_is_read_all_the_same(tmp_pa
     stage = opened(tmp_path / "out", samples=2, general_text=str(text))
     asked = probe.questions(stage, data, tokenizer)
     assert asked.greedy == asked.sampled == [] and stage.external.keys() == {str(text)}
-    assert asked.about["general text"] == "3 of 3 pieces of mine.txt"
+    assert asked.about["general text"] == "4 of 4 pieces of mine.txt"
     assert " ".join(asked.pieces) == ("Prose of a few words. " * 70).strip()
     text.write_text("short\n")
-    with pytest.raises(SettingsError, match="has no two paragraphs of 200 characters that fit max_length = 640 tokens"):
+    with pytest.raises(SettingsError, match="has no two paragraphs of 150 characters that fit max_length = 640 tokens"):
         probe.questions(stage, data, tokenizer)
     model = LlamaForCausalLM(LlamaConfig.from_pretrained(ROOT / "data/base", num_hidden_layers=1)).eval()
     found = probe.ask(model, tokenizer, asked, stage.settings, "tuned")
-    assert found["greedy"] == found["sampled"] == [] and len(found["bits"]) == 3
+    assert found["greedy"] == found["sampled"] == [] and len(found["bits"]) == 4
 
 
 def test_the_second_task_is_read_from_files_and_graded(tmp_path, data, tokenizer, published_data):
