@@ -106,13 +106,12 @@ def _general_text(stage: runs.Stage, tokenizer) -> tuple[list[str], str]:
     else:
         documents, name = texts.documents(stage.uses(path)), Path(path).name
     pieces = [piece for document in documents for piece in pieces_of(document)]
-    places = np.linspace(0, len(pieces) - 1, min(PIECES, len(pieces))).round().astype(int)
-    chosen = [pieces[place] for place in places]
-    fitting = [piece for piece in chosen if len(tokenizer.encode(piece)) < most]
+    fitting = [piece for piece in pieces if len(tokenizer.encode(piece)) < most]
     if len(fitting) < 2:
         raise SettingsError([f"general_text = {path!r}: has no two paragraphs of {SHORTEST} characters that fit "
                              f"max_length = {most} tokens: name another"])  # fmt: skip
-    return fitting, f"{len(fitting)} of {len(pieces)} pieces of {name}"
+    places = np.linspace(0, len(fitting) - 1, min(PIECES, len(fitting))).round().astype(int)
+    return [fitting[place] for place in places], f"{len(places)} of {len(pieces)} pieces of {name}"
 
 
 def pieces_of(document: str) -> list[str]:
