@@ -66,6 +66,7 @@ DataDir = Annotated[Path | None, Option(help="File or folder of local data: gsm8
 Rehearse = Annotated[bool, Option("--rehearse", help="Walk the whole path, small, on the embedded base.")]
 Force = Annotated[bool, Option("--force", help="Run stages again though nothing changed.")]
 Export = Annotated[bool, Option("--export", help="Then merge and quantise (builds llama.cpp once).")]
+Probe = Annotated[bool, Option("--probe", help="Then sample, reword, and look for what was forgotten (notebook 32).")]
 Submit = Annotated[bool, Option("--submit", help="Create it; without, it is only shown.")]
 Outputs = Annotated[Path | None, Option(help="Folder for runs, instead of the project's outputs/.")]
 Question = Annotated[str, Argument(help="What to ask.")]
@@ -75,7 +76,7 @@ Port = Annotated[int, Option(min=0, max=65535, help="Port on 127.0.0.1; 0 takes 
 @app.command(rich_help_panel=MAKE)
 def run(preset: Preset, run: RunName = None, settings: Set = None, data_dir: DataDir = None,
         rehearse: Rehearse = False, outputs: Outputs = None, force: Force = False,
-        export: Export = False) -> None:  # fmt: skip
+        probe: Probe = False, export: Export = False) -> None:  # fmt: skip
     """Prepare, train, evaluate and compare; what is complete already is skipped."""
 
     def check(settings: TrainSettings) -> None:
@@ -89,7 +90,7 @@ def run(preset: Preset, run: RunName = None, settings: Set = None, data_dir: Dat
 
     preset, run, overrides, rehearse = _asked(preset, run, settings, data_dir, rehearse)
     summary = execute.run(
-        preset, run, overrides, rehearse, _absolute(outputs), force, export=export, check=check)
+        preset, run, overrides, rehearse, _absolute(outputs), force, export=export, probe=probe, check=check)
     if repo_id := summary.settings.push_to_hub:
         public = not summary.settings.hub_private_repo
         push(summary.run_folder.name, repo_id, public, summary.run_folder.parent)

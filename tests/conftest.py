@@ -92,7 +92,7 @@ def write_run():
                     stage.finish(accuracy=accuracy, headline={"test": f"took {time.perf_counter()} s"})
                 case "pretrain":
                     stage.finish()
-                case "compare" | "export":
+                case "compare" | "probe" | "export":
                     stage.input("evaluate" if stage.request.stage == "compare" else "train")
                     stage.finish(runs=[name], eval_rows=resolved.settings.eval_rows)
         return Path(outputs) / name

@@ -77,7 +77,9 @@ def test_settings_on_the_command_line_reach_the_pipeline(sharpen, asked, tmp_pat
     overrides = {"learning_rate": "1e-4", "base_model": "a=b", "data_dir": str(tmp_path / "here")}
     overrides |= {"benchmarks": f"{tmp_path}/one.jsonl,{tmp_path}/sub/two.jsonl", "llama_cpp_path": "None"}
     ((arguments, named),) = asked
-    assert arguments == ("demo", "x", overrides, True, tmp_path / "out", True) and named["export"] is False
+    assert arguments == ("demo", "x", overrides, True, tmp_path / "out", True)
+    assert named["export"] is named["probe"] is False
+    assert sharpen("run", "demo", "--probe")[0] == 0 and asked[-1][1]["probe"]
 
 
 def test_a_setting_is_given_once_and_all_that_is_wrong_is_told_at_once(sharpen, asked):

@@ -40,6 +40,8 @@ TESTED = {  # a command of the pages -> the test that does what it says; setting
     "sharpen export-task demo": "ship/test_task.py::test_the_command_writes_the_test_that_the_run_asked",
     "sharpen grade answers.jsonl --out verdicts.jsonl":
         "test_cli.py::test_verdicts_are_written_in_the_order_of_the_answers",
+    "python tests/benchmarks/bench_pass.py":
+        "grade/test_stats.py::test_the_interval_of_pass_at_k_covers_95_percent",
     "sharpen sweep demo --grid r=8,32 --seeds 3":
         "pipeline/test_sweep.py::test_a_rehearsed_sweep_measures_its_cell_and_is_skipped_the_second_time",
     "sharpen serve demo": SERVED,

@@ -77,6 +77,23 @@ def pairs(folder, random) -> None:
     ])  # fmt: skip
 
 
+def probed(run_folder) -> None:
+    """Notebook 32 kept every answer, and says that it is a rehearsal wherever it is read."""
+    sampled, greedy = (
+        [json.loads(line) for line in (run_folder / f"probe/{name}.jsonl").open()] for name in ("samples", "answers")
+    )
+    assert len({(row["id"], row["model"], row["sample"]) for row in sampled}) == len(sampled) == 2 * 12 * 3
+    assert len(greedy) == 2 * (4 * 12 + 6) and {row["model"] for row in greedy} == {"base", "tuned"}
+    summary = json.loads((run_folder / "probe/summary.json").read_text())
+    assert {(row["model"], row["k"]) for row in summary["curves"]} == {(m, k) for m in ("base", "tuned") for k in
+                                                                       (1, 2, 3)}  # fmt: skip
+    assert summary["general_text"]["rows"] == 100 and [row["task"] for row in summary["second_task"]] == ["quant_tasks"]
+    headline = runs.read(run_folder, "probe")["metrics"]["headline"]
+    assert {"pass@3 (rehearsal, no result)", "general text (rehearsal, no result)"} <= headline.keys()
+    report = (run_folder / "report.html").read_text(encoding="utf-8")
+    assert "Probe what training brought" in report and "Asked otherwise, and what was forgotten" in report
+
+
 @pytest.mark.parametrize(("preset", "files", "graded"), [
     ("llama32_1b_news", news, False), ("qwen_14b_finance", finance, False), ("tinyllama_gsm8k", grade_school, True),
     ("trader_dpo", pairs, False),
@@ -84,9 +101,13 @@ def pairs(folder, random) -> None:
 def test_a_preset_runs_from_its_files_to_its_report(preset, files, graded, tmp_path):
     (tmp_path / "data").mkdir()
     files(tmp_path / "data", random.Random(5))
-    overrides = {"data_dir": str(tmp_path / "data")}
-    done = execute.run(preset, overrides=overrides, rehearse=True, outputs=tmp_path)
-    assert [state for _, state, _ in done.stages] == ["done"] * 4
+    overrides, probe = {"data_dir": str(tmp_path / "data")}, preset == "tinyllama_gsm8k"
+    if probe:
+        overrides |= {"samples": 3, "also_ask": "quant_tasks:6", "calculator": "both"}
+    done = execute.run(preset, overrides=overrides, rehearse=True, outputs=tmp_path, probe=probe)
+    assert [state for _, state, _ in done.stages] == ["done"] * (4 + probe)
+    if probe:
+        probed(done.run_folder)
     train = runs.read(done.run_folder, "train")
     assert train["metrics"]["steps"] == 6 and train["settings"]["base_model"] == "data/base"
     summary = json.loads((done.run_folder / "eval/summary.json").read_text())

@@ -5,11 +5,12 @@ Scores are shares from 0 to 1. Heavy imports live inside the functions.
 
 import math
 from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
 FEWEST_CLUSTERS = 10
+FEWEST_EVENTS = 20  # questions off the nearer end (Kish's effective number), below which their spread says little
 
 
 @dataclass(frozen=True)
@@ -156,6 +157,122 @@ def clustered(values: Sequence[float], groups: Sequence[Hashable], confidence: f
     if error > 1e-12:
         effective = min(float(n), mean * (1 - mean) / error**2)
     return Interval(mean, *_score_limits(mean, effective, critical), n, warning)
+
+
+def pass_at_k(right: Sequence[int], samples: int, k: int) -> list[float]:
+    """Each question's chance that k of its `samples`, drawn without replacement, hold a right one.
+
+    1 - C(n - c, k) / C(n, k), the unbiased estimator (Chen et al. 2021, arXiv:2107.03374); `right`: c of each."""
+    from scipy.stats import hypergeom
+
+    if not 1 <= k <= samples or not all(0 <= count <= samples for count in right):
+        raise ValueError(f"pass@k needs 1 <= k <= samples and 0 <= right <= samples; got k={k}, samples={samples}")
+    return [1 - float(hypergeom.pmf(0, samples, count, k)) for count in right]
+
+
+def majority_at_k(votes: Sequence[Hashable | None], right: Iterable[Hashable], k: int) -> float:
+    """The chance that the most frequent answer among k of a question's samples is one of the `right` ones.
+
+    Exact over all sets of k that can be drawn without replacement; answers that tie share the win. None is a
+    sample without an answer: it is drawn, but has no vote, and where nobody votes nothing is right."""
+    if not 1 <= k <= len(votes):
+        raise ValueError(f"majority@k needs 1 <= k <= samples; got k={k}, samples={len(votes)}")
+    counts = Counter(votes)
+    silent = counts.pop(None, 0)
+    wins = 0.0
+    for answer in set(right) & counts.keys():
+        others = [count for name, count in counts.items() if name != answer]
+        for most in range(1, min(k, counts[answer]) + 1):
+            below = sum(count for count in others if count < most)  # these can neither win nor tie
+            ways = _ways([count for count in others if count >= most], silent + below, k - most, most)
+            wins += math.comb(counts[answer], most) * sum(count / (1 + ties) for ties, count in ways.items())
+    return wins / math.comb(len(votes), k)
+
+
+def _ways(others: list[int], silent: int, drawn: int, most: int) -> Counter:
+    """{ties: in how many ways `drawn` samples give no other answer more than `most`, and so many just as many}."""
+    ways = Counter({(drawn - none, 0): math.comb(silent, none) for none in range(min(silent, drawn) + 1)})
+    for count in others:
+        grown: Counter = Counter()
+        for (left, ties), before in ways.items():
+            for taken in range(min(left, count, most) + 1):
+                grown[left - taken, ties + (taken == most)] += before * math.comb(count, taken)
+        ways = grown
+    return Counter({ties: count for (left, ties), count in ways.items() if left == 0})
+
+
+def mean_share(
+    values: Sequence[float], groups: Sequence[Hashable] | None = None, tries: float = 1.0, confidence: float = 0.95
+) -> Interval:
+    """Interval of a mean of values from 0 to 1, one a question, such as its pass@k.
+
+    Wilson's, with the size that a share of this (cluster-robust) error would have, as in `clustered`. Where few
+    questions are off the nearer end, their spread says little: the size is then at most `tries` a question
+    (where none is, one a group). Of pass@k with n samples that is n / k: Hoeffding (1948) bounds its variance
+    by k / n of a single try's. `tests/benchmarks/bench_pass.py` prints the coverage."""
+    import numpy as np
+    from scipy.stats import t
+
+    scores = np.asarray(values, dtype=float)
+    n = len(scores)
+    if n < 2 or scores.min() < 0 or scores.max() > 1:
+        raise ValueError(f"an interval needs at least 2 values, each from 0 to 1; got {n} values")
+    mean = float(scores.mean())
+    sums = _sums(scores - mean, groups)
+    clusters = len(sums)
+    if clusters < 2:
+        raise ValueError("one group shows nothing about the spread between groups; got 1, need at least 2")
+    warning = None
+    if clusters < FEWEST_CLUSTERS:
+        warning = f"only {clusters} groups: too few to trust the width"
+    error = math.sqrt(clusters / (clusters - 1) * float(sums @ sums)) / n
+    far = np.where(mean <= 0.5, scores, 1 - scores)  # from the nearer end
+    effective = float(clusters)  # all alike: nothing shows whether what belongs together moves together
+    if error > 1e-12:
+        effective = mean * (1 - mean) / error**2
+        if far.sum() ** 2 < FEWEST_EVENTS * (far @ far):
+            effective = min(effective, tries * n)
+    critical = float(t.ppf((1 + confidence) / 2, clusters - 1))
+    return Interval(mean, *_score_limits(mean, effective, critical), n, warning)
+
+
+def _sums(values, groups: Sequence[Hashable] | None):
+    """The sum of each group's values; without groups each value is its own."""
+    import numpy as np
+    import pandas as pd
+
+    if groups is None:
+        return values
+    codes, _ = pd.factorize(pd.Series(groups, dtype=object))
+    return np.bincount(codes, values)
+
+
+def paired_means(a: Sequence[float], b: Sequence[float], confidence: float = 0.95) -> Interval:
+    """Interval of the mean difference b - a of two values from 0 to 1 on the same questions.
+
+    Bonett and Price's (2012, J. Educ. Behav. Stat. 37:479): one more difference each way, as large as the largest
+    (as 1 where none is), and then the usual interval, which so has width where nothing changed."""
+    import numpy as np
+    from scipy.stats import t
+
+    if len(a) != len(b) or len(a) < 2:
+        raise ValueError(f"pairs need two equally long lists of at least 2; got {len(a)} and {len(b)}")
+    differences = np.asarray(b, dtype=float) - np.asarray(a, dtype=float)
+    n, most = len(differences), float(np.abs(differences).max()) or 1.0
+    padded = np.append(differences, [most, -most])
+    centre, half = float(padded.mean()), float(padded.std()) / math.sqrt(n + 2) * float(t.ppf((1 + confidence) / 2, n))
+    return Interval(float(differences.mean()), max(-1.0, centre - half), min(1.0, centre + half), n)
+
+
+def cochran(verdicts: Sequence[Sequence[bool]]) -> float:
+    """p-value of Cochran's Q: do several ways to ask the same questions differ in accuracy? (1.0 if none changed.)
+
+    A row a question, a column a way; the large-sample chi-square form."""
+    from statsmodels.stats.contingency_tables import cochrans_q
+
+    if all(len(set(row)) == 1 for row in verdicts):
+        return 1.0
+    return float(cochrans_q([list(map(int, row)) for row in verdicts]).pvalue)
 
 
 def detectable(n: int, discordance: float, power: float = 0.8, alpha: float = 0.05) -> float:

@@ -1,5 +1,5 @@
-"""Greedy decoding on a CPU: adapter and rounded base folded into one plain copy, one cache for all
-rows of a batch, and rows that leave when they have ended, so that waiting ones enter."""
+"""Decoding on a CPU: adapter and rounded base folded into one plain copy, one cache for all rows of a
+batch, and rows that leave when they have ended, so that waiting ones enter. Greedy, or by draws."""
 
 import copy
 import platform
@@ -21,6 +21,7 @@ from transformers.cache_utils import StaticLayer
 from transformers.masking_utils import sdpa_mask
 
 from lib.engine.marks import Marks
+from lib.judge.sampling import Draws
 from lib.run import memory
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
@@ -267,10 +268,10 @@ class _Row:
 @torch.inference_mode()
 def answers(
     model: torch.nn.Module, prompts: list[list[int]], max_new_tokens: int, batch_size: int, ends: Collection[int],
-    filling: Marks | None = None, tell: Callable[[int], None] = lambda ended: None,
+    filling: Marks | None = None, tell: Callable[[int], None] = lambda ended: None, draws: Draws | None = None,
     beginning: Beginning = (), stopped: Callable[[list[int]], bool] = lambda new: False,
 ) -> list[list[int]]:  # fmt: skip
-    """The new token ids of each prompt, greedy, by a model of `folded`: through an end, or cut.
+    """The new token ids of each prompt by a model of `folded`, greedy or by draws: through an end, or cut.
 
     `beginning`: `read` of the first tokens of all prompts. `stopped` says of what was written whether
     it has ended. `batch_size` rows at once; when a quarter of them have ended, waiting ones enter.
@@ -284,9 +285,9 @@ def answers(
         free = batch_size - len(rows)
         if waiting and (not rows or 4 * free >= batch_size):
             entering = [waiting.popleft() for _ in range(min(free, len(waiting)))]
-            rows += _enter(model, cache, len(rows), entering, filling)
+            rows += _enter(model, cache, len(rows), entering, filling, draws)
         else:
-            for row, choice in zip(rows, _choices(model, cache, rows)):
+            for row, choice in zip(rows, _choices(model, cache, rows, draws)):
                 row.write(choice, filling)
         ended = [
             place for place, row in enumerate(rows)
@@ -306,8 +307,8 @@ def answers(
 
 
 def _enter(
-    model, cache: _Cache, first: int, entering: list[tuple[int, list[int]]], filling: Marks | None
-) -> list[_Row]:  # fmt: skip
+    model, cache: _Cache, first: int, entering: list[tuple[int, list[int]]], filling: Marks | None, draws: Draws | None
+) -> list[_Row]:
     """Read prompts into the cache's rows from `first` on, and write the first token of each."""
     own = [torch.tensor(prompt[cache.skipped :]) for _, prompt in entering]
     ids, lengths = pad_sequence(own, batch_first=True), torch.tensor(list(map(len, own)))  # (B, T), (B,)
@@ -318,19 +319,18 @@ def _enter(
         use_cache=True, beginning=cache.beginning,
     ).last_hidden_state  # (B, T, C)  # fmt: skip
     last = hidden[torch.arange(len(entering)), lengths - 1]  # (B, C)
-    choices = model.get_output_embeddings()(last).argmax(-1).tolist()
     for layer, new in zip(cache.layers, read.layers):
         layer.enter(first, new.keys, new.values)
     rows = [_Row(index, prompt) for index, prompt in entering]
-    for row, choice in zip(rows, choices):
+    for row, choice in zip(rows, _pick(model.get_output_embeddings()(last), rows, draws)):
         if filling:  # a prompt may end in an open mark
             row.forced = filling.value(row.prompt)
         row.write(choice, filling)
     return rows
 
 
-def _choices(model, cache: _Cache, rows: list[_Row]) -> list[int]:
-    """The likeliest token after each row's last one, which is read into the cache."""
+def _choices(model, cache: _Cache, rows: list[_Row], draws: Draws | None) -> list[int]:
+    """The token chosen after each row's last one, which is read into the cache."""
     ids = torch.tensor([row.new[-1:] for row in rows])  # (B, 1)
     places = torch.tensor([len(row.prompt) + len(row.new) - 1 for row in rows]) - cache.skipped
     for layer in cache.layers:
@@ -340,4 +340,11 @@ def _choices(model, cache: _Cache, rows: list[_Row]) -> list[int]:
         input_ids=ids, attention_mask=seen[:, None, None], position_ids=cache.skipped + places[:, None],
         past_key_values=cache, use_cache=True, beginning=cache.beginning,
     ).last_hidden_state  # (B, 1, C)  # fmt: skip
-    return model.get_output_embeddings()(hidden[:, -1]).argmax(-1).tolist()
+    return _pick(model.get_output_embeddings()(hidden[:, -1]), rows, draws)
+
+
+def _pick(logits: torch.Tensor, rows: list[_Row], draws: Draws | None) -> list[int]:
+    """The next token of each row: the likeliest, or by its draw."""
+    if draws is None:
+        return logits.argmax(-1).tolist()
+    return draws.tokens(logits, [row.index for row in rows], [len(row.new) for row in rows])

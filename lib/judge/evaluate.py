@@ -1,4 +1,4 @@
-"""Questions through a model: greedy answers, with a calculator or not, graded; losses of the rows' own."""
+"""Questions through a model: answers, with a calculator or not, graded; losses of the rows' own."""
 
 import json
 import math
@@ -17,8 +17,9 @@ from lib.engine.marks import WINDOW, Marks
 from lib.grade import scoring
 from lib.judge import decode
 from lib.judge.answers import calculator_text, column
+from lib.judge.sampling import Drawing, Draws
 from lib.run import disk, memory, progress, runs
-from lib.run.settings import EvaluateSettings, ExportSettings, TrainSettings
+from lib.run.settings import EvaluateSettings, ExportSettings, ProbeSettings, TrainSettings
 from lib.run.stages import STAGES
 
 CALCULATORS = {"both": (True, False), "on": (True,), "off": (False,)}  # what the setting stands for
@@ -26,7 +27,7 @@ PART = 4  # batches of `decode` whose answers are journaled together, so that ro
 LOGITS = 2**27  # of a batch whose loss is read; a large vocabulary's take more memory than the model
 ANSWER = {"completion", "tokens", "finished"}
 
-AskSettings = TrainSettings | EvaluateSettings | ExportSettings  # all of these stages ask
+AskSettings = TrainSettings | EvaluateSettings | ProbeSettings | ExportSettings  # all of these stages ask
 
 
 def questions(data: Path, settings: EvaluateSettings) -> tuple[dict[str, list], list[dict], list[dict]]:
@@ -73,9 +74,9 @@ class Calculator(LogitsProcessor):
 def generate(
     model, tokenizer, prompts: list[list[int]], max_new_tokens: int, batch_size: int,
     calculator: bool, tell: Callable[[int], None] = lambda done: None, kinds: list[str] | None = None,
-    journal: Path | None = None, stop: str = "",
+    journal: Path | None = None, stop: str = "", draws: Draws | None = None,
 ) -> list[dict]:  # fmt: skip
-    """Greedy answers to token-id prompts, in their order: {"completion", "tokens", "finished"} each.
+    """Answers to token-id prompts, in their order: {"completion", "tokens", "finished"} each; greedy, or by draws.
 
     Prompts of the same kind and of similar length are asked together, as their answers end together.
     `finished` is False for an answer cut off at `max_new_tokens`. On a CPU a folded copy of the model
@@ -115,13 +116,13 @@ def generate(
         if start in answered:
             answers += answered[start]
             continue
-        asked = [prompts[i] for i in part]
+        asked, own = [prompts[i] for i in part], draws and draws.of(part)
         if why_not:
-            new = _by_generate(model, tokenizer, asked, max_new_tokens, batch_size, filling, so_far, stop)
+            new = _by_generate(model, tokenizer, asked, max_new_tokens, batch_size, filling, so_far, stop, own)
         else:
             ends = chat.end_ids(tokenizer)
             new = decode.answers(
-                model, asked, max_new_tokens, batch_size, ends, filling, so_far, beginning, stopped
+                model, asked, max_new_tokens, batch_size, ends, filling, so_far, own, beginning, stopped
             )
         written = [_answer(tokens, tokenizer, stop) for tokens in new]
         if journal:
@@ -153,7 +154,7 @@ def _answer(new: list[int], tokenizer, stop: str = "") -> dict:
 
 def _by_generate(
     model, tokenizer, prompts: list[list[int]], max_new_tokens: int, batch_size: int, filling: Marks | None,
-    tell: Callable[[int], None] = lambda ended: None, stop: str = "",
+    tell: Callable[[int], None] = lambda ended: None, stop: str = "", draws: Draws | None = None,
 ) -> list[list[int]]:  # fmt: skip
     """The new token ids of each prompt, padding after an end included; batches are left-padded."""
     device, new, stopping = next(model.parameters()).device, [], {}
@@ -164,6 +165,8 @@ def _by_generate(
         ids = _padded(batch, tokenizer.pad_token_id, "left")
         mask = _padded([[1] * len(prompt) for prompt in batch], 0, "left")
         processors = LogitsProcessorList()
+        if draws:
+            processors.append(Drawing(draws.of(range(start, start + len(batch))), ids.shape[1]))
         if filling:
             processors.append(Calculator(filling, len(batch)))
         output = model.generate(
@@ -201,7 +204,7 @@ def _read_journal(journal: Path | None, parts: dict[int, list[int]]) -> dict[int
 
 def ask(
     model, tokenizer, rows: list[dict], settings: AskSettings, calculator: bool, labels: dict,
-    folder: Path | None = None,
+    folder: Path | None = None, draws: Draws | None = None,
 ) -> list[dict]:  # fmt: skip
     """Every row's question answered and graded; each result has `labels` ({"model": "tuned"}) and its split.
 
@@ -221,7 +224,7 @@ def ask(
 
     with memory.memory_told("evaluate", settings):
         answers = generate(model, tokenizer, prompts, settings.max_new_tokens, settings.eval_batch_size,
-                           calculator, tell, [row["kind"] for row in rows], journal, stop)  # fmt: skip
+                           calculator, tell, [row["kind"] for row in rows], journal, stop, draws)  # fmt: skip
     results = []
     for row, answer in zip(rows, answers):
         *_, question, reference = (message["content"] for message in row["messages"])
@@ -240,16 +243,20 @@ def _verdict(answer: dict, gold: dict) -> dict:
     return asdict(verdict) | {"within": within}
 
 
-@torch.inference_mode()
 def losses(model, tokenizer, rows: list[dict], settings: AskSettings, stage: str = "evaluate") -> list:
     """Each row's summed negative log-likelihood in nats, in the rows' order.
 
     {"loss", "tokens"} of its answer (end token included), and {"loss_with_prompt", "tokens_with_prompt"} of
     all that follows the row's first token."""
+    return losses_of(model, tokenizer, [chat.encode(row, tokenizer) for row in rows], settings, stage)
+
+
+@torch.inference_mode()
+def losses_of(model, tokenizer, encoded: list[dict], settings: AskSettings, stage: str = "evaluate") -> list:
+    """`losses` of what is tokenised already: {"input_ids", "labels"} each, as `chat.encode` gives them."""
     device = next(model.parameters()).device
     batch_size = getattr(settings, STAGES[stage].memory[0])
-    encoded = [chat.encode(row, tokenizer) for row in rows]
-    order = sorted(range(len(rows)), key=lambda i: len(encoded[i]["input_ids"]))
+    order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]["input_ids"]))
     results = {}
     while order:
         batch = order[:batch_size]
@@ -271,8 +278,8 @@ def losses(model, tokenizer, rows: list[dict], settings: AskSettings, stage: str
                 "loss": float(loss[own].sum()), "tokens": int(own.sum()),
                 "loss_with_prompt": float(loss[whole].sum()), "tokens_with_prompt": int(whole.sum()),
             }  # fmt: skip
-        progress.tell(len(results), len(rows), "rows' own answers read")
-    return [results[i] for i in range(len(rows))]
+        progress.tell(len(results), len(encoded), "rows' own answers read")
+    return [results[i] for i in range(len(encoded))]
 
 
 def perplexity(found: list[dict], of: str = "") -> dict:

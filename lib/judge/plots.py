@@ -222,6 +222,32 @@ def tolerance_curve(errors_by_model: Mapping[str, Sequence[float]], rehearse: bo
     return figure
 
 
+def pass_curves(rows: Sequence[dict], rehearse: bool = False) -> Picture:
+    """pass@k with its 95 % intervals, and the majority of k (open, dotted), by k; a colour an arm.
+
+    `rows`: of `probe.curves`. Curves that meet say that the other model knew the answers too, if seldom."""
+    figure = _picture(8, 4.4, "Right among k sampled answers", rehearse)
+    axis, arms, counts = figure.subplots(), list(grouped(rows, "model")), sorted({row["k"] for row in rows})
+    for (arm, score), own in grouped(rows, "model", "score").items():
+        look = {"color": _colour(arm, arms), "marker": MARKERS[arms.index(arm)]}
+        shift = 1 + 0.03 * (arms.index(arm) - (len(arms) - 1) / 2)  # bars must not hide each other
+        places, (values, reach) = [row["k"] * shift for row in own], _estimates(own, "estimate")
+        if score == "pass":
+            axis.errorbar(places, values, yerr=reach, **POINTS | {"linestyle": "-"}, **look, label=f"{arm}: pass@k")
+        else:
+            axis.plot(places, values, ":", fillstyle="none", **look, label=f"{arm}: majority of k")
+    axis.set(xscale="log", ylim=(-0.02, 1.02), ylabel="questions")
+    axis.set_xticks(counts, counts)
+    axis.minorticks_off()
+    axis.yaxis.set_major_formatter(_percent())
+    axis.grid(**GRID)
+    if rows:
+        sizes = f"n = {rows[0]['n']} questions, {rows[0]['samples']} samples each"
+        axis.set_xlabel(f"k, of {sizes} (bars: 95 % intervals over questions)")
+        figure.legend(loc=BELOW, ncols=min(4, 2 * len(arms)), **LEGEND)
+    return figure
+
+
 def paired_change(
     paired: Sequence[dict], title: str = "Change in accuracy from base to tuned, on the same questions",
     rehearse: bool = False,

@@ -10,7 +10,7 @@ from lib.run.stages import IN_EVERY_RUN, STAGES
 
 Manifests = dict[str, dict]  # stage -> its manifest
 
-MADE_FROM = {"train": "prepare", "evaluate": "train", "compare": "evaluate", "export": "train"}
+MADE_FROM = {"train": "prepare", "evaluate": "train", "compare": "evaluate", "probe": "train", "export": "train"}
 FIGURE, FIGURE_BYTES = "accuracy_by_kind.png", 8 << 20
 ADAPTERS = {"ia3": "IA3", "prefix_tuning": "prefix tuning"}
 # What is raised by a file that has its manifest's hash, but was written by no notebook of ours.
@@ -150,17 +150,31 @@ def _figures(text: str) -> str:
 
 def _figure(run_folder: Path, manifests: Manifests) -> str:
     """The picture of accuracies by kind, whole in the page; none where nothing was graded."""
-    if FIGURE not in manifests["compare"]["outputs"]:
+    about = "Right answers by kind of question, of base and tuned model, with 95 % intervals"
+    return _picture(run_folder, manifests, "compare", FIGURE, about)
+
+
+def _picture(run_folder: Path, manifests: Manifests, stage: str, name: str, about: str) -> str:
+    """A picture that a stage wrote, whole in the page; nothing where it wrote none."""
+    if name not in manifests[stage]["outputs"]:
         return ""
-    path = runs.output(run_folder, "compare", FIGURE)
+    path = runs.output(run_folder, stage, name)
     with open(path, "rb") as file:
         picture = file.read(FIGURE_BYTES + 1)
     if len(picture) > FIGURE_BYTES or not picture.startswith(b"\x89PNG"):
         limit = f"{FIGURE_BYTES >> 20} MiB"
-        raise runs.RunError(f"{path} is no PNG of at most {limit}: run 31_compare again")
-    about = "Right answers by kind of question, of base and tuned model, with 95 % intervals"
+        raise runs.RunError(f"{path} is no PNG of at most {limit}: run {STAGES[stage].notebook} again")
     source = f"data:image/png;base64,{base64.b64encode(picture).decode()}"
     return f'<div class="wide"><img alt="{about}" src="{source}"></div>'
+
+
+def _probed(run_folder: Path, manifests: Manifests) -> str:
+    """What sampling, other wordings, a second task and a general text showed, and the curves of pass@k."""
+    figures = manifests["probe"]["metrics"].get("headline") or {}
+    page = "".join(f"<li>{html.escape(f'{name}: {text}')}</li>" for name, text in figures.items())
+    about = "Questions that k sampled answers solve, of base and tuned model, with 95 % intervals"
+    picture = _picture(run_folder, manifests, "probe", "pass_at_k.png", about)
+    return f"<h2>Asked otherwise, and what was forgotten</h2><ul>{page}</ul>{picture}"
 
 
 def _verdict(run_folder: Path, manifests: Manifests) -> str:
@@ -191,6 +205,7 @@ def _three(run_folder: Path, manifests: Manifests) -> str:
 PARTS = (
     ("evaluate", _sentence),
     ("compare", _figure),
+    ("probe", _probed),
     ("export", _verdict),
     ("evaluate", _three),
 )

@@ -20,7 +20,7 @@ from lib.run.paths import ROOT, default_run, in_project, run_name_problems
 from lib.run.presets import Resolved, resolve
 from lib.run.rules import unread
 from lib.run.settings import Settings, SettingsError, full_name
-from lib.run.stages import IN_EVERY_RUN, RUN_FIELDS, STAGES, notebook_of
+from lib.run.stages import IN_EVERY_RUN, ON_REQUEST, RUN_FIELDS, STAGES, notebook_of
 from lib.run.untrusted import redact, visible
 
 NOTEBOOK_FOLDER = ROOT / "notebooks"
@@ -59,18 +59,19 @@ class Job:
 def run(
     preset: str, run_name: str | None = None, overrides: dict[str, Any] | None = None, rehearse: bool = False,
     outputs: str | Path | None = None, force: bool = False, stages: Iterable[str] | None = None,
-    echo: Callable = print, export: bool = False, again: str | None = None,
+    echo: Callable = print, export: bool = False, again: str | None = None, probe: bool = False,
     check: Callable[[Settings], Any] = lambda settings: None,
 ) -> Summary:  # fmt: skip
     """Execute a preset's stages (all, or those named) into outputs/<run_name>; skip what is unchanged.
 
-    With `export` the tuned model is merged, converted and quantised in the end. `again`: the command that
+    With `export` the tuned model is merged, converted and quantised in the end, with `probe` it is sampled,
+    asked in other words and on another task. `again`: the command that
     goes on with it, if not `sharpen run`. `check` raises, before any stage, where later steps would fail.
     SettingsError before any kernel starts; RunError if another process runs the same run; StageFailed when
     a cell fails; KeyboardInterrupt after Ctrl-C, with the kernel and its children ended."""
     overrides, chosen = overrides or {}, list(IN_EVERY_RUN if stages is None else stages)
-    if export and "export" not in chosen:
-        chosen.append("export")
+    asked_for = {"probe": probe, "export": export}
+    chosen += [stage for stage in ON_REQUEST if asked_for[stage] and stage not in chosen]
     run_name = default_run(preset, rehearse) if run_name is None else run_name
     run_folder = Path(in_project(outputs or "outputs")).resolve() / run_name
     problems = run_name_problems(run_name)
@@ -78,7 +79,7 @@ def run(
         problems += _unread(chosen, overrides)
     resolved = _resolved(preset, overrides, rehearse, chosen, run_folder, problems)
     check(resolved.settings)
-    again = again or command(preset, run_name, overrides, rehearse, outputs, "export" in chosen)
+    again = again or command(preset, run_name, overrides, rehearse, outputs, chosen)
     job = Job(run_folder, resolved, set(overrides), again, force, echo)
     prefix = "REHEARSAL of " if rehearse else ""
     echo(f"{prefix}preset {preset}, run {run_name}: {', '.join(chosen)} -> {run_folder}")
@@ -109,7 +110,8 @@ def _unread(chosen: list[str], overrides: Iterable[str]) -> list[str]:
     for name, owners in unread(chosen, overrides).items():
         if name in RUN_FIELDS:
             continue
-        remedy = "add --export, or leave it out" if STAGES["export"].notebook in owners else "leave it out"
+        options = [f"add --{stage}" for stage in ON_REQUEST if STAGES[stage].notebook in owners]
+        remedy = ", or ".join([*options, "leave it out"])
         problems.append(f"{name!r} belongs to {owners}, which this run does not execute: {remedy}")
     return problems
 
@@ -163,9 +165,9 @@ def notebook_path(notebook: str) -> Path:
 
 def command(
     preset: str, run_name: str, overrides: dict[str, Any], rehearse: bool, outputs: str | Path | None,
-    export: bool = False,
+    stages: Iterable[str] = (),
 ) -> str:  # fmt: skip
-    """The shell command that goes on with a run."""
+    """The shell command that goes on with a run of these stages."""
     words = ["sharpen", "run", preset, "--run", run_name]
     for name, value in overrides.items():
         text = str(value)
@@ -176,8 +178,7 @@ def command(
         words += ["--set", f"{name}={text}"]
     if rehearse:
         words.append("--rehearse")
-    if export:
-        words.append("--export")
+    words += [f"--{stage}" for stage in ON_REQUEST if stage in stages]
     if outputs:
         words += ["--outputs", str(outputs)]
     return shlex.join(words)

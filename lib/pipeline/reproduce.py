@@ -11,7 +11,7 @@ from typing import Any
 from lib.pipeline import execute
 from lib.run import disk, packages, runs
 from lib.run.paths import ROOT, in_project
-from lib.run.stages import IN_EVERY_RUN, STAGES
+from lib.run.stages import IN_EVERY_RUN, ON_REQUEST, STAGES
 from lib.run.untrusted import visible
 
 # No results: time and memory, the runs' names, interruptions, and texts that repeat the figures.
@@ -33,14 +33,15 @@ def reproduce(run_name: str, outputs: str | Path | None = None, echo: Callable =
     first, again = (runs.run_folder_of(outputs, name) for name in (run_name, f"{run_name}-reproduced"))
     manifests = finished(first)
     settings = {}
-    stages = [stage for stage in manifests if stage != "export"]
+    stages = [stage for stage in manifests if stage not in ON_REQUEST]
     for stage in stages:
         settings |= runs.made_with(manifests[stage])
     preset, rehearse = manifests["prepare"]["preset"], manifests["prepare"]["rehearse"]
     execute.run(preset, again.name, settings, rehearse, outputs, stages=stages, echo=echo)
-    if "export" in manifests:  # apart: it may ask fewer questions than the evaluation did
-        settings = settings | runs.made_with(manifests["export"])
-        execute.run(preset, again.name, settings, rehearse, outputs, stages=["export"], echo=echo)
+    for stage in ON_REQUEST:  # apart: they may ask fewer questions than the evaluation did, or otherwise
+        if stage in manifests:
+            own = settings | runs.made_with(manifests[stage])
+            execute.run(preset, again.name, own, rehearse, outputs, stages=[stage], echo=echo)
     found = compare(first, again, manifests)
     disk.write_atomically(again / "reproduction.json", [disk.to_json(found, indent=2) + "\n"])
     echo(visible(f"\n{text(found)}\n\n  {again / 'reproduction.json'}"))
@@ -50,7 +51,7 @@ def reproduce(run_name: str, outputs: str | Path | None = None, echo: Callable =
 def finished(run_folder: Path) -> dict[str, dict]:
     """The manifests of a run's complete stages; RunError names all that forbids a reproduction."""
     manifests, problems = {}, ""
-    for stage in (*IN_EVERY_RUN, "export"):
+    for stage in (*IN_EVERY_RUN, *ON_REQUEST):
         if stage in ("prepare", "train", "evaluate") or runs.is_complete(run_folder, stage):
             manifests[stage] = runs.read(run_folder, stage)
     for stage in manifests:

@@ -96,7 +96,7 @@ def from_folder(name: str, value: Any, folder: Path) -> Any:
         return value
     if name == "benchmarks":
         return ",".join(absolute(path.strip(), folder) for path in value.split(","))
-    if name in ("data_dir", "llama_cpp_path"):
+    if name in ("data_dir", "also_ask_dir", "general_text", "llama_cpp_path"):
         return absolute(value, folder)
     if name == "base_model" and not os.path.exists(in_project(value)):
         if os.path.isdir(folder / value) or is_gguf(value) and os.path.isfile(folder / value):

@@ -52,7 +52,7 @@ REHEARSAL = {
     "base_model": "data/base", "chat_template": None, "max_steps": 6, "torch_compile": False, "ablation_runs": 1,
 }
 REHEARSAL_AT_MOST = {
-    "validation_rows": 24, "test_rows": 60, "eval_rows": 24, "max_new_tokens": 64,
+    "validation_rows": 24, "test_rows": 60, "eval_rows": 24, "probe_rows": 12, "max_new_tokens": 64,
     "per_device_train_batch_size": 8, "save_steps": 3, "logging_steps": 1, "eval_steps": 3, "accuracy_steps": 4,
     "devices": 2, "pretrain_tokens": 40_960, "pretrain_batch_size": 4, "ablation_steps": 2,
 }

@@ -488,6 +488,25 @@ def other_runs_are_named_once(s):
         return f"others = {short(s.others)}: name each once"
 
 
+@about("also_ask", "also_ask_dir")
+def a_second_task_is_there(s):
+    source = (s.also_ask or "").partition(":")[0]
+    if s.also_ask_dir is not None and (s.also_ask is None or source == "quant_tasks"):
+        return f"also_ask_dir = {short(s.also_ask_dir)}: also_ask = {s.also_ask!r} reads no files; leave it out"
+    if s.also_ask and s.also_ask_dir is None and source not in (*FROM_HUB, "quant_tasks"):
+        return (f"also_ask = {s.also_ask!r}: {source} can only be read from files: name the file or folder "
+                "(also_ask_dir; data/README.md says where published ones are)")  # fmt: skip
+    if s.also_ask_dir is not None and not os.path.exists(in_project(s.also_ask_dir)):
+        return (f"also_ask_dir = {short(s.also_ask_dir)}: no such folder or file; give the one that holds "
+                f"{source}/test.jsonl")  # fmt: skip
+
+
+@about("general_text")
+def a_general_text_is_there(s):
+    if s.general_text is not None and not os.path.exists(in_project(s.general_text)):
+        return f"general_text = {short(s.general_text)}: no such file or folder"
+
+
 @about("push_to_hub")
 def the_hub_can_be_written_to(s):
     if s.push_to_hub is not None:

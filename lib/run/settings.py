@@ -16,6 +16,7 @@ SOURCES = (
     "quant_tasks", "gsm8k", "svamp", "finqa", "tatqa", "finance_reasoning", "investopedia", "trader_sft", "trader_dpo",
     "corpus", "own",
 )  # fmt: skip
+GRADED = ("quant_tasks", "gsm8k", "svamp", "finqa", "tatqa", "finance_reasoning", "own")  # rows with golds
 FROM_HUB = ("gsm8k", "svamp", "investopedia")  # the others have no rows of one type each there, or are yours
 PART = (  # of a mixture: finqa@COMMIT=3:2000
     rf"(?P<source>{'|'.join(SOURCES)})(?:@(?P<revision>[\w./-]+))?"
@@ -103,15 +104,20 @@ class Devices(Block):
     """host:port where nodes meet, on the first; none: one machine"""
 
 
-class Asking(Block):
-    """How test questions are asked."""
+class Answering(Block):
+    """How long answers may be, and how many are written at once."""
 
-    eval_rows: Count | None = None
-    """test questions asked; none: all test rows"""
     max_new_tokens: int = Field(ge=1, le=8192)
     """longest answer, tokens"""
     eval_batch_size: Count
     """questions answered at once"""
+
+
+class Asking(Answering):
+    """How test questions are asked."""
+
+    eval_rows: Count | None = None
+    """test questions asked; none: all test rows"""
 
 
 class Calculator(Block):
@@ -362,6 +368,29 @@ class CompareSettings(Block):
     """further runs in the same outputs folder to compare with"""
 
 
+class ProbeSettings(Calculator, Answering, Precision, Model):
+    """Of notebook 32."""
+
+    probe_rows: Annotated[int, Field(ge=2)] | None = 100
+    """test questions asked here; none: all that have a gold"""
+    samples: int = Field(0, ge=0, le=256)
+    """sampled answers to each question; 0: none"""
+    temperature: float = Field(0.8, gt=0, le=10)
+    """of the sampled answers: the higher, the more they differ"""
+    top_p: float = Field(0.95, gt=0, le=1)
+    """the sampled tokens' share of the probability, the likeliest first; 1: all of it"""
+    sample_seed: int = Field(0, ge=0, lt=2**31)
+    """seed of the sampled answers"""
+    wordings: bool = True
+    """ask with three instructions and with none"""
+    also_ask: Annotated[str, Field(pattern=rf"^({'|'.join(GRADED)}):[1-9]\d{{0,5}}$")] | None = None
+    """SOURCE:ROWS of a second task's test, such as gsm8k:200; none: no second task"""
+    also_ask_dir: str | None = None
+    """the second task's file, or a folder with gsm8k/test.jsonl, ...; none: ask the hub"""
+    general_text: str | None = None
+    """a text file or folder to find what was forgotten; none: Python's own manual"""
+
+
 class ExportSettings(LlamaCpp, Calculator, Asking, Precision, Model):
     """Of notebook 40."""
 
@@ -393,7 +422,7 @@ class ServeSettings(LlamaCpp, Asking, Precision, Model):
 
 
 class Settings(
-    Sharing, CloudSettings, ServeSettings, ExportSettings, CompareSettings,
+    Sharing, CloudSettings, ServeSettings, ExportSettings, ProbeSettings, CompareSettings,
     EvaluateSettings, TrainSettings, PretrainSettings, PrepareSettings,
 ):  # fmt: skip
     """All settings: what a preset gives. A stage sees its own class of them only (`stages.STAGES`)."""

@@ -34,10 +34,12 @@ STAGES: dict[str, Row] = {
         memory=("eval_batch_size", "max_new_tokens"),
     ),
     "compare": Row("31_compare", "figures", settings.CompareSettings, in_every_run=True),
+    "probe": Row("32_probe", "probe", settings.ProbeSettings, memory=("eval_batch_size", "max_new_tokens")),
     "export": Row("40_export", "export", settings.ExportSettings, memory=("eval_batch_size", "max_new_tokens")),
     "deploy": Row("41_serve", "deploy", settings.ServeSettings),
     "cloud": Row("42_cloud", "requests", settings.CloudSettings),
 }  # fmt: skip
+ON_REQUEST = ("probe", "export")  # options of `sharpen run`
 IN_EVERY_RUN = tuple(name for name, row in STAGES.items() if row.in_every_run)
 CLOUD = tuple(settings.CloudSettings.model_fields)
 RUN_FIELDS = tuple(settings.Sharing.model_fields)  # what `sharpen run` does after the stages, and no notebook reads

@@ -1,5 +1,6 @@
 """The statistics, against published examples, hand-worked numbers and the reference libraries."""
 
+import itertools
 import math
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from statsmodels.regression.linear_model import OLS
 from statsmodels.stats.contingency_tables import mcnemar as reference_mcnemar
 
 from lib.grade import stats
+from tests.benchmarks import bench_pass
 
 
 def pairs(right_to_wrong, wrong_to_right, n):
@@ -176,3 +178,83 @@ def test_importing_the_module_loads_no_heavy_library():
     heavy = {"scipy", "statsmodels", "numpy", "torch"}
     check = f"import sys; from lib.grade import stats, scoring; print({heavy} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", check], capture_output=True, text=True).stdout.strip() == "set()"
+
+
+# --- several samples a question ---------------------------------------------------------------------------------------
+def drawn(votes, right, k) -> tuple[float, float]:
+    """(pass@k, majority@k) over all sets of k, one after the other."""
+    passed, won, sets = 0.0, 0.0, list(itertools.combinations(votes, k))
+    for chosen in sets:
+        passed += any(vote in right for vote in chosen)
+        counts = {vote: chosen.count(vote) for vote in chosen if vote is not None}
+        leading = [vote for vote, count in counts.items() if count == max(counts.values())]
+        won += sum(vote in right for vote in leading) / max(1, len(leading))
+    return passed / len(sets), won / len(sets)
+
+
+def test_pass_and_majority_at_k_are_what_all_sets_of_k_give():
+    random = np.random.default_rng(3)
+    for _ in range(60):
+        votes = [(None, "a", "b", "c", "d", "e")[draw] for draw in random.integers(0, random.integers(2, 7), 7)]
+        right = {"a"} if random.random() < 0.7 else {"a", "c"}
+        count = sum(vote in right for vote in votes)
+        for k in range(1, 8):
+            found = stats.pass_at_k([count], 7, k)[0], stats.majority_at_k(votes, right, k)
+            assert found == pytest.approx(drawn(votes, right, k))
+
+
+def test_pass_and_majority_at_k_are_refused_more_samples_than_there_are():
+    for k in (0, 4):
+        with pytest.raises(ValueError, match=f"k={k}"):
+            stats.pass_at_k([1], 3, k)
+        with pytest.raises(ValueError, match=f"k={k}"):
+            stats.majority_at_k(["a", "b", "a"], {"a"}, k)
+    with pytest.raises(ValueError, match="0 <= right <= samples"):
+        stats.pass_at_k([4], 3, 2)
+
+
+@pytest.mark.parametrize(("kind", "k"), [(0.05, 1), (0.1, 16), (0.5, 4), (0.95, 2), ((0.3, 2.0), 8), ((2.0, 0.3), 2)])
+def test_the_interval_of_pass_at_k_covers_95_percent(kind, k):
+    random = np.random.default_rng(7)
+    assert 0.93 <= bench_pass.coverage(kind, 200, k, 1000, random) <= 0.97
+
+
+def test_the_interval_of_shares_that_are_all_0_or_1_is_wilsons_and_has_width_where_all_are_alike():
+    values = [1.0] * 60 + [0.0] * 140
+    found, plain = stats.mean_share(values), stats.wilson(60, 200)
+    assert (found.low, found.high) == pytest.approx((plain.low, plain.high), abs=1e-3)
+    for value in (0.0, 1.0):
+        alike = stats.mean_share([value] * 100, tries=8)
+        assert 0.03 < alike.high - alike.low < 0.04 and 0 <= alike.low <= value <= alike.high <= 1
+    with pytest.raises(ValueError, match="each from 0 to 1"):
+        stats.mean_share([0.5, 1.5])
+
+
+def test_the_interval_of_shares_over_groups_has_the_cluster_robust_error_of_statsmodels():
+    random = np.random.default_rng(1)
+    values, groups = random.random(90), np.repeat(np.arange(30), 3)
+    found = stats.mean_share(values, groups)
+    error = OLS(values, np.ones(90)).fit(cov_type="cluster", cov_kwds={"groups": groups}).bse[0]
+    assert found.high - found.low == pytest.approx(2 * 2.045 * error, rel=0.02)  # t with 29 degrees of freedom
+    assert stats.mean_share(values[:9], groups[:9]).warning == "only 3 groups: too few to trust the width"
+
+
+def test_the_difference_of_means_is_bonett_and_prices_where_verdicts_are_right_or_wrong():
+    before, after = pairs(4, 19, 100)
+    to_wrong, to_right = 5 / 102, 20 / 102  # one more each way, of two more
+    half = 1.984 * math.sqrt((to_wrong + to_right - (to_right - to_wrong) ** 2) / 102)
+    found = stats.paired_means(before, after)
+    assert (found.estimate, found.n) == (0.15, 100)
+    assert (found.low, found.high) == pytest.approx((15 / 102 - half, 15 / 102 + half), abs=1e-4)
+    back = stats.paired_means(after, before)
+    assert (back.low, back.high) == pytest.approx((-found.high, -found.low))
+    same = stats.paired_means([0.5] * 50, [0.5] * 50)
+    assert same.low == -same.high < 0
+
+
+def test_cochrans_q_of_two_ways_is_mcnemars_chi_square():
+    before, after = pairs(4, 19, 100)
+    from scipy.stats import chi2
+
+    assert stats.cochran(list(zip(before, after))) == pytest.approx(chi2.sf((19 - 4) ** 2 / (19 + 4), 1))
+    assert stats.cochran([(1, 1, 1), (0, 0, 0)]) == 1.0

@@ -2,15 +2,17 @@
 
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, PrefixTuningConfig, get_peft_model
-from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
+from scipy.stats import chisquare
+from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config, TopPLogitsWarper
 
 from lib.data import chat, tasks
 from lib.engine import llamacpp
 from lib.engine.marks import Marks
-from lib.judge import decode, evaluate
+from lib.judge import decode, evaluate, sampling
 from lib.run.paths import ROOT
 
 TINY = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -29,11 +31,11 @@ def cut(tokens: list[int], ends: list[int]) -> list[int]:
     return tokens[:length]
 
 
-def as_generate(plain, tokenizer, prompts, most, ends, filling=None) -> list[list[int]]:
+def as_generate(plain, tokenizer, prompts, most, ends, filling=None, draws=None) -> list[list[int]]:
     """The same weights under `generate`, with transformers' own attention."""
     plain.config._attn_implementation = "sdpa"
     try:
-        new = evaluate._by_generate(plain, tokenizer, prompts, most, len(prompts), filling)
+        new = evaluate._by_generate(plain, tokenizer, prompts, most, len(prompts), filling, draws=draws)
     finally:
         plain.config._attn_implementation = decode.ATTENTION
     return [cut(tokens, ends) for tokens in new]
@@ -79,6 +81,56 @@ def test_the_embedded_bases_answers_are_generates(tokenizer, prompts, calculator
     new = decode.answers(plain, asked, 150, 8, ends, filling)
     assert new == as_generate(plain, tokenizer, asked, 150, ends, filling)
     assert tokenizer.decode(new[-1]).startswith("1000>>") == calculator
+
+
+# --- sampling ---------------------------------------------------------------------------------------------------------
+def of_seed(rows: int, tokens: int, temperature: float = 0.8, top_p: float = 0.95) -> sampling.Draws:
+    numbers = torch.from_numpy(np.random.default_rng(11).random((rows, tokens)))
+    return sampling.Draws(numbers, temperature, top_p)
+
+
+@pytest.mark.parametrize("calculator", [True, False])
+def test_sampled_answers_are_the_same_whatever_the_batch_and_under_generate(tokenizer, prompts, calculator):
+    plain = decode.folded(AutoModelForCausalLM.from_pretrained(ROOT / "data/base", dtype=torch.float32))
+    ends, filling = chat.end_ids(tokenizer), Marks(tokenizer) if calculator else None
+    opened = tokenizer.encode("<s>So <<50*20=", add_special_tokens=False)
+    asked, drawn = [*prompts[:8], prompts[2], opened], of_seed(10, 60, 1.5)
+    new = decode.answers(plain, asked, 60, 10, ends, filling, draws=drawn)
+    assert new[2] != new[8], "two samples of one question have draws of their own"
+    assert new != decode.answers(plain, asked, 60, 10, ends, filling)
+    assert decode.answers(plain, asked, 60, 3, ends, filling, draws=drawn) == new
+    back = [9, 0, 5, 3, 1, 2, 8, 4, 7, 6]
+    turned = decode.answers(plain, [asked[i] for i in back], 60, 4, ends, filling, draws=drawn.of(back))
+    assert turned == [new[i] for i in back]
+    assert as_generate(plain, tokenizer, asked, 60, ends, filling, drawn) == new
+    assert tokenizer.decode(new[-1]).startswith("1000>>") == calculator
+
+
+@pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.7, 0.9), (1.5, 0.6)])
+def test_tokens_are_drawn_as_often_as_their_probability_says(temperature, top_p):
+    scores = torch.from_numpy(np.random.default_rng(5).normal(size=(1, 300)) * 3)
+    warped = TopPLogitsWarper(top_p)(None, scores / temperature) if top_p < 1 else scores / temperature
+    wanted = torch.softmax(warped, -1)[0].numpy()  # by transformers
+    rows, drawn = range(4000), []
+    draws = of_seed(len(rows), 5, temperature, top_p)
+    for place in range(5):
+        drawn += draws.tokens(scores.expand(len(rows), -1), rows, [place] * len(rows))
+    counts = np.bincount(drawn, minlength=300)
+    assert counts[wanted == 0].sum() == 0
+    often = wanted * len(drawn) > 5
+    seen, expected = ([*counts[often], counts[~often].sum()], [*wanted[often], wanted[~often].sum()])
+    if not expected[-1]:
+        seen, expected = seen[:-1], expected[:-1]
+    assert chisquare(seen, np.array(expected) * len(drawn)).pvalue > 0.01
+
+
+def test_a_flat_distribution_is_drawn_from_beyond_the_likeliest():
+    scores = torch.linspace(0, 0.001, 4096).flip(0)[None]
+    shares, ids = sampling.nucleus(scores, 1.0, 0.5)
+    kept = ids[0][shares[0] > 0]
+    assert kept.tolist() == list(range(len(kept))) and abs(len(kept) - 2048) <= 8
+    likely = sampling.nucleus(scores * 1e6, 1.0, 0.5)
+    assert likely[0].shape == (1, sampling.NUCLEUS) and likely[1][0][likely[0][0] > 0].tolist() == [0, 1, 2]
 
 
 def test_smollm2s_answers_are_generates_but_for_near_ties():

@@ -292,8 +292,10 @@ def test_the_change_of_loss_is_paired_and_in_nats_a_token():
 
 # --- graded answers ------------------------------------------------------------------------------------------------
 def test_ask_grades_every_answer_and_keeps_the_questions_order(rows, tokenizer, monkeypatch, capsys):
-    def generate(model, tokenizer, prompts, max_new_tokens, batch_size, calculator, progress, kinds, journal, stop):
-        assert (max_new_tokens, batch_size, calculator, journal, stop) == (64, 4, True, None, "")
+    def generate(
+        model, tokenizer, prompts, max_new_tokens, batch_size, calculator, progress, kinds, journal, stop, draws
+    ):
+        assert (max_new_tokens, batch_size, calculator, journal, stop, draws) == (64, 4, True, None, "", None)
         assert kinds == [row["kind"] for row in rows]
         progress(len(prompts))
         texts = [row["messages"][-1]["content"] if i % 2 else "I do not know" for i, row in enumerate(rows)]

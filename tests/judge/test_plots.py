@@ -138,6 +138,19 @@ def test_the_tolerance_curve_counts_answers_within_each_error():
     assert "tuned (n = 4 with a numeric gold)" in told and "95 % Wilson intervals at 0.1 %, 1 % and 5 %" in told
 
 
+def test_the_curves_of_pass_at_k_have_an_interval_at_each_k_and_no_bar_hides_another():
+    rows = [{"model": model, "score": score, "k": k, "samples": 4, "n": 50, "estimate": share, "low": share / 2,
+             "high": share + 0.1} for model, share in (("base", 0.2), ("tuned", 0.6))
+            for score in ("pass", "majority") for k in (1, 2, 4)]  # fmt: skip
+    figure = plots.pass_curves(rows)
+    (axis,) = figure.axes
+    drawn = [[segment[:, 1].tolist() for segment in bar.lines[2][0].get_segments()] for bar in axis.containers]
+    np.testing.assert_allclose(drawn, [[[0.1, 0.3]] * 3, [[0.3, 0.7]] * 3])
+    places = {tuple(bar.lines[0].get_xdata().tolist()) for bar in axis.containers}
+    assert len(places) == 2, "the bars of two arms stand side by side"
+    assert "n = 50 questions, 4 samples each" in texts(figure) and "base: majority of k" in texts(figure)
+
+
 def test_adjusted_p_values_are_shown_as_adjusted():
     pair = {"split": "test", "calculator": True, "n": 9, "p_value": 0.01, "difference": 0.1, "low": 0, "high": 0.2}
     assert "p = 0.03 (Holm)" in texts(plots.paired_change([pair | {"p_holm": 0.03}]))
@@ -170,6 +183,7 @@ def test_answers_that_are_no_number_are_said():
     lambda flag: plots.token_lengths({}, 512, rehearse=flag), lambda flag: plots.answer_magnitudes({}, rehearse=flag),
     lambda flag: plots.accuracy_by_run([], rehearse=flag), lambda flag: plots.accuracy_by_level([], rehearse=flag),
     lambda flag: plots.tolerance_curve({}, rehearse=flag), lambda flag: plots.tolerance_curve({"x": []}, rehearse=flag),
+    lambda flag: plots.pass_curves([], rehearse=flag),
 ])  # fmt: skip
 def test_a_rehearsal_says_so_and_nothing_to_draw_is_no_error(draw):
     assert "REHEARSAL - not a result" in texts(draw(True))

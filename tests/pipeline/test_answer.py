@@ -71,6 +71,14 @@ def export(run_folder: Path, gates: dict) -> None:
     stage.finish(headline={"export": f"{HOSTILE} to ship; Q4_K_M failed the gate"})
 
 
+def probe(run_folder: Path, **pictures: bytes) -> None:
+    stage = begin(run_folder, "probe")
+    stage.input("train")
+    for name, picture in pictures.items():
+        (stage.folder / f"{name}.png").write_bytes(picture)
+    stage.finish(headline={f"pass@8 {HOSTILE}": "base 1 % -> tuned 70 %"})
+
+
 @pytest.fixture
 def run(tmp_path) -> Path:
     return make_run(tmp_path, "trial")
@@ -117,6 +125,20 @@ def test_the_sentence_names_the_method(run, settings, method):
 def test_a_mixture_is_named_by_its_parts(run):
     amend(run, "prepare", settings={"source": "mixture", "mixture": ["gsm8k=2", "finqa:100"]})
     assert " of gsm8k=2 + finqa:100 by QLoRA" in screen(run).find(class_="answer").text
+
+
+def test_what_was_probed_is_told_with_its_picture_unless_the_adapter_is_another_now(run):
+    assert "Asked otherwise" not in screen(run).text
+    probe(run, pass_at_k=b"\x89PNG")
+    header = screen(run)
+    assert f"pass@8 {HOSTILE}: base 1 % -> tuned 70 %" in header.text and "Asked otherwise" in header.text
+    assert header.find("img", alt=re.compile("Questions that k sampled answers solve"))
+    rewrite(run, "probe", "pass_at_k.png", "no picture")
+    assert "pass_at_k.png is no PNG of at most 8 MiB: run 32_probe again" in notes(screen(run))
+    rewrite(run, "train", "adapter_config.json", "{}")
+    header = screen(run)
+    assert "32_probe was run on another adapter/ than is here now" in notes(header)
+    assert "Asked otherwise" not in header.text
 
 
 def mark(run_folder: Path, verdicts: list[tuple[bool, bool]]) -> list[str]:

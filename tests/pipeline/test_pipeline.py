@@ -79,6 +79,7 @@ def go(place, talk=None, **arguments) -> execute.Summary:
         ({"overrides": {"port": 8080}}, "'port' belongs to 41_serve, which this run does not execute: leave it out"),
         ({"overrides": {"model_size": "tiny"}}, "'model_size' belongs to 20_pretrain_gpt, which this run does not"),
         ({"overrides": {"margin": 3}}, "'margin' belongs to 40_export, which this run does not execute: add --export"),
+        ({"overrides": {"samples": 8}}, "'samples' belongs to 32_probe, which this run does not execute: add --probe"),
         ({"overrides": {"base_model": "a/b/c"}}, "base_model = 'a/b/c': neither a folder here nor a hub id"),
         ({"overrides": {"others": "typo"}}, "others: run 'typo' has no complete stage 'evaluate': run 30_evaluate"),
         ({"overrides": {"others": "../x"}}, "others: run = '../x': must be a name"),

@@ -175,12 +175,14 @@ def test_what_only_you_may_give_is_not_taken_from_a_run(tmp_path, write_run, aga
     assert all(not {"llama_cpp_path", "push_to_hub"} & settings.keys() for _, settings in again.asked)
 
 
-def test_an_export_keeps_its_own_settings(tmp_path, write_run, again):
+def test_a_probe_and_an_export_keep_their_own_settings(tmp_path, write_run, again):
     write_run(tmp_path, "first", stages=WHOLE[:4])
+    write_run(tmp_path, "first", {"samples": 4, "max_new_tokens": 99}, stages=["probe"])
     write_run(tmp_path, "first", {"eval_rows": 60}, stages=["export"])
     assert again()[0]["equal"]
-    (stages, settings), (export, of_export) = again.asked
-    assert (stages, settings["eval_rows"]) == (list(WHOLE[:4]), None)
+    (stages, settings), (probe, of_probe), (export, of_export) = again.asked
+    assert (stages, settings["eval_rows"], settings["max_new_tokens"]) == (list(WHOLE[:4]), None, 540)
+    assert (probe, of_probe["samples"], of_probe["max_new_tokens"]) == (["probe"], 4, 99)
     assert (export, of_export["eval_rows"], of_export["learning_rate"]) == (["export"], 60, 3e-3)
 
 
