@@ -342,9 +342,11 @@ class TrainSettings(Devices, Trainer, Precision, Model):
     dpo: Dpo = Dpo()
 
 
-class EvaluateSettings(Calculator, Asking, Precision, Model):
+class EvaluateSettings(LlamaCpp, Calculator, Asking, Precision, Model):
     """Of notebook 30."""
 
+    eval_engine: Literal["auto", "torch", "vllm", "llama-server"] = "auto"
+    """what answers the test questions; auto: vllm on a GPU where it is installed, else torch"""
     show_answers: int = Field(10, ge=0, le=1000)
     """answers shown side by side"""
 

@@ -303,7 +303,7 @@ def test_ask_grades_every_answer_and_keeps_the_questions_order(rows, tokenizer, 
     asked = [row | {"split": "test_seen" if i > 8 else "test"} for i, row in enumerate(rows)]
     settings = SimpleNamespace(max_new_tokens=64, eval_batch_size=4)
     results = evaluate.ask(None, tokenizer, asked, settings, True, {"model": "tuned"})
-    assert "tuned, calculator on: 12 of 12 answered" in capsys.readouterr().out
+    assert "tuned, calculator on, torch: 12 of 12 answered" in capsys.readouterr().out
     for i, (row, result) in enumerate(zip(asked, results, strict=True)):
         assert {name: result[name] for name in KEPT} == {name: row[name] for name in KEPT}
         assert result["question"] == row["messages"][0]["content"]
