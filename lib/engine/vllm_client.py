@@ -13,12 +13,13 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
+from lib.engine import vllm_worker
 from lib.engine.client import EngineError
 from lib.engine.llamacpp import last_words, start
 from lib.run import processes, untrusted
 
 PYTHON = "SHARPEN_VLLM_PYTHON"
-WORKER = Path(__file__).with_name("vllm_worker.py")
+WORKER = vllm_worker.__file__  # imported, so that a run counts it among its code
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM makes room for
 # In one process, which ends at once when it is ended; PYTHONSAFEPATH: its folder holds modules of ours.
 ENVIRONMENT = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1",

@@ -13,6 +13,7 @@ def main() -> None:
     replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what libraries print stays out of the replies
     asked = json.loads(sys.argv[1])
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")  # GiB, where there is no GPU; else most of the memory
     import torch
     import vllm
     from vllm.lora.request import LoRARequest

@@ -6,6 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from lib.train import qlora  # isort: skip  (first: Unsloth patches transformers)
+
+from lib.data import chat
 from lib.engine.client import EngineError
 from lib.grade import stats
 from lib.judge import answers, evaluate
@@ -14,15 +17,15 @@ from lib.ship import deploy, engines
 
 
 def ask(run_folder: Path, names: Sequence[str], model: str = "tuned", count: int | None = None) -> dict:
-    """What `report` tells of two engines of `engines.NAMES` and a `model` of `engines.MODELS`.
+    """What `report` tells of two engines of `engines.NAMES` and a `model` of `answers.MODELS`.
 
     The first `count` test questions with a gold are asked (None: all). Nothing in the run is changed.
     EngineError where an engine is unknown or cannot answer for this run."""
     known = f"name two of {', '.join(engines.NAMES)}, as in --engines torch,llama-server"
     if len(names) != 2 or not set(names) <= set(engines.NAMES):
         raise EngineError(f"--engines {','.join(names)}: {known}")
-    if model not in engines.MODELS:
-        raise EngineError(f"--model {model}: must be {' or '.join(engines.MODELS)}")
+    if model not in answers.MODELS:
+        raise EngineError(f"--model {model}: must be {' or '.join(answers.MODELS)}")
     if problems := runs.changes(run_folder, "train"):
         raise runs.RunError(f"{run_folder / 'adapter'}: {'; '.join(problems)}: run its notebook again")
     settings = deploy.settings_of(run_folder, full_finetuning=False)  # loaded to be asked, not to be trained
@@ -37,10 +40,6 @@ def ask(run_folder: Path, names: Sequence[str], model: str = "tuned", count: int
 
 def _asked(run_folder: Path, name: str, settings: Any, model: str, rows: list[dict]) -> tuple[list[dict], float]:
     """(graded answers of an engine, seconds that it took, without its start)."""
-    from lib.train import qlora  # first: Unsloth patches transformers
-
-    from lib.data import chat  # isort: skip
-
     adapter, answering = run_folder / "adapter", None
     tokenizer = chat.load_tokenizer(settings)
     if name == "torch":

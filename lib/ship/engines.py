@@ -12,12 +12,12 @@ from lib.data import chat
 from lib.engine import llamacpp, vllm_client
 from lib.engine.client import EngineError, Served
 from lib.engine.vllm_client import Vllm
+from lib.judge.answers import MODELS
 from lib.run import runs
 from lib.run.paths import is_local
 from lib.run.settings import EvaluateSettings
 
 NAMES = ("torch", "vllm", "llama-server")
-MODELS = ("base", "tuned")
 
 
 def chosen(settings: EvaluateSettings, adapter: Path) -> str:
