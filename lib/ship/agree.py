@@ -6,12 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lib.train import qlora  # isort: skip  (first: Unsloth patches transformers)
-
-from lib.data import chat
 from lib.engine.client import EngineError
 from lib.grade import stats
-from lib.judge import answers, evaluate
+from lib.judge import answers
 from lib.run import runs
 from lib.ship import deploy, engines
 
@@ -40,6 +37,11 @@ def ask(run_folder: Path, names: Sequence[str], model: str = "tuned", count: int
 
 def _asked(run_folder: Path, name: str, settings: Any, model: str, rows: list[dict]) -> tuple[list[dict], float]:
     """(graded answers of an engine, seconds that it took, without its start)."""
+    from lib.train import qlora  # first: Unsloth patches transformers
+
+    from lib.data import chat  # isort: skip
+    from lib.judge import evaluate  # isort: skip
+
     adapter, answering = run_folder / "adapter", None
     tokenizer = chat.load_tokenizer(settings)
     if name == "torch":
@@ -73,7 +75,7 @@ def _compared(first: tuple[list[dict], float], second: tuple[list[dict], float])
         if a["correct"] != b["correct"]
     ]
     return {
-        "n": len(pairs), "engines": told, "same_verdicts": same, "accuracy": share.estimate, "low": share.low,
+        "n": len(pairs), "engines": told, "same_verdicts": same, "share": share.estimate, "low": share.low,
         "high": share.high, "same_texts": sum(a["completion"] == b["completion"] for a, b in pairs), "flips": flips,
     }  # fmt: skip
 
@@ -85,10 +87,9 @@ def report(found: dict) -> str:
     for engine in found["engines"]:
         speed = f"{engine['answers_per_second']:.1f} answers/s"
         lines.append(f"{engine['engine']:<20}  {answers.percent(engine)}  {speed}")
-    lines += [
-        f"{'same verdicts':<20}  {answers.percent(found)}, {found['same_verdicts']} of {n}",
-        f"{'same texts':<20}  {found['same_texts']} of {n}",
-    ]
+    share = answers.percent(found | {"accuracy": found["share"]})
+    lines.append(f"{'same verdicts':<20}  {share}, {found['same_verdicts']} of {n}")
+    lines.append(f"{'same texts':<20}  {found['same_texts']} of {n}")
     for flip in found["flips"]:
         lines += ["", f"[{flip['kind']}] {flip['question']}", f"gold: {flip['gold']['value']}; right: {flip['right']}"]
         for engine, text in zip(found["engines"], flip["answers"]):
