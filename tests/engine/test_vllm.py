@@ -152,13 +152,13 @@ def test_the_embedded_base_answers_through_vllm_as_through_torch(tokenizer):
     from lib.ship import export
 
     model = export.load(ROOT / "data/base", "cpu")
-    messages = [problem.row()["messages"] for problem in tasks.generate("test", 24, 0)]
+    messages = [problem.row()["messages"] for problem in tasks.generate("test", 10, 0)]
     prompts, ends = [chat.prompt_ids(each, tokenizer) for each in messages], chat.end_ids(tokenizer)
-    prompts += [[*prompt, *tokenizer.encode("<<12*(3+4)", add_special_tokens=False)] for prompt in prompts[:6]]
+    prompts += [[*prompt, *tokenizer.encode("<<12*(3+4)", add_special_tokens=False)] for prompt in prompts[:5]]
     with Vllm(vllm_client.python(), ROOT / "data/base", None, 1024, slots=8, ends=ends) as server:
         for calculator in (True, False):
-            rest = (tokenizer, prompts, 60, 15, calculator)
+            rest = (tokenizer, prompts, 40, 15, calculator)
             served, own = evaluate.generate(Served(server, "vllm"), *rest), evaluate.generate(model, *rest)
-            assert sum(a == b for a, b in zip(served, own)) >= 27
+            assert sum(a == b for a, b in zip(served, own)) >= 14
             if calculator:
-                assert [answer["completion"].startswith("=84>>") for answer in served[-6:]] == [True] * 6
+                assert [answer["completion"].startswith("=84>>") for answer in served[-5:]] == [True] * 5
