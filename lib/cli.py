@@ -293,6 +293,7 @@ def agree(
     """Ask one model of a run through two engines: how many verdicts are equal, and those that are not."""
     from lib.ship import agree as agreeing
 
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what was made for the asking goes in any case
     folder, names = _run_folder(run, outputs), [name.strip() for name in engines.split(",")]
     found = agreeing.ask(folder, names, model, questions)
     if out:

@@ -67,9 +67,12 @@ class Vllm:
 
     def __enter__(self) -> "Vllm":
         self.log = tempfile.NamedTemporaryFile(prefix="sharpen-vllm-", suffix=".log")
+        environment = os.environ | ENVIRONMENT
+        if self.python != sys.executable:
+            environment.pop("PYTHONPATH", None)  # it leads to packages of this one
         self.process = start(
             [self.python, WORKER, json.dumps(self.asked)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            stderr=self.log, text=True, encoding="utf-8", env=os.environ | ENVIRONMENT,
+            stderr=self.log, text=True, encoding="utf-8", env=environment,
         )  # fmt: skip
         self.reader, ready = threading.Thread(target=self._read, daemon=True), self.waiting[0]
         self.reader.start()

@@ -8,6 +8,8 @@ import torch
 
 from lib.engine import vllm_client
 from lib.engine.client import EngineError
+from lib.run import runs
+from lib.run.stages import STAGES
 from lib.run.untrusted import visible
 from lib.ship import agree, engines
 
@@ -50,6 +52,24 @@ def test_an_engine_that_cannot_answer_is_refused_with_the_remedy(adapter, monkey
     monkeypatch.setattr(vllm_client, "python", lambda: None)
     with pytest.raises(EngineError, match=f"eval_engine = '{name}': .*{told}"):
         engines.chosen(settings(eval_engine=name, **changes), adapter(**config))
+
+
+def test_notebook_40s_file_is_asked_where_it_was_made_of_the_adapter_that_is_here(write_run, tmp_path):
+    folder = write_run(tmp_path, "one", stages=("prepare", "train", "export"))
+    assert engines._exported(folder) is None, "there is no such file"
+    (folder / "export/one-f16.gguf").write_bytes(b"GGUF")
+    rewrite(folder, "export", outputs=runs.hashes_of(folder / "export"))
+    assert engines._exported(folder) == folder / "export/one-f16.gguf"
+    (folder / "export/one-f16.gguf").write_bytes(b"torn")
+    with pytest.raises(runs.RunError, match="one-f16.gguf was changed: run 40_export again"):
+        engines._exported(folder)
+    rewrite(folder, "train", outputs={"adapter_model.safetensors": "another"})
+    assert engines._exported(folder) is None
+
+
+def rewrite(run_folder, stage, **changes):
+    path = run_folder / STAGES[stage].folder / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
 def answered(engine, verdicts, texts):
