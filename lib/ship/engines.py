@@ -50,7 +50,7 @@ def _why_not(name: str, settings: EvaluateSettings, adapter: Path) -> str | None
     from lib.ship import export  # what torch alone does not need stays no part of its code
 
     if settings.load_in_8bit:
-        return "load_in_8bit = True rounds in a way of its own: the other weights would be asked"
+        return "load_in_8bit = True rounds in a way of its own: other weights would be asked than were trained"
     try:
         method = export.method(adapter)
     except export.ExportError as error:
@@ -77,16 +77,15 @@ def started(
         yield {}
         return
     longest = max(len(chat.prompt_ids(row["messages"], tokenizer)) for row in rows) + settings.max_new_tokens
-    context = 64 * math.ceil((longest + 8) / 64)
     made = folder / ".engine"
     made.mkdir(parents=True, exist_ok=True)
     start = {"vllm": _vllm, "llama-server": _llama}[name]
     with ExitStack() as stack:
-        yield start(stack, settings, adapter, made, tokenizer, context, models)
+        yield start(stack, settings, adapter, made, tokenizer, longest, models)
     shutil.rmtree(made)  # after an error they are kept: an attempt that goes on from there need not make them again
 
 
-def _vllm(stack: ExitStack, settings, adapter: Path, made: Path, tokenizer, context: int, models) -> dict[str, Served]:
+def _vllm(stack: ExitStack, settings, adapter: Path, made: Path, tokenizer, longest: int, models) -> dict[str, Served]:
     """Both models in one engine: the base, and LoRA on it."""
     import torch
 
@@ -100,14 +99,15 @@ def _vllm(stack: ExitStack, settings, adapter: Path, made: Path, tokenizer, cont
         export.keep(made, "base", facts, lambda part: export.merge(base, None, part, tokenizer, True))
         base = made / "base"
     ends, slots = chat.end_ids(tokenizer), settings.eval_batch_size
-    server = stack.enter_context(Vllm(vllm_client.python(), base, adapter, context, slots, ends, quantization))
+    server = stack.enter_context(Vllm(vllm_client.python(), base, adapter, longest, slots, ends, quantization))
     label = f"vllm {server.version}"
     return {model: Served(server, label, tuned=model == "tuned") for model in models}
 
 
-def _llama(stack: ExitStack, settings, adapter: Path, made: Path, tokenizer, context: int, models) -> dict[str, Served]:
+def _llama(stack: ExitStack, settings, adapter: Path, made: Path, tokenizer, longest: int, models) -> dict[str, Served]:
     """A server for each model, of an f16 file: notebook 40's, or one that is made."""
     llama, served = llamacpp.find(settings.llama_cpp_path), {}
+    context = 64 * math.ceil((longest + 8) / 64)
     for model in models:
         file = None
         if model == "tuned":
