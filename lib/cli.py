@@ -14,7 +14,7 @@ import typer
 from typer import Argument, Option
 
 from lib import SharpenError
-from lib.engine import llamacpp
+from lib.engine import llamacpp, vllm_client
 from lib.grade import grading
 from lib.pipeline import execute
 from lib.pipeline import reproduce as reproducing
@@ -22,7 +22,7 @@ from lib.pipeline import status as run_status
 from lib.pipeline import sweep as sweeping
 from lib.run import listing, references, runs, settings_file
 from lib.run import presets as published
-from lib.run.disk import RunError, write_atomically
+from lib.run.disk import RunError, to_json, write_atomically
 from lib.run.paths import ROOT, absolute, from_folder, is_local, run_name_problems
 from lib.run.presets import PRESETS, preset_of, resolve
 from lib.run.rules import not_of, unknown, unread
@@ -80,9 +80,11 @@ def run(preset: Preset, run: RunName = None, settings: Set = None, data_dir: Dat
     """Prepare, train, evaluate and compare; what is complete already is skipped."""
 
     def check(settings: TrainSettings) -> None:
-        """Before hours of training, what only the last steps need: llama.cpp, a hub that knows us."""
-        if export:
+        """Before hours of training, what only the last steps need: llama.cpp, vLLM, a hub that knows us."""
+        if export or settings.eval_engine == "llama-server":
             llamacpp.named(settings.llama_cpp_path)
+        if settings.eval_engine == "vllm" and not vllm_client.python():
+            raise SettingsError([f"eval_engine = 'vllm': {vllm_client.ABSENT}"])
         if settings.push_to_hub:
             from lib.ship import share
 
@@ -282,6 +284,26 @@ def grade(
     typer.echo(grading.table(answers, verdicts))
     if beside:
         typer.echo(visible("\n" + grading.beside(answers, verdicts, others, beside)))
+
+
+@app.command(rich_help_panel=LOOK)
+def agree(
+    run: Run,
+    engines: Annotated[str, Option(help="Two of torch, vllm, llama-server.")] = "torch,llama-server",
+    questions: Annotated[int | None, Option(min=1, help="Test questions asked; all by default.")] = None,
+    model: Annotated[str, Option(help="tuned or base.")] = "tuned",
+    out: Annotated[Path | None, Option(help="Write what was found here, as JSON.")] = None,
+    outputs: Outputs = None,
+) -> None:
+    """Ask one model of a run through two engines: how many verdicts are equal, and those that are not."""
+    from lib.ship import agree as agreeing
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what was made for the asking goes in any case
+    folder, names = _run_folder(run, outputs), [name.strip() for name in engines.split(",")]
+    found = agreeing.ask(folder, names, model, questions)
+    if out:
+        write_atomically(out, [to_json(found, indent=2) + "\n"])
+    typer.echo(visible("\n" + agreeing.report(found)))
 
 
 @app.command(rich_help_panel=MAKE)

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from lib.engine import llamacpp
+from lib.engine import llamacpp, vllm_client
+from lib.engine.client import EngineError
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 GIB = 2**30
@@ -30,7 +31,7 @@ class Check:
 
 def checks() -> list[Check]:
     """Look at everything that a run depends on; the few seconds are torch's import."""
-    return [python(), versions(), device(), memory(), disk(), hub(), llama_cpp(), git()]
+    return [python(), versions(), device(), memory(), disk(), hub(), llama_cpp(), vllm(), git()]
 
 
 def report(found: list[Check]) -> str:
@@ -162,6 +163,16 @@ def llama_cpp() -> Check:
     if built := llamacpp.cached():
         return Check("llama.cpp", "ok", f"built: {built.folder}")
     return Check("llama.cpp", "ok", "not built yet; only an export needs it, and builds it once in a few minutes")
+
+
+def vllm() -> Check:
+    try:
+        python = vllm_client.python()
+    except EngineError as error:
+        return Check("vllm", "warn", str(error), f"correct {vllm_client.PYTHON}, or unset it")
+    if python:
+        return Check("vllm", "ok", f"in {python}")
+    return Check("vllm", "ok", "not installed; only eval_engine = vllm needs it")
 
 
 def git() -> Check:

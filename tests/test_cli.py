@@ -14,7 +14,7 @@ import lib
 from lib import cli
 from lib.grade import stats
 from lib.pipeline import execute
-from lib.run import parameters, references, settings, settings_file
+from lib.run import parameters, references, runs, settings, settings_file
 from lib.run.paths import ROOT
 from lib.run.presets import PRESETS, resolve
 from lib.run.rules import unread
@@ -60,6 +60,8 @@ def asked(monkeypatch):
         (["compare", "../up"], "must be a name"),
         (["push", "demo", "--to", "demo"], "there is no run 'demo' in"),
         (["run", "demo", "--export", "--set", "llama_cpp_path=/nope"], "llama_cpp_path = '/nope' lacks convert_hf_to"),
+        (["run", "demo", "--set", "eval_engine=llama-server", "--set", "llama_cpp_path=/nope"], "'/nope' lacks"),
+        (["agree", "demo"], "there is no run 'demo' in"),
         (["rnu"], "No such command"),
     ],
 )
@@ -200,7 +202,8 @@ def test_a_runs_file_resolves_to_its_settings(sharpen, write_run, tmp_path):
         assert sharpen("settings", "--of", run.name, "--yaml", str(path), "--outputs", str(tmp_path))[0] == 0
         asked = settings_file.read(path, {})
         assert (asked.preset, asked.run, asked.rehearse) == ("demo", f"{run.name}-again", rehearse)
-        again, then = (resolve("demo", given, rehearse) for given in (asked.overrides, changed))
+        kept = {name: value for name, value in changed.items() if name != "llama_cpp_path"}
+        again, then = (resolve("demo", given, rehearse) for given in (asked.overrides, kept))
         for stage in ("prepare", "train", "evaluate"):
             assert again.for_stage(stage) == then.for_stage(stage)
         assert "/not/yours" not in path.read_text()
@@ -278,7 +281,7 @@ def test_help_groups_commands_by_what_one_wants_to_do(sharpen):
     boxes = zip(groups[1::2], groups[2::2])
     commands = {name: re.findall(r"^│ ([a-z]+) ", box, flags=re.MULTILINE) for name, box in boxes}
     assert code == 0 and commands["Make a run"] == ["run", "sweep", "reproduce"]
-    assert commands["Look"] == ["presets", "settings", "doctor", "compare", "status", "grade"]
+    assert commands["Look"] == ["presets", "settings", "doctor", "compare", "status", "grade", "agree"]
     assert commands["Ask and serve"] == ["serve", "ask", "demo", "deploy", "cloud"]
     assert commands["Share and tidy"] == ["clean", "push"]
 
@@ -324,6 +327,26 @@ def test_compare_asks_for_the_comparison_alone(sharpen, asked, monkeypatch, tmp_
     assert arguments == ("demo", "a", {"others": ("b", "c")}, True, tmp_path)
     assert named.pop("again") == f"sharpen compare a b c --outputs {tmp_path}"
     assert named == {"force": True, "stages": ["compare"]}
+
+
+@pytest.mark.parametrize(("words", "told"), [
+    (["--engines", "torch"], "--engines torch: name two of torch, vllm, llama-server, as in --engines torch,llama-se"),
+    (["--engines", "torch,onnx"], "--engines torch,onnx: name two of torch, vllm, llama-server"),
+    (["--model", "merged"], "--model merged: must be base or tuned"),
+    (["--engines", "torch,vllm"], "eval_engine = 'vllm': vLLM is not installed: pip install vllm, or name the Python"),
+])  # fmt: skip
+def test_engines_that_cannot_be_compared_are_named_before_a_model_is_loaded(
+    sharpen, write_run, tmp_path, monkeypatch, words, told
+):  # fmt: skip
+    monkeypatch.delenv("SHARPEN_VLLM_PYTHON", raising=False)
+    folder = write_run(tmp_path, "one", stages=("prepare", "train"))
+    (folder / "adapter/adapter_config.json").write_text('{"peft_type": "LORA"}')
+    manifest = folder / "adapter/manifest.json"
+    recorded = json.loads(manifest.read_text())
+    recorded["outputs"] = runs.hashes_of(folder / "adapter")
+    manifest.write_text(json.dumps(recorded))
+    code, _, err = sharpen("agree", "one", *words, "--outputs", str(tmp_path))
+    assert (code, told in err) == (2, True), err
 
 
 def test_a_setting_of_another_notebook_is_refused_by_deploy(sharpen, asked, write_run, tmp_path):

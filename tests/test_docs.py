@@ -49,6 +49,8 @@ TESTED = {  # a command of the pages -> the test that does what it says; setting
     "sharpen deploy demo":
         "test_notebooks.py::test_notebook_41_serves_the_file_that_notebook_40_ships_and_it_answers_as_there",
     "sharpen run demo --export": "test_notebooks.py::test_notebook_40_asks_every_artefact_the_same_questions",
+    "sharpen agree demo --engines torch,llama-server":
+        "test_notebooks.py::test_two_engines_agree_on_a_finished_run_and_nothing_in_it_changes",
     "sharpen cloud fetch quant_7b_fsdp --wait": "ship/test_cloud.py::test_the_commands_train_fetch_and_delete",
     "sharpen cloud delete RUN": "ship/test_cloud.py::test_the_commands_show_create_ask_and_delete",
     'sharpen cloud invoke RUN "QUESTION"': "ship/test_cloud.py::test_the_commands_show_create_ask_and_delete",

@@ -26,7 +26,7 @@ def test_checks_are_quick_and_import_no_unsloth():
     started = time.monotonic()
     done = subprocess.run([sys.executable, "-c", code], cwd=doctor.REPOSITORY, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert int(done.stdout) == 8
+    assert int(done.stdout) == 9
     assert time.monotonic() - started < 10
 
 
@@ -34,6 +34,14 @@ def test_every_trouble_has_a_remedy(monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     for check in doctor.checks():
         assert check.state == "ok" or check.remedy, check
+
+
+def test_a_python_that_should_have_vllm_and_has_none_is_named_with_the_remedy(monkeypatch):
+    monkeypatch.setenv("SHARPEN_VLLM_PYTHON", "/no/such/python")
+    found = doctor.vllm()
+    assert found.state == "warn" and "'/no/such/python': cannot be run" in found.detail and "unset it" in found.remedy
+    monkeypatch.delenv("SHARPEN_VLLM_PYTHON")
+    assert doctor.vllm().state == "ok"
 
 
 def test_versions_names_each_package_that_is_missing_or_differs():

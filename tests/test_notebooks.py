@@ -156,6 +156,19 @@ def test_notebook_41_serves_the_file_that_notebook_40_ships_and_it_answers_as_th
     assert by_ids["right in the other"] == round(60 * shipped["accuracy"]) > 20
 
 
+@pytest.mark.export
+def test_two_engines_agree_on_a_finished_run_and_nothing_in_it_changes(exported, outputs, tmp_path):
+    before = runs.hashes_of(exported)
+    command = f"agree demo --engines torch,llama-server --questions 24 --out {tmp_path / 'found.json'}"
+    command = [sys.executable, "-m", "lib.cli", *shlex.split(command), "--outputs", outputs]
+    told = subprocess.run(command, check=True, cwd=ROOT, capture_output=True, text=True).stdout
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert found["n"] == 24 and found["same_verdicts"] >= 22 and f"{found['same_verdicts']} of 24" in told
+    assert [engine["engine"] for engine in found["engines"]] == ["torch", "llama-server (f16)"]
+    assert "tuned.gguf" not in told, "notebook 40's own file was not asked"
+    assert runs.hashes_of(exported) == before
+
+
 def test_notebook_42_shows_both_requests_and_what_they_cost_and_asks_nobody(demo, outputs, monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")  # nobody answers there
     asked = {"bucket": "mine", "max_hours": 3}

@@ -1,1 +1,1 @@
-"""What answers beside torch: llama.cpp, found or built and run, and the client of its server."""
+"""What answers beside torch: llama.cpp and vLLM, run, and asked by token ids with the calculator."""

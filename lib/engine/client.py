@@ -1,53 +1,75 @@
-"""A served model, asked by token ids, with the calculator: a question for each slot of the server at once."""
+"""What answers prompts, by one interface, and a model behind a server that does: asked by token ids, with the
+calculator, a question for each slot of the server at once."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
-import torch
-from torch.nn.utils.rnn import pad_sequence
-
-from lib.engine.llamacpp import LlamaCppError, Server
+from lib import SharpenError
 from lib.engine.marks import Marks
-from lib.run import progress
+
+PARTS = 16  # answers of a slot that are journaled together: few wait for the longest of them
+
+
+class EngineError(SharpenError):
+    """An engine is missing, fails, or cannot answer for this model; the message says what to do."""
+
+
+@runtime_checkable
+class Engine(Protocol):
+    """What answers prompts. `evaluate` orders, journals, decodes and grades for every engine alike."""
+
+    name: str  # as reports say it
+    part: int  # prompts that are answered, and journaled, together
+
+    def answers(
+        self, prompts: list[list[int]], max_new_tokens: int, ends: Collection[int], filling: Marks | None,
+        tell: Callable[[int], None], stop: str = "", draws: Any = None,
+    ) -> list[list[int]]:  # fmt: skip
+        """The new token ids of each prompt: through one of `ends`, after which nothing counts, or cut.
+
+        `filling` writes the calculator's values; `tell` hears how many have ended, but not of the last. After the
+        text `stop` nothing counts either. `draws` (`judge.sampling`) choose the tokens, where it is not done greedily.
+        """
 
 
 class Served:
-    """A served file in place of a transformers model: `evaluate.ask` asks, decodes and grades both alike."""
+    """A model behind a server with `slots` and `complete(ids, count, stop, slot)`: llama-server, or vLLM.
 
-    def __init__(self, server: Server):
-        self.server = server
+    `request`: what each request says besides, as which of a server's models is asked. Which slots compute together is
+    chance, and changes the last bits: a near tie can fall otherwise next time."""
 
-    def parameters(self):
-        """Prompts are made on the CPU."""
-        yield torch.empty(0)
+    def __init__(self, server: Any, name: str = "llama-server", **request: Any):
+        self.server, self.name, self.request = server, name, request
+        self.part = PARTS * server.slots
 
-    def generate(self, input_ids, attention_mask, max_new_tokens, eos_token_id, pad_token_id, logits_processor,
-                 **ignored):  # fmt: skip
-        """(B, T + new) token ids: greedy answers to left-padded prompts (B, T), one slot of the server each.
-
-        Which slots compute together is chance, and changes the last bits: a near tie can fall otherwise next time.
-        With the calculator the server stops at each `=`, and `Marks` says what is written there."""
-        filling = next((processor.marks for processor in logits_processor), None)
-        prompts = [ids[mask.bool()].tolist() for ids, mask in zip(input_ids, attention_mask)]
+    def answers(
+        self, prompts: list[list[int]], max_new_tokens: int, ends: Collection[int], filling: Marks | None = None,
+        tell: Callable[[int], None] = lambda ended: None, stop: str = "", draws: Any = None,
+    ) -> list[list[int]]:  # fmt: skip
+        if draws:
+            raise EngineError(f"{self.name} answers greedily only: samples are drawn by torch")
 
         def answer(prompt: list[int], slot: int) -> list[int]:
-            return self._answer(prompt, max_new_tokens, set(eos_token_id), filling, slot)
+            return self._answer(prompt, max_new_tokens, ends, filling, slot)
 
-        answers = in_slots(self.server, answer, prompts)
-        rows = [torch.tensor(new, dtype=input_ids.dtype) for new in answers]
-        return torch.cat([input_ids, pad_sequence(rows, batch_first=True, padding_value=pad_token_id)], dim=1)
+        def now_and_then(done: int) -> None:
+            if done % self.server.slots == 0 and done < len(prompts):
+                tell(done)
 
-    def _answer(self, prompt: list[int], most: int, ends: set[int], filling: Marks | None,
+        return in_slots(self.server, answer, prompts, now_and_then)
+
+    def _answer(self, prompt: list[int], most: int, ends: Collection[int], filling: Marks | None,
                 slot: int) -> list[int]:  # fmt: skip
+        """With the calculator the server stops at each `=`, and `Marks` says what is written there."""
         new: list[int] = []
         stops = []
         if filling:
             new, stops = filling.value(prompt)[:most], ["="]
         while len(new) < most:
-            tokens = self.server.complete(prompt + new, most - len(new), stops, slot)
+            tokens = self.server.complete(prompt + new, most - len(new), stops, slot, **self.request)
             if not tokens:
-                raise LlamaCppError(f"{self.server.model.name}: the server answered without a token")
+                raise EngineError(f"{self.server.model.name}: the server answered without a token")
             for token in tokens:
                 written = [token]
                 if filling:
@@ -60,8 +82,9 @@ class Served:
         return new[:most]
 
 
-def in_slots(server: Server, work: Callable[[Any, int], Any], items: Sequence[Any]) -> list:
-    """work(item, slot) of each item in their order, as many at once as the server has slots."""
+def in_slots(server: Any, work: Callable[[Any, int], Any], items: Sequence[Any],
+             tell: Callable[[int], None]) -> list:  # fmt: skip
+    """work(item, slot) of each item in their order, as many at once as the server has slots; `tell` counts them."""
     slots, done = list(range(server.slots)), []
 
     def work_in_slot(item: Any) -> Any:
@@ -70,8 +93,9 @@ def in_slots(server: Server, work: Callable[[Any, int], Any], items: Sequence[An
             return work(item, slot)
         finally:
             slots.append(slot)
-            done.append(slot)
-            progress.tell(len(done), len(items), f"answers by {server.model.name}")
 
     with ThreadPoolExecutor(server.slots) as pool:
-        return list(pool.map(work_in_slot, items))
+        for result in pool.map(work_in_slot, items):
+            done.append(result)
+            tell(len(done))
+    return done

@@ -193,16 +193,16 @@ def _tool(name: str) -> str:
     raise LlamaCppError(f"{name} is not installed: make setup, or pip install {name}")
 
 
-def _start(command: Sequence[Any], **options: Any) -> subprocess.Popen:
+def start(command: Sequence[Any], stdin: int = subprocess.DEVNULL, **options: Any) -> subprocess.Popen:
     """A process that ends with us."""
     launcher = [sys.executable, "-I", "-S", "-c", LAUNCHER, str(os.getpid())]
-    return subprocess.Popen([*launcher, *map(str, command)], stdin=subprocess.DEVNULL, **options)
+    return subprocess.Popen([*launcher, *map(str, command)], stdin=stdin, **options)
 
 
 def _run(command: Sequence[Any], what: str, remedy: str, hear: Callable[[str], Any] | None = None) -> None:
     """Run to the end, and let `hear` have each line; LlamaCppError with the last lines where it fails."""
     lines = []
-    with _start(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace") as process:
+    with start(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace") as process:
         try:
             for line in process.stdout:
                 lines.append(line)
@@ -214,10 +214,10 @@ def _run(command: Sequence[Any], what: str, remedy: str, hear: Callable[[str], A
     if process.returncode:
         if process.returncode < 0:
             what += f" (killed by {signal.Signals(-process.returncode).name})"
-        raise LlamaCppError(f"{what} failed: {_last(lines)}; {remedy}")
+        raise LlamaCppError(f"{what} failed: {last_words(lines)}; {remedy}")
 
 
-def _last(lines: Sequence[str]) -> str:
+def last_words(lines: Sequence[str]) -> str:
     """The end of what a program said, in one line, without tqdm's progress bars."""
     said = [line.strip() for line in lines if line.strip() and "%|" not in line]
     return " | ".join(said[-6:])[-1500:] or "it said nothing"
@@ -271,7 +271,7 @@ class Program:
             client = httpx.Client(base_url=self.url, timeout=None, trust_env=False, limits=limits)
             self.client = stack.enter_context(client)
             command = [*self.words, "--host", "127.0.0.1", "--port", self.port]
-            self.process = _start(command, stdout=log, stderr=log, env=environment | self.environment, cwd=self.cwd)
+            self.process = start(command, stdout=log, stderr=log, env=environment | self.environment, cwd=self.cwd)
             stack.callback(self._end)
             self._wait()
             self._stack = stack.pop_all()
@@ -286,7 +286,7 @@ class Program:
         self.process.wait()
 
     def _said(self) -> str:
-        return _last(self.log.read_text(errors="replace").splitlines())
+        return last_words(self.log.read_text(errors="replace").splitlines())
 
     @property
     def url(self) -> str:

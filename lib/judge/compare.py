@@ -20,7 +20,7 @@ MARGIN = 0.05  # a run that is surely less than this worse than another may stan
 NAMES = {"preset": "preset", "base_model": "base model", "source": "data"}  # what a run is called by
 WIDEST = 7  # settings in a table that fits a page
 UNGRADED = "No question of these runs has a gold answer, so nothing was graded."
-MACHINES = ("rdzv_endpoint",)  # settings that say where a run was made, not how
+MACHINES = ("rdzv_endpoint", "llama_cpp_path")  # settings that say where a run was made, not how
 
 
 @dataclass(frozen=True)
@@ -182,6 +182,8 @@ def _surroundings(run: Finished) -> dict[str, str]:
         found["device"].append(str(manifest["device"].get("name")))
         for name, value in (manifest["versions"] | manifest["code"]).items():
             found[name].append(str(value))
+        if engine := manifest["metrics"].get("engine"):
+            found["engine"].append(str(engine))
     return {name: ", ".join(dict.fromkeys(values)) for name, values in found.items()}
 
 

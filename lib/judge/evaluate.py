@@ -1,11 +1,14 @@
 """Questions through a model: answers, with a calculator or not, graded; losses of the rows' own."""
 
+import functools
 import json
 import math
+import re
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.nn.functional import cross_entropy
@@ -13,6 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from lib.data import chat
+from lib.engine.client import Engine
 from lib.engine.marks import WINDOW, Marks
 from lib.grade import scoring
 from lib.judge import decode
@@ -70,6 +74,68 @@ class Calculator(LogitsProcessor):
         return scores
 
 
+@dataclass
+class Folded:
+    """A model's plain copy in 32 bit on a CPU as `Engine`, made when it is first asked."""
+
+    model: torch.nn.Module
+    tokenizer: Any
+    batch_size: int
+    beginning: list[int]  # of all prompts
+    name = "torch"
+
+    @property
+    def part(self) -> int:
+        return PART * self.batch_size
+
+    @functools.cached_property
+    def copy(self) -> tuple[torch.nn.Module, decode.Beginning]:
+        copy = decode.folded(self.model)
+        return copy, decode.read(copy, self.beginning)
+
+    def answers(self, prompts, max_new_tokens, ends, filling, tell, stop="", draws=None):
+        def stopped(new: list[int]) -> bool:  # a token has a character or more
+            return bool(stop) and stop in self.tokenizer.decode(new[-len(stop) :])
+
+        copy, beginning = self.copy
+        return decode.answers(
+            copy, prompts, max_new_tokens, self.batch_size, ends, filling, tell, draws, beginning, stopped
+        )
+
+
+@dataclass
+class Generating:
+    """A model by transformers' own `generate` as `Engine`."""
+
+    model: Any
+    tokenizer: Any
+    part: int  # rows of a batch
+    name = "torch"
+
+    def answers(self, prompts, max_new_tokens, ends, filling, tell, stop="", draws=None):
+        rest = self.part, filling, tell, stop, draws
+        return _by_generate(self.model, self.tokenizer, prompts, max_new_tokens, *rest)
+
+
+def _engine(model: Any, tokenizer: Any, batch_size: int, prompts: list[list[int]], most: int) -> Engine:
+    """What answers for a model, `batch_size` rows at once: itself, where it is an engine."""
+    if isinstance(model, Engine):
+        return model
+    shared, longest = decode.shared(prompts), max(map(len, prompts), default=0) + most
+    why_not = decode.unsupported(model, batch_size, longest - shared)
+    if not why_not:
+        return Folded(model, tokenizer, batch_size, prompts[0][:shared] if prompts else [])
+    _make_room(model, longest)
+    if next(model.parameters()).device.type == "cpu":
+        print(f"answered by transformers' generate, which is slower: {why_not}")
+    return Generating(model, tokenizer, batch_size)
+
+
+def engine_name(model: Any) -> str:
+    """What answers for a model, as reports say it."""
+    return model.name if isinstance(model, Engine) else "torch"
+
+
 @torch.inference_mode()
 def generate(
     model, tokenizer, prompts: list[list[int]], max_new_tokens: int, batch_size: int,
@@ -79,51 +145,32 @@ def generate(
     """Answers to token-id prompts, in their order: {"completion", "tokens", "finished"} each; greedy, or by draws.
 
     Prompts of the same kind and of similar length are asked together, as their answers end together.
-    `finished` is False for an answer cut off at `max_new_tokens`. On a CPU a folded copy of the model
-    answers (`decode`); a model that cannot be copied so answers through transformers' `generate`. What
-    all prompts begin with it reads once. `stop`: a text at which an answer has ended, too.
+    `finished` is False for an answer cut off at `max_new_tokens`. `model`: an `Engine`, or a model that
+    transformers has loaded: on a CPU a folded copy of it answers (`decode`), which reads once what all
+    prompts begin with; one that cannot be copied so answers through transformers' `generate`. `stop`: a
+    text at which an answer has ended, too.
 
     `journal`: a file that each part's answers are added to; parts that it holds from an interrupted
     attempt at the same prompts are not asked again. A part is asked by itself, so what is asked after
     an interruption is answered to the last bit as without one."""
     kinds = kinds or [""] * len(prompts)
     order = sorted(range(len(prompts)), key=lambda i: (kinds[i], len(prompts[i])))
-    shared, longest = decode.shared(prompts), max(map(len, prompts), default=0) + max_new_tokens
-    why_not = decode.unsupported(model, batch_size, longest - shared)
-    size = batch_size
-    if not why_not:
-        size *= PART
-    parts = {start: order[start : start + size] for start in range(0, len(order), size)}
+    engine = _engine(model, tokenizer, batch_size, prompts, max_new_tokens)
+    parts = {start: order[start : start + engine.part] for start in range(0, len(order), engine.part)}
     answered = _read_journal(journal, parts)
-    on_cpu = next(model.parameters()).device.type == "cpu"
-    if why_not and isinstance(model, torch.nn.Module):
-        _make_room(model, longest)
-        if on_cpu:
-            print(f"answered by transformers' generate, which is slower: {why_not}")
-    elif not why_not and len(answered) < len(parts):
-        model = decode.folded(model)
-        beginning = decode.read(model, prompts[0][:shared])
     filling = Marks(tokenizer) if calculator else None
+    ends = chat.end_ids(tokenizer)
     answers: list[dict] = []  # in the order of `order`
 
     def so_far(ended: int) -> None:
         tell(len(answers) + ended)
-
-    def stopped(new: list[int]) -> bool:
-        return bool(stop) and stop in tokenizer.decode(new[-len(stop) :])  # a token has a character or more
 
     for start, part in parts.items():
         if start in answered:
             answers += answered[start]
             continue
         asked, own = [prompts[i] for i in part], draws and draws.of(part)
-        if why_not:
-            new = _by_generate(model, tokenizer, asked, max_new_tokens, batch_size, filling, so_far, stop, own)
-        else:
-            ends = chat.end_ids(tokenizer)
-            new = decode.answers(
-                model, asked, max_new_tokens, batch_size, ends, filling, so_far, own, beginning, stopped
-            )
+        new = engine.answers(asked, max_new_tokens, ends, filling, so_far, stop, own)
         written = [_answer(tokens, tokenizer, stop) for tokens in new]
         if journal:
             with disk.writing(journal), open(journal, "a", encoding="utf-8") as file:
@@ -215,8 +262,8 @@ def ask(
     prompts = [chat.prompt_ids(row["messages"], tokenizer, row.get("plain", False)) for row in rows]
     if any(row.get("plain") for row in rows):
         stop = chat.STOP
-    name = f"{', '.join(labels.values())}, {calculator_text(calculator)}"
-    journal = folder and folder / f".{name.replace(', ', '-').replace(' ', '-')}.jsonl"
+    name = f"{', '.join(labels.values())}, {calculator_text(calculator)}, {engine_name(model)}"
+    journal = folder and folder / f".{re.sub(r'[^a-z0-9]+', '-', name)}.jsonl"
 
     def tell(done: int) -> None:
         progress.tell(done, len(rows), f"answers of {name}")
@@ -230,7 +277,7 @@ def ask(
         *_, question, reference = (message["content"] for message in row["messages"])
         results.append({
             "id": row["id"], "kind": row["kind"], "level": row.get("level"), "group": row["group"],
-            "split": row.get("split", "test"), **labels, "calculator": calculator,
+            "split": row.get("split", "test"), **labels, "calculator": calculator, "engine": engine_name(model),
             "question": question, "gold": row["gold"], **answer,
         })  # fmt: skip
         results[-1] |= _verdict(answer, row["gold"]) if row["gold"] else {"reference": reference}

@@ -37,12 +37,26 @@ class Prompting:
             arms[label(model, self.shots)] = self.before(graded, self.shots)
         return arms
 
+    def ask(
+        self, name: str, model, tokenizer, questions: list[dict], settings: EvaluateSettings, calculator: bool,
+        folder: Path,
+    ) -> list[dict]:  # fmt: skip
+        """What a model answers in each of its `arms`, as of `evaluate.ask`."""
+        answered = []
+        for arm, rows in self.arms(name, questions).items():
+            answered += evaluate.ask(model, tokenizer, rows, settings, calculator, {"model": arm}, folder)
+        return answered
+
     def before(self, questions: list[dict], shots: int) -> list[dict]:
         """The questions after so many examples, which are earlier turns; a row's own system text stays first."""
         return [
             row | {"messages": _turns(row, examples_of(row, self.pool, shots)), "plain": self.plain and shots > 0}
             for row in questions
         ]
+
+    def asked(self, questions: list[dict]) -> list[dict]:
+        """The questions in every form that the base is asked in."""
+        return [row for rows in self.arms("base", questions).values() for row in rows]
 
     def record(self, questions: list[dict]) -> dict:
         """What the evaluation's summary holds of it: "examples" are ids, and "others" those of the questions

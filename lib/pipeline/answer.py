@@ -80,6 +80,8 @@ def _sentence(run_folder: Path, manifests: Manifests) -> str:
     for name, text in (manifests["train"]["metrics"].get("headline") or {}).items():
         if name.startswith("held-out pairs"):  # of preference training: its own score
             page += f"<p>{html.escape(f'{name.capitalize()}: {text}.')}</p>"
+    if engine := manifests["evaluate"]["metrics"].get("engine"):  # the oldest runs have none
+        page += f"<p>{html.escape(f'Answered by {engine}.')}</p>"
     return page
 
 

@@ -356,6 +356,17 @@ def a_prefix_goes_without_these(s):
                 "early_stopping_patience = None")  # fmt: skip
 
 
+@about("eval_engine", "load_in_8bit", "full_finetuning", "use_dora", "peft_type")
+def only_torch_holds_every_tuned_model(s):
+    names = {"llama-server": ("load_in_8bit",), "vllm": ("load_in_8bit", "full_finetuning", "use_dora")}
+    only = [name for name in names.get(s.eval_engine, ()) if getattr(s, name)]
+    kinds = {"llama-server": ("prefix_tuning",), "vllm": ("prefix_tuning", "ia3")}
+    if s.peft_type in kinds.get(s.eval_engine, ()):
+        only.append(f"peft_type = {s.peft_type!r}")
+    if only:
+        return f"eval_engine = {s.eval_engine!r}: does not answer with {', '.join(only)}; set eval_engine = 'torch'"
+
+
 @about("base_model")
 def a_base_is_plain_data(s):
     return "\n".join(base_model_problems(s.base_model))

@@ -348,9 +348,11 @@ class TrainSettings(Devices, Trainer, Precision, Model):
     dpo: Dpo = Dpo()
 
 
-class EvaluateSettings(Calculator, Asking, Precision, Model):
+class EvaluateSettings(LlamaCpp, Calculator, Asking, Precision, Model):
     """Of notebook 30."""
 
+    eval_engine: Literal["auto", "torch", "vllm", "llama-server"] = "auto"
+    """what answers the test questions; auto: vllm on a GPU where it is installed, else torch"""
     few_shot: Literal[0, 1, 4, 8] | Literal["best"] = 0
     """worked training rows before each question to the base; best: chosen on validation rows"""
     few_shot_tuned: bool = False

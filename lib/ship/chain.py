@@ -18,7 +18,7 @@ from lib.engine.client import Served, in_slots
 from lib.engine.llamacpp import LlamaCpp, Server
 from lib.grade import stats
 from lib.judge import answers, evaluate
-from lib.run import runs
+from lib.run import progress, runs
 from lib.run.disk import size_text
 from lib.run.gguf_base import note as base_note
 from lib.run.paths import is_local, made_from
@@ -75,7 +75,8 @@ def losses(server: Server, tokenizer: Any, rows: list[dict]) -> list[dict]:
         loss = -sum(server.logprob(ids[:place], ids[place], slot) for place in supervised)
         return {"loss": loss, "tokens": len(supervised)}
 
-    return in_slots(server, read, rows)
+    what = f"answers read by {server.model.name}"
+    return in_slots(server, read, rows, lambda done: progress.tell(done, len(rows), what))
 
 
 def ask_file(llama: LlamaCpp, path: Path, tokenizer: Any, rows: list[dict], settings: ExportSettings,
@@ -87,10 +88,8 @@ def ask_file(llama: LlamaCpp, path: Path, tokenizer: Any, rows: list[dict], sett
     else:
         longest = max(len(chat.encode(row, tokenizer)["input_ids"]) for row in rows)
     context = 64 * math.ceil((longest + 8) / 64)
-    # in batches the slots would wait for the longest answer of each
-    at_once = settings.model_copy(update={"eval_batch_size": len(rows)})
     with Server(llama, path, context, slots=min(settings.eval_batch_size, 16)) as server:
-        return ask(name, Served(server), tokenizer, rows, at_once, server.process.pid)
+        return ask(name, Served(server), tokenizer, rows, settings, server.process.pid)
 
 
 @contextlib.contextmanager

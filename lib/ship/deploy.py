@@ -16,6 +16,7 @@ from typing import Any
 
 from lib.engine import llamacpp
 from lib.engine.llamacpp import Program
+from lib.engine.vllm_client import LORA_RANKS
 from lib.grade import scoring
 from lib.run import presets, runs, untrusted
 from lib.run.paths import is_local, locate
@@ -23,7 +24,6 @@ from lib.run.settings import ServeSettings
 from lib.run.stages import names_of
 
 CONCURRENT = (1, 4, 16)  # requests at once in the load test
-LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM makes room for
 ADAPTER = "adapter_config.json"  # which a whole model's folder has not
 # PYTHONSAFEPATH: the engine's folder holds a link of the run's name, which must not be taken for a module, as
 # `statistics`, by the engine or by a process that it starts.

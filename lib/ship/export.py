@@ -199,14 +199,17 @@ def _has_tokenizer(folder: Path) -> bool:
     return any((folder / file).exists() for file in TOKENIZERS)
 
 
-def merge(base: Path, adapter: Path, folder: Path, tokenizer: Any, rounded: bool = False) -> dict:
-    """Write the tuned model to `folder`, computed in fp32 and saved in fp16, one shard at a time.
+def merge(base: Path, adapter: Path | None, folder: Path, tokenizer: Any, rounded: bool = False) -> dict:
+    """Write the tuned model (without an adapter: the base) to `folder`, computed in fp32 and saved in
+    fp16, one shard at a time.
 
     So a large model takes the memory of its largest shard. Where all weights were trained, they are
     in `adapter`, and only saved anew. `rounded`: onto the base as QLoRA saw it (`as_trained`).
     Returns what was counted."""
-    how = method(adapter)
-    source, layers = (adapter, {}) if how == ALL_WEIGHTS else (base, _layers(adapter))
+    how, source, layers = "no adapter", base, {}
+    if adapter:
+        how = method(adapter)
+        source, layers = (adapter, {}) if how == ALL_WEIGHTS else (base, _layers(adapter))
     config = untrusted.read_json(source / "config.json")
     if config.get("tie_word_embeddings") and layers.keys() & {"model.embed_tokens", "lm_head"}:
         raise ExportError("the adapter changes the embeddings, which input and output share: untie them first")

@@ -107,6 +107,34 @@ def test_an_evaluation_that_was_stopped_goes_on_with_the_same_answers(model, tok
     assert ask(asked.append) == whole and asked == [9, 10, 11, 12]
 
 
+class Echo:
+    """An engine that answers each prompt with its length, twice, and goes on after the end."""
+
+    name, part = "echo 1.0", 5
+
+    def __init__(self):
+        self.asked = []
+
+    def answers(self, prompts, max_new_tokens, ends, filling, tell):
+        self.asked.append(len(prompts))
+        return [[len(prompt), len(prompt), ends[0], 7] for prompt in prompts]
+
+
+def test_any_engine_is_journaled_decoded_and_named_alike(rows, tokenizer, prompts, tmp_path):
+    engine, settings = Echo(), SimpleNamespace(max_new_tokens=8, eval_batch_size=2)
+    results = evaluate.ask(engine, tokenizer, rows, settings, False, {"model": "tuned"}, tmp_path)
+    texts = [tokenizer.decode([len(prompt)] * 2, skip_special_tokens=True) for prompt in prompts]
+    assert [result["completion"] for result in results] == texts  # in the questions' order, cut at the end
+    assert {(result["engine"], result["tokens"], result["finished"]) for result in results} == {("echo 1.0", 3, True)}
+    assert engine.asked == [5, 5, 2]
+    assert evaluate.ask(engine, tokenizer, rows, settings, False, {"model": "tuned"}, tmp_path) == results
+    assert engine.asked == [5, 5, 2], "what the journal holds was asked again"
+    other = Echo()
+    other.name = "echo 2.0"
+    evaluate.ask(other, tokenizer, rows, settings, False, {"model": "tuned"}, tmp_path)
+    assert other.asked == [5, 5, 2], "another engine's answers were taken from the journal"
+
+
 ANSWER = {"completion": "#### 5", "tokens": 4, "finished": True}
 
 
@@ -305,7 +333,7 @@ def test_ask_grades_every_answer_and_keeps_the_questions_order(rows, tokenizer, 
     asked = [row | {"split": "test_seen" if i > 8 else "test"} for i, row in enumerate(rows)]
     settings = SimpleNamespace(max_new_tokens=64, eval_batch_size=4)
     results = evaluate.ask(None, tokenizer, asked, settings, True, {"model": "tuned"})
-    assert "tuned, calculator on: 12 of 12 answered" in capsys.readouterr().out
+    assert "tuned, calculator on, torch: 12 of 12 answered" in capsys.readouterr().out
     for i, (row, result) in enumerate(zip(asked, results, strict=True)):
         assert {name: result[name] for name in KEPT} == {name: row[name] for name in KEPT}
         assert result["question"] == row["messages"][0]["content"]

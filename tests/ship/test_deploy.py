@@ -201,7 +201,7 @@ def started(monkeypatch):
         found.update(words=list(map(str, command)), files=sorted(os.listdir(cwd)) if cwd else [], env=env)
         raise llamacpp.LlamaCppError("not started")
 
-    monkeypatch.setattr(llamacpp, "_start", start)
+    monkeypatch.setattr(llamacpp, "start", start)
     return found
 
 

@@ -18,7 +18,6 @@ from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCau
 from lib import SharpenError
 from lib.data import chat
 from lib.engine import client
-from lib.engine.llamacpp import LlamaCppError
 from lib.judge import evaluate, plots
 from lib.pipeline import execute
 from lib.run import memory
@@ -634,9 +633,8 @@ def test_artefacts_that_were_asked_other_questions_are_not_compared():
 
 def test_the_server_that_says_nothing_is_no_endless_loop(tokenizer):
     server = SimpleNamespace(complete=lambda *arguments: [], model=ROOT / "a.gguf", slots=1)
-    ids = torch.ones(1, 3, dtype=torch.long)
-    with pytest.raises(LlamaCppError, match="without a token"):
-        client.Served(server).generate(ids, torch.ones_like(ids), 5, [2], 3, [])
+    with pytest.raises(client.EngineError, match="without a token"):
+        client.Served(server).answers([[1, 1, 1]], 5, [2])
 
 
 # --- for those who use it ---------------------------------------------------------------------------------------------

@@ -14,11 +14,11 @@ from safetensors.torch import load_file, save_file
 
 from lib.data import chat
 from lib.data.tasks import generate
-from lib.engine import client, llamacpp
+from lib.engine import llamacpp
 from lib.engine.llamacpp import Server
 from lib.judge import evaluate
 from lib.run.paths import ROOT
-from lib.ship import chain, deploy, export
+from lib.ship import chain, deploy, engines, export
 from lib.ship.export import ExportError
 from tests.ship.test_export import make_adapter, make_base
 
@@ -143,22 +143,42 @@ def test_a_width_that_does_not_fit_is_refused_though_the_program_says_nothing(ll
         export.to_quantized(llama, tmp_path / "f16.gguf", tmp_path / "q4.gguf", "Q4_K_M", base)
 
 
-def test_a_served_file_answers_as_the_model_that_it_was_made_from(llama, tokenizer, tmp_path):
+def asking(base, **changes):
+    """Settings of notebook 30."""
+    usual = {"load_in_4bit": False, "llama_cpp_path": None, "eval_batch_size": 4, "max_new_tokens": 80}
+    return SimpleNamespace(base_model=str(base), **usual | changes)
+
+
+def test_a_base_behind_llama_server_answers_as_it_does_itself(llama, tokenizer, tmp_path):
     """The embedded base, 40 questions: the same answers with and without the calculator, but for rounding to fp16."""
-    export.to_gguf(llama, ROOT / "data" / "base", tmp_path / "f16.gguf", "f16", "base")
-    prompts = [chat.prompt_ids(problem["messages"], tokenizer) for problem in _rows(40)]
-    model = export.load(ROOT / "data" / "base", "cpu")
-    with Server(llama, tmp_path / "f16.gguf", 640, slots=4) as server:
+    base, questions = ROOT / "data" / "base", _rows(40)
+    prompts, model = [chat.prompt_ids(row["messages"], tokenizer) for row in questions], export.load(base, "cpu")
+    with engines.started("llama-server", asking(base), tmp_path, tmp_path, tokenizer, questions, ["base"]) as served:
         for calculator in (True, False):
             rest = (tokenizer, prompts, 80, 20, calculator)
-            served, own = evaluate.generate(client.Served(server), *rest), evaluate.generate(model, *rest)
-            assert sum(a == b for a, b in zip(served, own)) >= 36
+            answers, own = evaluate.generate(served["base"], *rest), evaluate.generate(model, *rest)
+            assert sum(a == b for a, b in zip(answers, own)) >= 36
         rows = [{"id": "0", "messages": [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": text}]}
                 for text in ("It costs $ 1,250.50.", "Naïve 日本 🙂 costs € 5.")]  # fmt: skip
         settings = SimpleNamespace(eval_batch_size=2)
-        read, own = chain.losses(server, tokenizer, rows), evaluate.losses(model, tokenizer, rows, settings)
+        read = chain.losses(served["base"].server, tokenizer, rows)
+        own = evaluate.losses(model, tokenizer, rows, settings)
     assert [one["tokens"] for one in read] == [one["tokens"] for one in own]
     assert [one["loss"] for one in read] == pytest.approx([one["loss"] for one in own], rel=0.01)
+
+
+def test_a_tuned_model_behind_llama_server_stands_on_the_base_as_it_was_rounded(llama, tokenizer, tmp_path):
+    base = make_base(tmp_path / "base", tokenizer)
+    adapter, questions = make_adapter(base, tmp_path / "run/adapter"), _rows(16)
+    settings, folder = asking(base, load_in_4bit=True), tmp_path / "run/eval"
+    prompts = [chat.prompt_ids(row["messages"], tokenizer) for row in questions]
+    rest = (tokenizer, prompts, 12, 4, False)
+    with engines.started("llama-server", settings, adapter, folder, tokenizer, questions, ["tuned"]) as served:
+        answers = evaluate.generate(served["tuned"], *rest)
+    assert list(folder.iterdir()) == [], "what was made for the asking was left"
+    export.merge(base, adapter, tmp_path / "merged", tokenizer, rounded=True)
+    expected = evaluate.generate(export.load(tmp_path / "merged", "cpu"), *rest)
+    assert sum(a == b for a, b in zip(answers, expected)) >= 14
 
 
 def _rows(count):
