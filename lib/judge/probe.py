@@ -1,11 +1,12 @@
 """What training brought, beyond one greedy answer: sampled answers, other wordings, and what was forgotten."""
 
 import hashlib
+import json
 import math
 import re
 import textwrap
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,7 +15,7 @@ import torch
 
 from lib.data import chat, sources, texts
 from lib.grade import stats
-from lib.judge import answers, evaluate
+from lib.judge import answers, evaluate, shots
 from lib.judge.answers import column, grouped
 from lib.judge.sampling import Draws
 from lib.run import runs
@@ -68,6 +69,21 @@ def questions(stage: runs.Stage, data: Path, tokenizer) -> Asked:
     pieces, about["general text"] = _general_text(stage, tokenizer)
     about["sha256 of the general text"] = hashlib.sha256("\n".join(pieces).encode()).hexdigest()
     return Asked(greedy, sampled, pieces, about)
+
+
+def prompted(stage: runs.Stage, data: Path, asked: Asked) -> dict[str, Asked]:
+    """{"base, 8 shots": what is sampled, after the examples that 30 asked the base with}; none where it had none."""
+    if not asked.sampled or not runs.is_complete(stage.run_folder, "evaluate"):
+        return {}
+    summary = json.loads((stage.input("evaluate") / "summary.json").read_text(encoding="utf-8"))
+    then = summary.get("few_shot") or {"shots": 0}  # evaluations of before few_shot say nothing of it
+    if not then["shots"]:
+        return {}
+    train, rows = {row["id"]: row for row in runs.read_rows(data / "train.jsonl", gold=True)}, []
+    for row in asked.sampled:
+        pool = [train[id] for id in then["others"].get(row["id"], then["examples"])]
+        rows += shots.Prompting(pool=pool, plain=then["plain"]).before([row], then["shots"])
+    return {shots.label("base", then["shots"]): replace(asked, greedy=[], sampled=rows, pieces=[])}
 
 
 def _worded(row: dict, name: str) -> dict:

@@ -115,7 +115,7 @@ class Echo:
     def __init__(self):
         self.asked = []
 
-    def answers(self, prompts, max_new_tokens, ends, filling, tell):
+    def answers(self, prompts, max_new_tokens, ends, filling, tell, stop="", draws=None):
         self.asked.append(len(prompts))
         return [[len(prompt), len(prompt), ends[0], 7] for prompt in prompts]
 
