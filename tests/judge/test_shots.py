@@ -186,5 +186,5 @@ def test_each_arm_has_a_journal_of_its_own(train, tokenizer, tmp_path, monkeypat
     model = LlamaForCausalLM(config).float().eval()
     for labels in ({"model": "base"}, {"model": "base, 1 shot"}, {"model": "base, 1 shot", "split": "validation"}):
         evaluate.ask(model, tokenizer, train[:2], settings, True, labels, tmp_path)
-    assert names == [".base-calculator-on.jsonl", ".base-1-shot-calculator-on.jsonl",
-                     ".base-1-shot-validation-calculator-on.jsonl"]  # fmt: skip
+    assert names == [".base-calculator-on-torch.jsonl", ".base-1-shot-calculator-on-torch.jsonl",
+                     ".base-1-shot-validation-calculator-on-torch.jsonl"]  # fmt: skip
