@@ -25,6 +25,7 @@ from datasets import Dataset
 from peft import IA3Config, PeftModel, PrefixTuningConfig, get_peft_model
 from peft.helpers import disable_input_dtype_casting
 from peft.optimizers import create_loraplus_optimizer
+from peft.tuners.lora.layer import LoraLayer, LoraVariant
 from transformers import EarlyStoppingCallback, TrainerCallback, set_seed
 from unsloth_zoo.pad_token import fix_pad_token
 
@@ -273,6 +274,8 @@ def fit(trainer, train_rows: Dataset, settings: TrainSettings, log: Callable, re
         trainer.data_collator.pad_to_multiple_of = PADDED  # TRL's collators all have it
         if settings.peft_type == "lora":
             _leave_types(trainer)
+            if settings.devices == 1:  # FSDP gathers a layer's weights for its own forward pass alone
+                _add_in_place(trainer.model)
     if settings.packing and not trainer.args.packing and trainer.args.device.type == "cuda":
         raise TrainingError("packing = True: Unsloth cannot keep packed rows of this model apart here "
                             "(it says why above); set packing = False")  # fmt: skip
@@ -336,6 +339,23 @@ def _leave_types(trainer) -> None:
             yield
 
     trainer.compute_loss_context_manager = as_they_are
+
+
+class _Added(LoraVariant):
+    """LoRA added within its second product: PEFT makes, scales and adds a tensor of the layer's width."""
+
+    @staticmethod
+    def forward(module, active_adapter, x, result, **ignored):
+        low = module.lora_A[active_adapter](x).flatten(0, -2) * module.scaling[active_adapter]  # (B * T, r)
+        up, type_ = module.lora_B[active_adapter].weight.T, result.dtype
+        return torch.addmm(result.flatten(0, -2), low.to(type_), up.to(type_)).view_as(result)
+
+
+def _add_in_place(model) -> None:
+    """Let plain LoRA without dropout compute as `_Added`."""
+    for layer in model.modules():
+        if isinstance(layer, LoraLayer) and isinstance(layer.lora_dropout["default"], torch.nn.Identity):
+            layer.lora_variant.setdefault("default", _Added())
 
 
 def _use_loraplus(trainer, settings: TrainSettings) -> None:

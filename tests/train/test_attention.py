@@ -64,7 +64,7 @@ def test_the_kernel_stays_where_rows_are_long_and_where_nothing_is_trained(
 
 @pytest.mark.parametrize("trainer", ["sft", "dpo"])
 def test_a_trainers_loss_and_gradients_are_those_of_the_kernel(qlora, attention, monkeypatch, tmp_path, trainer):
-    """In single precision; `attention.use` switched off against on."""
+    """In single precision; attention by products and LoRA added within its product, both off against both on."""
     import torch
 
     from lib.train import preference
@@ -92,8 +92,9 @@ def test_a_trainers_loss_and_gradients_are_those_of_the_kernel(qlora, attention,
     encode = preference.encode if trainer == "dpo" else qlora.encode
     found, called, products = [], [], attention.products
     monkeypatch.setattr(attention, "products", lambda *tensors: called.append(len(found)) or products(*tensors))
-    for use in (lambda model: None, attention.use):
+    for use, add in ((lambda model: None,) * 2, (attention.use, qlora._add_in_place)):
         monkeypatch.setattr(attention, "use", use)
+        monkeypatch.setattr(qlora, "_add_in_place", add)
         model, tokenizer = qlora.load(settings, dtype=torch.float32)
         model = qlora.attach(model, settings)
         for name, weight in model.named_parameters():  # B begins at zero, and then A has no gradient
