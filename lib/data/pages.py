@@ -78,6 +78,10 @@ def markdown(table: list[list]) -> str:
 
 
 # --- FinQA ----------------------------------------------------------------------------------------
+REPORT = re.compile(r"([\w.&-]{1,20}/\d{4})/")  # of an id, as in V/2008/page_17.pdf-1
+TABLE = len("finqa-") + 12  # characters of a group that name its table
+
+
 def finqa(fields: dict, place: str, context: str = "page") -> dict:
     """A question on a filing's page; the gold is what its program gives, a ratio where percent is
     asked for. `context`: the whole page is shown, or ("facts") its table and the gold facts alone,
@@ -109,7 +113,20 @@ def finqa(fields: dict, place: str, context: str = "page") -> dict:
             gold = {"value": truth, "unit": "bool"}
     except (CalculatorError, TypeError) as error:  # TypeError: a comparison where a number belongs
         raise BadRow(f"field 'program' cannot be computed: {error}") from None
-    return row_of("finqa", "finqa", place, asked, answer, gold, digest(table))
+    group, report = digest(table), REPORT.match(str(fields.get("id")))
+    if report:
+        group += report[1]
+    return row_of("finqa", "finqa", place, asked, answer, gold, group)
+
+
+def by_report(rows: list[dict]) -> None:
+    """Make each FinQA row's group its report, so that no report is in two splits; a row whose id names none belongs to
+    the report of its table or, where no row of that table names one, to the table."""
+    reports = {row["group"][:TABLE]: row["group"] for row in rows if len(row["group"]) > TABLE}
+    for row in rows:
+        report = reports.get(row["group"][:TABLE])
+        if report:
+            row["group"] = f"finqa-{report[TABLE:]}"
 
 
 def _facts(fields: dict) -> str:

@@ -112,6 +112,8 @@ def _read(settings: PrepareSettings, split: str, place: Path | str, whole: bool)
     and validation."""
     rejected: list[dict] = []
     rows = list(stream(settings, place, rejected))
+    if settings.source == "finqa":
+        pages.by_report(rows)
     count, files = len(rows) + len(rejected), [place] if isinstance(place, Path) else []
     if not count:
         raise SourceError(f"{place}: no rows")

@@ -98,7 +98,7 @@ PUBLISHED: dict[str, dict] = {
     ),
     "smollm2_finqa": dict(
         description="questions on tables and gold facts of filings, from FinQA's published dev file (data_dir), "
-        f"split by page, {_SMOLLM2_NAME}",
+        f"split by report, {_SMOLLM2_NAME}",
         reference=Reference(note="none: others ask FinQA's test, on whole pages"),
         settings=_SMOLLM2 | dict(
             source="finqa", finqa_context="facts", train_rows=None, validation_rows=0, test_rows=180, max_length=1024,

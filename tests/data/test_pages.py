@@ -138,12 +138,14 @@ def test_published_finqa_golds_are_what_their_programs_give(published_data, file
         assert answer == (result == "yes") if isinstance(result, str) else math.isclose(answer, result, abs_tol=1e-5)
         assert scoring.grade(row["messages"][1]["content"], row["gold"]).correct
         assert record["question"] in row["messages"][0]["content"]
-    filings = defaultdict(set)
+    pages.by_report(rows)
+    reports, tables = defaultdict(set), defaultdict(set)
     for row, record in zip(rows, records, strict=True):
-        if record["id"]:  # others tell no page, but their table, of which a page has one
-            filings[record["id"].rpartition("-")[0]].add(row["group"])
-    assert all(len(groups) == 1 for groups in filings.values()), "a page is never split"
-    assert len({row["group"] for row in rows}) == len({json.dumps(record["table"]) for record in records})
+        tables[json.dumps(record["table"])].add(row["group"])
+        if record["id"]:
+            reports["/".join(record["id"].split("/")[:2])].add(row["group"])
+    assert all(len(groups) == 1 for groups in [*reports.values(), *tables.values()]), "no report or page is split"
+    assert len({row["group"] for row in rows} & {f"finqa-{report}" for report in reports}) == len(reports)
 
 
 def test_four_in_five_of_the_annotators_own_answers_pass_for_finqas_golds(published_data):
