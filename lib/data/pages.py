@@ -79,7 +79,6 @@ def markdown(table: list[list]) -> str:
 
 # --- FinQA ----------------------------------------------------------------------------------------
 REPORT = re.compile(r"([\w.&-]{1,20}/\d{4})/")  # of an id, as in V/2008/page_17.pdf-1
-TABLE = len("finqa-") + 12  # characters of a group that name its table
 
 
 def finqa(fields: dict, place: str, context: str = "page") -> dict:
@@ -115,18 +114,18 @@ def finqa(fields: dict, place: str, context: str = "page") -> dict:
         raise BadRow(f"field 'program' cannot be computed: {error}") from None
     group, report = digest(table), REPORT.match(str(fields.get("id")))
     if report:
-        group += report[1]
+        group += f" {report[1]}"  # for `by_report`
     return row_of("finqa", "finqa", place, asked, answer, gold, group)
 
 
 def by_report(rows: list[dict]) -> None:
     """Make each FinQA row's group its report, so that no report is in two splits; a row whose id names none belongs to
     the report of its table or, where no row of that table names one, to the table."""
-    reports = {row["group"][:TABLE]: row["group"] for row in rows if len(row["group"]) > TABLE}
+    reports = dict(row["group"].split(" ") for row in rows if " " in row["group"])
     for row in rows:
-        report = reports.get(row["group"][:TABLE])
-        if report:
-            row["group"] = f"finqa-{report[TABLE:]}"
+        table = row["group"].partition(" ")[0]
+        if table in reports:
+            row["group"] = f"finqa-{reports[table]}"
 
 
 def _facts(fields: dict) -> str:

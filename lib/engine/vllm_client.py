@@ -48,6 +48,12 @@ def python() -> str | None:
     return named
 
 
+def max_lora_rank(adapter: Path) -> int:
+    """The rank that vLLM must make room for."""
+    rank = untrusted.read_json(adapter / "adapter_config.json")["r"]
+    return next((most for most in LORA_RANKS if most >= rank), rank)
+
+
 class Vllm:
     """vLLM with a base and, where `adapter` names one, LoRA on it, while a `with` block runs.
 
@@ -60,8 +66,7 @@ class Vllm:
         self.asked = {"model": str(model), "adapter": adapter and str(adapter), "context": context, "slots": slots,
                       "ends": list(ends), "quantization": quantization}  # fmt: skip
         if adapter:
-            rank = untrusted.read_json(adapter / "adapter_config.json")["r"]
-            self.asked["rank"] = next((most for most in LORA_RANKS if most >= rank), rank)
+            self.asked["rank"] = max_lora_rank(adapter)
         self.waiting: dict[int, Future] = {0: Future()}  # by the number of what was asked; 0: for the start
         self.numbers, self.lock = itertools.count(1), threading.Lock()
 

@@ -126,19 +126,16 @@ def in_words(reference: Reference) -> str:
 
 def _had(score: Score) -> str:
     """The protocol and the source."""
-    return f"{_shots(score)}, {score.strictness or 'strictness not told'}, {_questions(score)}; {score.source}"
+    return f"{', '.join(_protocol(score))}; {score.source}"
 
 
-def _shots(score: Score) -> str:
-    if score.shots is None:
-        return "shots not told"
-    return f"{score.shots} shots"
-
-
-def _questions(score: Score) -> str:
-    if score.questions is None:
-        return "n not told"
-    return f"n = {score.questions:,}"
+def _protocol(score: Score) -> list[str]:
+    shots, questions = "shots not told", "n not told"
+    if score.shots is not None:
+        shots = f"{score.shots} shots"
+    if score.questions is not None:
+        questions = f"n = {score.questions:,}"
+    return [shots, score.strictness or "strictness not told", questions]
 
 
 def markdown(references: dict[str, Reference]) -> str:
@@ -152,7 +149,7 @@ def markdown(references: dict[str, Reference]) -> str:
         scores |= dict.fromkeys(filter(None, told))
     rows += ["", "| model | test | score | protocol | source |", "|---|---|---|---|---|"]
     for score in scores:
-        protocol = f"{_shots(score)}; {score.strictness or 'strictness not told'}; {_questions(score)}"
+        protocol = "; ".join(_protocol(score))
         rows.append(f"| {score.model} | {score.test} | {figure(score)} | {protocol} | {score.source} |")
     return "\n".join(rows) + "\n"
 

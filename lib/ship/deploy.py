@@ -16,7 +16,7 @@ from typing import Any
 
 from lib.engine import llamacpp
 from lib.engine.llamacpp import Program
-from lib.engine.vllm_client import LORA_RANKS
+from lib.engine.vllm_client import max_lora_rank
 from lib.grade import scoring
 from lib.run import presets, runs, untrusted
 from lib.run.paths import is_local, locate
@@ -152,10 +152,8 @@ def _vllm(model: Path, settings: ServeSettings, context: int) -> list:
     limits = ["--max-model-len", context, "--max-num-seqs", settings.parallel, "--generation-config", "vllm"]
     if not (model / ADAPTER).exists():
         return ["vllm", "serve", model, "--served-model-name", model.name, *limits]
-    rank = untrusted.read_json(model / ADAPTER)["r"]
-    most = next(most for most in LORA_RANKS if most >= rank)
     command = ["vllm", "serve", locate(settings.base_model), "--tokenizer", model, "--enable-lora",
-               "--lora-modules", f"{model.name}={model}", "--max-lora-rank", most]  # fmt: skip
+               "--lora-modules", f"{model.name}={model}", "--max-lora-rank", max_lora_rank(model)]  # fmt: skip
     if settings.load_in_4bit:
         command += ["--quantization", "bitsandbytes"]
     return command + limits

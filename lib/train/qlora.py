@@ -275,7 +275,7 @@ def fit(trainer, train_rows: Dataset, settings: TrainSettings, log: Callable, re
         if settings.peft_type == "lora":
             _leave_types(trainer)
             if settings.devices == 1:  # FSDP gathers a layer's weights for its own forward pass alone
-                _add_in_place(trainer.model)
+                _fuse_lora(trainer.model)
     if settings.packing and not trainer.args.packing and trainer.args.device.type == "cuda":
         raise TrainingError("packing = True: Unsloth cannot keep packed rows of this model apart here "
                             "(it says why above); set packing = False")  # fmt: skip
@@ -341,7 +341,7 @@ def _leave_types(trainer) -> None:
     trainer.compute_loss_context_manager = as_they_are
 
 
-class _Added(LoraVariant):
+class _FusedLora(LoraVariant):
     """LoRA added within its second product: PEFT makes, scales and adds a tensor of the layer's width."""
 
     @staticmethod
@@ -351,11 +351,11 @@ class _Added(LoraVariant):
         return torch.addmm(result.flatten(0, -2), low.to(type_), up.to(type_)).view_as(result)
 
 
-def _add_in_place(model) -> None:
-    """Let plain LoRA without dropout compute as `_Added`."""
+def _fuse_lora(model) -> None:
+    """Let plain LoRA without dropout compute as `_FusedLora`."""
     for layer in model.modules():
         if isinstance(layer, LoraLayer) and isinstance(layer.lora_dropout["default"], torch.nn.Identity):
-            layer.lora_variant.setdefault("default", _Added())
+            layer.lora_variant.setdefault("default", _FusedLora())
 
 
 def _use_loraplus(trainer, settings: TrainSettings) -> None:

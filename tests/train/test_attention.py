@@ -92,9 +92,9 @@ def test_a_trainers_loss_and_gradients_are_those_of_the_kernel(qlora, attention,
     encode = preference.encode if trainer == "dpo" else qlora.encode
     found, called, products = [], [], attention.products
     monkeypatch.setattr(attention, "products", lambda *tensors: called.append(len(found)) or products(*tensors))
-    for use, add in ((lambda model: None,) * 2, (attention.use, qlora._add_in_place)):
+    for use, add in ((lambda model: None,) * 2, (attention.use, qlora._fuse_lora)):
         monkeypatch.setattr(attention, "use", use)
-        monkeypatch.setattr(qlora, "_add_in_place", add)
+        monkeypatch.setattr(qlora, "_fuse_lora", add)
         model, tokenizer = qlora.load(settings, dtype=torch.float32)
         model = qlora.attach(model, settings)
         for name, weight in model.named_parameters():  # B begins at zero, and then A has no gradient
