@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 import platform
 import re
@@ -382,6 +383,11 @@ class Server(Program):
         """Token ids of a text; marks such as <|user|> are the tokens that they name, and no BOS is added."""
         body = {"content": text, "add_special": False, "parse_special": True}
         return self.post("/tokenize", body)["tokens"]
+
+
+def server_for(llama: LlamaCpp, model: Path, longest: int, rows: int) -> Server:
+    """A server for `rows` questions, 16 at once at most, none longer than `longest` tokens with its answer."""
+    return Server(llama, model, 64 * math.ceil((longest + 8) / 64), slots=min(rows, 16))
 
 
 def _cores() -> int:

@@ -15,7 +15,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from lib.data import chat
 from lib.engine.client import Served, in_slots
-from lib.engine.llamacpp import LlamaCpp, Server
+from lib.engine.llamacpp import LlamaCpp, Server, server_for
 from lib.grade import stats
 from lib.judge import answers, evaluate
 from lib.run import progress, runs
@@ -87,8 +87,7 @@ def ask_file(llama: LlamaCpp, path: Path, tokenizer: Any, rows: list[dict], sett
         longest = max(map(len, prompts)) + settings.max_new_tokens
     else:
         longest = max(len(chat.encode(row, tokenizer)["input_ids"]) for row in rows)
-    context = 64 * math.ceil((longest + 8) / 64)
-    with Server(llama, path, context, slots=min(settings.eval_batch_size, 16)) as server:
+    with server_for(llama, path, longest, settings.eval_batch_size) as server:
         return ask(name, Served(server), tokenizer, rows, settings, server.process.pid)
 
 

@@ -1,7 +1,6 @@
 """What answers a run's questions: torch, with the model as it was trained, or base and tuned model behind llama-server
 or vLLM."""
 
-import math
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -108,14 +107,13 @@ def _vllm(stack: ExitStack, settings, adapter: Path, made: Path, tokenizer, long
 def _llama(stack: ExitStack, settings, adapter: Path, made: Path, tokenizer, longest: int, models) -> dict[str, Served]:
     """A server for each model, of an f16 file: notebook 40's, or one that is made."""
     llama, served = llamacpp.find(settings.llama_cpp_path), {}
-    context = 64 * math.ceil((longest + 8) / 64)
     for model in models:
         file = None
         if model == "tuned":
             file = _exported(adapter.parent)
         file = file or _converted(llama, model, settings, adapter, made, tokenizer)
-        slots = min(settings.eval_batch_size, 16)
-        served[model] = Served(stack.enter_context(llamacpp.Server(llama, file, context, slots)), "llama-server (f16)")
+        server = stack.enter_context(llamacpp.server_for(llama, file, longest, settings.eval_batch_size))
+        served[model] = Served(server, "llama-server (f16)")
     return served
 
 
