@@ -1,5 +1,6 @@
 """vLLM in a process of its own, in this Python or another: base and tuned model in one engine, asked by token ids."""
 
+import contextlib
 import importlib.util
 import itertools
 import json
@@ -68,6 +69,7 @@ class Vllm:
         if adapter:
             self.asked["rank"] = max_lora_rank(adapter)
         self.waiting: dict[int, Future] = {0: Future()}  # by the number of what was asked; 0: for the start
+        self.ended: EngineError | None = None  # why nothing more is read
         self.numbers, self.lock = itertools.count(1), threading.Lock()
 
     def __enter__(self) -> "Vllm":
@@ -108,15 +110,13 @@ class Vllm:
             with self.lock:
                 waiting = self.waiting.pop(said["id"])
             waiting.set_result(said)
-        with self.lock:
-            ended = EngineError(self._ended())
-            for waiting in self.waiting.values():
-                waiting.set_exception(ended)
-            self.waiting.clear()
-
-    def _ended(self) -> str:
         said = last_words(Path(self.log.name).read_text(errors="replace").splitlines())
-        return f"vllm ({self.model.name}) has ended: {said}; to do without it: eval_engine = 'torch'"
+        with self.lock:
+            self.ended = EngineError(
+                f"vllm ({self.model.name}) has ended: {said}; to do without it: eval_engine = 'torch'"
+            )
+            for waiting in self.waiting.values():
+                waiting.set_exception(self.ended)
 
     def complete(self, ids: list[int], count: int, stop: Sequence[str] = (), slot: int = -1,
                  tuned: bool = False) -> list[int]:  # fmt: skip
@@ -126,13 +126,12 @@ class Vllm:
         number, reply = next(self.numbers), Future()
         line = json.dumps({"id": number, "prompt": ids, "count": count, "stop": list(stop), "tuned": tuned})
         with self.lock:
+            if self.ended:  # while its process dies it can still be written to
+                raise self.ended
             self.waiting[number] = reply
-            try:
+            with contextlib.suppress(OSError):  # it has ended: `_read` tells those who wait
                 self.process.stdin.write(line + "\n")
                 self.process.stdin.flush()
-            except OSError:  # it has ended
-                self.waiting.pop(number)
-                raise EngineError(self._ended()) from None
         said = reply.result()
         if "error" in said:
             raise EngineError(f"vllm ({self.model.name}) refuses a prompt of {len(ids)} tokens: {said['error']}")
