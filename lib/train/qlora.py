@@ -23,9 +23,7 @@ from unsloth import FastLanguageModel  # first: it patches the others
 import torch
 from datasets import Dataset
 from peft import IA3Config, PeftModel, PrefixTuningConfig, get_peft_model
-from peft.helpers import disable_input_dtype_casting
 from peft.optimizers import create_loraplus_optimizer
-from peft.tuners.lora.layer import LoraLayer, LoraVariant
 from transformers import EarlyStoppingCallback, TrainerCallback, set_seed
 from unsloth_zoo.pad_token import fix_pad_token
 
@@ -35,7 +33,7 @@ from lib.run import memory, runs, untrusted
 from lib.run.memory import TrainingError
 from lib.run.paths import locate
 from lib.run.settings import EvaluateSettings, ExportSettings, ServeSettings, TrainSettings
-from lib.train import attention, guards, resume, tracking
+from lib.train import guards, layers, resume, tracking
 
 gc.freeze()
 gc.enable()
@@ -188,7 +186,7 @@ class GivesBack(TrainerCallback):
     """On a CPU gives freed memory back now and then: steps of ever other lengths leave holes in it
     that later ones do not fill."""
 
-    STEPS = 10
+    STEPS = 20
 
     def on_step_end(self, args, state, control, **kwargs):
         if state.global_step % self.STEPS == 0:
@@ -270,12 +268,9 @@ def fit(trainer, train_rows: Dataset, settings: TrainSettings, log: Callable, re
     resume.make_exact(trainer)
     check_mask(trainer, train_rows)
     if trainer.args.device.type == "cpu":
-        attention.use(trainer.model)
+        one = settings.devices == 1  # FSDP gathers the weights of A and B for their own forward passes alone
+        layers.use(trainer.model, lora=one)
         trainer.data_collator.pad_to_multiple_of = PADDED  # TRL's collators all have it
-        if settings.peft_type == "lora":
-            _leave_types(trainer)
-            if settings.devices == 1:  # FSDP gathers a layer's weights for its own forward pass alone
-                _fuse_lora(trainer.model)
     if settings.packing and not trainer.args.packing and trainer.args.device.type == "cuda":
         raise TrainingError("packing = True: Unsloth cannot keep packed rows of this model apart here "
                             "(it says why above); set packing = False")  # fmt: skip
@@ -324,38 +319,6 @@ def check_mask(trainer, train_rows: Dataset) -> None:
 
 def _supervised(rows: Iterable[list[int]]) -> int:
     return sum(label != chat.IGNORED for labels in rows for label in labels)
-
-
-def _leave_types(trainer) -> None:
-    """Under autocast LoRA's inputs stay in bf16. PEFT turns each into single precision and autocast turns it
-    back: the same numbers, but a copy for each matrix is kept for the backward pass."""
-    if not trainer.args.bf16 or trainer.args.gradient_checkpointing:  # which computes again outside of it
-        return
-    autocast = trainer.compute_loss_context_manager
-
-    @contextlib.contextmanager
-    def as_they_are():
-        with autocast(), disable_input_dtype_casting(trainer.model):
-            yield
-
-    trainer.compute_loss_context_manager = as_they_are
-
-
-class _FusedLora(LoraVariant):
-    """LoRA added within its second product: PEFT makes, scales and adds a tensor of the layer's width."""
-
-    @staticmethod
-    def forward(module, active_adapter, x, result, **ignored):
-        low = module.lora_A[active_adapter](x).flatten(0, -2) * module.scaling[active_adapter]  # (B * T, r)
-        up, type_ = module.lora_B[active_adapter].weight.T, result.dtype
-        return torch.addmm(result.flatten(0, -2), low.to(type_), up.to(type_)).view_as(result)
-
-
-def _fuse_lora(model) -> None:
-    """Let plain LoRA without dropout compute as `_FusedLora`."""
-    for layer in model.modules():
-        if isinstance(layer, LoraLayer) and isinstance(layer.lora_dropout["default"], torch.nn.Identity):
-            layer.lora_variant.setdefault("default", _FusedLora())
 
 
 def _use_loraplus(trainer, settings: TrainSettings) -> None:
