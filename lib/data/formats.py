@@ -98,6 +98,19 @@ def row_of(
             "group": f"{source}-{group or place}"}  # fmt: skip
 
 
+def gold_only(row: dict) -> dict:
+    """The row without its worked answer: what follows the last marker stands in its place, by which its gold is
+    known, and which SFT does not learn."""
+    question, answer = row["messages"][:-1], row["messages"][-1]["content"]
+    marked = f"####{answer.rpartition('####')[2]}"
+    return row | {"messages": [*question, {"role": "assistant", "content": marked}], "worked": False}
+
+
+def is_worked(row: dict) -> bool:
+    """Has the row an answer to learn, or but a gold?"""
+    return row.get("worked", True)
+
+
 def joined(*parts: str) -> str:
     return "\n\n".join(filter(None, parts))
 
@@ -189,12 +202,12 @@ def _reply(fields: dict, name: str) -> str:
 
 
 def own(fields: dict, place: str, columns: dict[str, str]) -> dict:
-    """Your own rows; `columns` says which of your columns is the question, answer, context and
+    """Your own rows; `columns` says which of your columns is the question, answer, gold, context and
     group.
 
     The gold is the marked answer (`#### 42`), or the whole answer where it is a number; else there
-    is none."""
-    asked, name = columns.get("question", "question"), columns.get("answer", "answer")
+    is none. With a column of golds there is no answer to learn."""
+    asked, name = columns.get("question", "question"), columns.get("gold", columns.get("answer", "answer"))
     for column in (asked, name):
         if column not in fields:
             there = ", ".join(map(str, fields))[:200]
@@ -211,7 +224,12 @@ def own(fields: dict, place: str, columns: dict[str, str]) -> dict:
         gold, answer = typed(number.value, number.unit, decimals_shown(number)), f"#### {answer}"
     context = text_of(fields, columns.get("context", "context"), False)
     group = text_of(fields, columns.get("group", "group"), False)
-    return row_of("own", "own", place, joined(context, question), answer, gold, group)
+    row = row_of("own", "own", place, joined(context, question), answer, gold, group)
+    if "gold" not in columns:
+        return row
+    if gold is None:
+        raise BadRow(f"field {name!r} is no number, nor does it end with '#### ' and one")
+    return gold_only(row)
 
 
 def corpus_blocks(fields: dict, most: int) -> list[dict]:

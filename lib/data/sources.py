@@ -54,6 +54,14 @@ def load(settings: PrepareSettings, splits: Sequence[str] = SPLITS) -> dict[str,
     where it has no file of its own (where test_rows is none, held_out_percent of the rows): no
     group is in two splits. Bad records are told once, with train or the test's own file. Memory:
     all rows of the files that are read."""
+    loaded = _whole(settings, splits)
+    if settings.golds_only and "train" in loaded:
+        rows = [formats.gold_only(row) for row in loaded["train"].rows if row["gold"]]
+        loaded["train"] = loaded["train"]._replace(rows=rows)
+    return loaded
+
+
+def _whole(settings: PrepareSettings, splits: Sequence[str]) -> dict[str, Loaded]:
     if settings.source == "mixture":
         return _mixture(settings, splits)
     if settings.source == "quant_tasks":
@@ -94,7 +102,7 @@ def stream(settings: PrepareSettings, place: Path | str, rejected: list[dict]) -
 # --- splits and mixtures --------------------------------------------------------------------------
 def _generated(settings: PrepareSettings, split: str) -> Loaded:
     counts = {
-        "train": settings.train_rows, "validation": settings.validation_rows or 0,
+        "train": settings.train_rows + settings.skip_rows, "validation": settings.validation_rows or 0,
         "test": settings.test_rows, "test_seen": settings.test_rows // 5,
     }  # fmt: skip
     kinds = settings.kinds or tasks.DEMO_KINDS
@@ -104,7 +112,8 @@ def _generated(settings: PrepareSettings, split: str) -> Loaded:
         problems = tasks.generate(split, counts[split], settings.data_seed, kinds)
     except ValueError as error:  # a kind has only so many different questions
         raise SourceError(f"{split}_rows = {counts[split]}: {error}") from None
-    return Loaded([problem.row() for problem in problems], [], [])
+    rows = [problem.row() for problem in problems]
+    return Loaded(rows[settings.skip_rows :] if split == "train" else rows, [], [])
 
 
 def _read(settings: PrepareSettings, split: str, place: Path | str, whole: bool) -> dict[str, Loaded]:
@@ -129,13 +138,15 @@ def _read(settings: PrepareSettings, split: str, place: Path | str, whole: bool)
             tests = math.ceil(len(rows) * settings.held_out_percent / 100)
         asked = {"test": tests} | asked
     parts = _divide(rows, asked)
-    if not parts["train"]:
-        held = " and ".join(f"{name}_rows = {count}" for name, count in reversed(asked.items()))
+    if not parts["train"][settings.skip_rows :]:
+        asked = {"skip": settings.skip_rows} | asked
+        held = " and ".join(f"{name}_rows = {count}" for name, count in reversed(asked.items()) if count)
         groups = {row["group"] for row in rows}
         raise SourceError(f"{place}: {held} leave nothing to train on "
                           f"({len(rows)} rows in {len(groups)} groups); lower them")  # fmt: skip
     loaded = {name: Loaded(parts[name][:most], [], files) for name, most in asked.items()}
-    return loaded | {"train": Loaded(parts["train"][: settings.train_rows], rejected, files)}
+    train = parts["train"][settings.skip_rows :]
+    return loaded | {"train": Loaded(train[: settings.train_rows], rejected, files)}
 
 
 def _divide(rows: list[dict], asked: dict[str, int]) -> dict[str, list[dict]]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lib.data import chat
+from lib.data import chat, formats
 from lib.judge import answers, evaluate
 from lib.run import runs
 from lib.run.settings import EvaluateSettings
@@ -88,11 +88,12 @@ def label(model: str, shots: int) -> str:
 
 
 def pool_of(train: list[dict], asked: list[dict], seed: int) -> list[dict]:
-    """Training rows with a gold in the order in which they are shown: kinds in turn, drawn by `seed`.
+    """Worked training rows with a gold in the order in which they are shown: kinds in turn, drawn by `seed`.
 
     Rows of a group that is asked come last, so that all questions have the same examples where they can:
     what prompts begin with is then computed once."""
     groups, seen, turns = {row["group"] for row in asked}, Counter(), []
+    train = [row for row in train if formats.is_worked(row)]
     for place in np.random.default_rng([seed, STREAM]).permutation(len(train)):
         row = train[place]
         own = row["group"] in groups

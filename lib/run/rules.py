@@ -14,6 +14,7 @@ from lib.run.paths import HUB_ID, base_model_problems, in_project, is_gguf, is_n
 from lib.run.settings import (
     FIELDS,
     FROM_HUB,
+    GRADED,
     KIND_NAMES,
     Settings,
     columns_of,
@@ -271,9 +272,35 @@ def only_files_of_ones_own_have_columns(s):
 
 
 @about("columns")
+def answers_are_worked_or_but_golds(s):
+    if {"answer", "gold"} <= columns_of(s).keys():
+        return f"columns = {short(s.columns)}: name the answer or the gold, not both"
+
+
+@about("columns")
 def each_column_is_named_once(s):
     if len(columns_of(s)) < len(s.columns):
         return f"columns = {short(s.columns)}: name each once"
+
+
+@about("source", "skip_rows")
+def rows_of_one_source_are_skipped(s):
+    if s.source == "mixture" and s.skip_rows:
+        return f"skip_rows = {s.skip_rows!r}: a mixture's rows are interleaved; leave it out, or name one source"
+
+
+@about("source", "golds_only")
+def only_what_has_a_gold_can_do_without_its_answer(s):
+    without = [name for name in _sources(s) if name not in GRADED]
+    if s.golds_only and without:
+        return f"golds_only = True: {', '.join(without)} has no golds; leave it out"
+
+
+@about("trainer", "golds_only", "columns")
+def answers_are_learnt_where_there_are_some(s):
+    if s.trainer in ("sft", "dpo") and (s.golds_only or "gold" in columns_of(s)):
+        which = "golds_only" if s.golds_only else f"columns = {short(s.columns)}"
+        return f"trainer = {s.trainer!r}: {which} leaves no answer to learn; set trainer = 'rft' or 'grpo'"
 
 
 @about("source", "data_dir")

@@ -80,10 +80,11 @@ class Precision(Block):
 
 
 class Trainer(Block):
-    """What is learnt from: answers, or pairs of them."""
+    """What is learnt from: answers, pairs of them, or rewards."""
 
-    trainer: Literal["sft", "dpo"] = "sft"
-    """learn answers, or from pairs which of two answers is better: SFTTrainer, or DPOTrainer"""
+    trainer: Literal["sft", "dpo", "rft", "grpo"] = "sft"
+    """learn answers (SFTTrainer), which of two is better (DPOTrainer), or from rewards for the
+    model's own: its right ones (rft), or by GRPOTrainer (23_train_rewards)"""
 
 
 class HeldOut(Block):
@@ -214,14 +215,19 @@ class PrepareSettings(HeldOut, Trainer, Model):
     """where the rows come from"""
     mixture: tuple[Annotated[str, Field(pattern=f"^{PART}$")], ...] = ()
     """NAME[@REVISION][=WEIGHT][:CAP] of each source where source = 'mixture'; a cap is rows"""
-    columns: tuple[Annotated[str, Field(pattern="^(question|answer|context|group)=.+$")], ...] = ()
-    """your columns where source = 'own': question=NAME, answer=NAME, context=NAME, group=NAME"""
+    columns: tuple[Annotated[str, Field(pattern="^(question|answer|gold|context|group)=.+$")], ...] = ()
+    """your columns where source = 'own': question=NAME, answer=NAME (or gold=NAME: no answer to
+    learn), context=NAME, group=NAME"""
     finqa_context: Literal["page", "facts"] = "page"
     """what FinQA's questions are asked on: the page, or its table and gold facts"""
     data_dir: str | None = None
     """a file, or a folder with gsm8k/train.jsonl, ...; none: ask the hub"""
     train_rows: Count | None
     """training rows, over all kinds; none: all there are"""
+    skip_rows: int = Field(0, ge=0)
+    """training rows that are left out first, as those that an earlier run learnt"""
+    golds_only: bool = False
+    """keep the training rows' questions and golds, not their worked answers"""
     validation_rows: Annotated[int, Field(ge=0)] | None
     """rows for the held-out loss; 0: no such"""
     test_rows: Count | None

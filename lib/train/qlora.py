@@ -27,7 +27,7 @@ from peft.optimizers import create_loraplus_optimizer
 from transformers import EarlyStoppingCallback, TrainerCallback, set_seed
 from unsloth_zoo.pad_token import fix_pad_token
 
-from lib.data import chat
+from lib.data import chat, formats
 from lib.judge import evaluate
 from lib.run import memory, runs, untrusted
 from lib.run.memory import TrainingError
@@ -140,6 +140,10 @@ def encode(
     """(tokenised rows, ids of the rows left out because they are longer than `max_length` tokens).
 
     A cut row would teach an answer without its end."""
+    bare = [row["id"] for row in rows if not formats.is_worked(row)]
+    if bare:
+        raise TrainingError(f"{len(bare)} of {len(rows)} rows have a gold and no worked answer, such as {bare[0]}: "
+                            f"learn them from rewards (trainer = 'rft' or 'grpo'), or leave them out")  # fmt: skip
     kept, left_out = [], []
     for row in rows:
         encoded = chat.encode(row, tokenizer)

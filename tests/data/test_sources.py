@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from lib.data import gate, sources, tasks
+from lib.data import formats, gate, sources, tasks
 from lib.grade import scoring
 from lib.run import presets, untrusted
 from lib.run.paths import ROOT
@@ -249,6 +249,30 @@ def test_the_same_rows_come_from_jsonl_gzip_json_and_csv(tmp_path):
         found.append([(row["messages"], row["gold"], row["group"]) for row in rows])
     assert found[0] == found[1] == found[2] == found[3] and len(found[0]) == 4, "the test's row took its page with it"
     assert rows[1]["id"] == "own-a.csv:5" and rows[1]["messages"][1]["content"] == "#### 2"
+
+
+def test_golds_of_your_own_come_without_an_answer_to_learn(tmp_path):
+    rows = [{"q": f"{n} and {n}?", "g": gold} for n, gold in enumerate(["$1,243", 7, "#### 12 %", "none"])]
+    (tmp_path / "a.json").write_text(json.dumps(rows))
+    settings = own(tmp_path / "a.json", columns=("question=q", "gold=g"), trainer="rft", test_rows=1)
+    with pytest.raises(sources.SourceError, match="field 'g' is no number, nor does it end with '#### '"):
+        load(settings, "train")
+    (tmp_path / "a.json").write_text(json.dumps(rows[:3]))
+    found, rejected, _ = load(settings, "train")
+    assert [row["messages"][1]["content"] for row in found] == ["#### $1,243", "#### 7"] and not rejected
+    assert [row["gold"]["value"] for row in found] == [1243, 7] and not any(map(formats.is_worked, found))
+
+
+def test_rows_are_skipped_and_keep_but_their_golds():
+    whole = load(presets.resolve("demo", {"train_rows": 12}).settings, "train").rows
+    changes = {"train_rows": 7, "skip_rows": 5, "golds_only": True, "trainer": "rft"}
+    rest = load(presets.resolve("demo", changes).settings, "train").rows
+    assert [row["id"] for row in rest] == [row["id"] for row in whole[5:]]
+    for bare, row in zip(rest, whole[5:], strict=True):
+        assert not formats.is_worked(bare) and formats.is_worked(row) and bare["gold"] == row["gold"]
+        assert bare["messages"][0] == row["messages"][0]
+        text = bare["messages"][1]["content"]
+        assert text == row["messages"][1]["content"].splitlines()[-1] and scoring.grade(text, row["gold"]).correct
 
 
 @pytest.mark.parametrize(("line", "reason"), [

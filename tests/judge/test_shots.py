@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from lib.data import chat, tasks
+from lib.data import chat, formats, tasks
 from lib.judge import evaluate, shots
 from lib.run import runs
 from lib.run.paths import ROOT
@@ -41,6 +41,12 @@ def test_no_example_is_of_the_questions_group_or_asks_what_it_asks(train, asked)
             assert row["group"] not in {example["group"] for example in examples}
             assert question(row) not in map(question, examples)
     assert len({tuple(one["id"] for one in shots.examples_of(row, own, 8)) for row in asked}) > 1
+
+
+def test_examples_are_worked(train, asked):
+    bare = [formats.gold_only(row) for row in train[:60]]
+    ids = {row["id"] for row in shots.pool_of([*bare, *train[60:]], asked, 0)}
+    assert ids == {row["id"] for row in train[60:]}
 
 
 def test_all_questions_have_the_same_examples_where_groups_allow_and_kinds_in_turn(train, asked):

@@ -138,6 +138,14 @@ def test_rows_that_are_too_long_are_left_out_whole_and_named(qlora, tokenizer):
     assert all(labels[-1] == tokenizer.eos_token_id for labels in kept["labels"])
 
 
+def test_rows_with_but_a_gold_are_not_learnt_as_answers(qlora, tokenizer):
+    from lib.data import formats
+
+    given = [*rows("#### 5"), *map(formats.gold_only, rows("Six. #### 6"))]
+    with pytest.raises(qlora.TrainingError, match="1 of 2 rows have a gold and no worked answer, such as row-0: learn"):
+        qlora.encode(given, tokenizer, 100)
+
+
 def test_no_row_that_fits_is_an_error(qlora, tokenizer):
     with pytest.raises(qlora.TrainingError, match="no row of 2 fits max_length = 4 tokens: raise it"):
         qlora.encode(rows("#### 5", "#### 6"), tokenizer, 4)
