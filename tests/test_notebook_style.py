@@ -15,11 +15,11 @@ from IPython.core.inputtransformer2 import TransformerManager
 from lib.run import parameters, presets
 from lib.run.paths import ROOT
 from lib.run.settings import SettingsError
-from lib.run.stages import STAGES, names_of
+from lib.run.stages import STAGES, names_of, notebooks_of
 
 LIGHT = {"disk", "paths", "runs", "stages"}
 PATHS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-STAGE_OF = {name: stage for stage, row in STAGES.items() for name in (row.notebook, row.notebook_of_devices) if name}
+STAGE_OF = {name: stage for stage, row in STAGES.items() for name in notebooks_of(row)}
 BADGE = re.compile(
     r"\[!\[Open in Colab\]\(https://colab\.research\.google\.com/assets/colab-badge\.svg\)\]"
     r"\(https://colab\.research\.google\.com/github/(?P<repository>[\w.-]+/[\w.-]+)/blob/main/(?P<file>[^)\s]+)\)"

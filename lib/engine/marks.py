@@ -105,6 +105,17 @@ class Marks:
         raise SharpenError(f"the calculator cannot write {value!r} after {text[-60:]!r} with this vocabulary: "
                            f"set calculator = 'off'")  # fmt: skip
 
+    def forced(self, prompt: list[int], new: list[int]) -> list[bool]:
+        """Which tokens of an answer the calculator wrote: those of values, each with its `>>`."""
+        written, left = [], 0
+        for place in range(len(new)):
+            before = [*prompt[-WINDOW:], *new[:place]]
+            if not left and before and before[-1] in self.beginnings:
+                left = len(self.value(before))
+            written.append(left > 0)
+            left = max(0, left - 1)
+        return written
+
     @functools.lru_cache(4096)  # noqa: B019  (it lives as long as its tokenizer)
     def _ways(self, mark: str, value: str) -> list[list[int]]:
         """How the value may be written: as within the whole mark (what training showed), alone, or

@@ -117,7 +117,7 @@ class Generating:
         return _by_generate(self.model, self.tokenizer, prompts, max_new_tokens, *rest)
 
 
-def _engine(model: Any, tokenizer: Any, batch_size: int, prompts: list[list[int]], most: int) -> Engine:
+def engine_of(model: Any, tokenizer: Any, batch_size: int, prompts: list[list[int]], most: int) -> Engine:
     """What answers for a model, `batch_size` rows at once: itself, where it is an engine."""
     if isinstance(model, Engine):
         return model
@@ -155,7 +155,7 @@ def generate(
     an interruption is answered to the last bit as without one."""
     kinds = kinds or [""] * len(prompts)
     order = sorted(range(len(prompts)), key=lambda i: (kinds[i], len(prompts[i])))
-    engine = _engine(model, tokenizer, batch_size, prompts, max_new_tokens)
+    engine = engine_of(model, tokenizer, batch_size, prompts, max_new_tokens)
     parts = {start: order[start : start + engine.part] for start in range(0, len(order), engine.part)}
     answered = _read_journal(journal, parts)
     filling = Marks(tokenizer) if calculator else None

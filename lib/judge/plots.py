@@ -104,6 +104,32 @@ def preference_curves(metrics_by_run: Lines, rehearse: bool = False) -> Picture:
     return figure
 
 
+def reward_curves(lines: Sequence[dict], logged: Sequence[dict] = (), rehearse: bool = False) -> Picture:
+    """What sampled answers earned, step by step: reward and its parts, the groups they form, their length, how sure the
+    model is of them.
+
+    `lines` are those of `rollouts.by_step`; `logged`, of metrics.jsonl, may have "entropy" and "kl"."""
+    figure = _picture(8, 8, "What the sampled answers earned", rehearse)
+    reward, shares, length, sure = figure.subplots(4, 1, sharex=True)
+    for name, colour in zip(("reward", "right", "shape", "arithmetic"), COLOURS):
+        reward.plot(*_series(lines, name), color=colour, marker=".", label=name)
+    groups = ("all right", "mixed", "all wrong")
+    steps = _series(lines, groups[0])[0]
+    shares.stackplot(steps, *(_series(lines, name)[1] for name in groups), labels=groups,
+                     colors=(COLOURS[2], COLOURS[0], GREY))  # fmt: skip
+    length.plot(*_series(lines, "tokens"), color=COLOURS[0], marker=".", label="tokens of an answer")
+    length.set_ylim(bottom=0)
+    for name, colour in zip(("entropy", "kl"), COLOURS):
+        sure.plot(*_series(logged, name), color=colour, label=f"{name}, nats a token")
+    for axis, label in ((reward, "mean"), (shares, "questions"), (length, "tokens"), (sure, "nats")):
+        axis.set_ylabel(label)
+        axis.grid(**GRID)
+        axis.legend(**LEGEND)
+    shares.yaxis.set_major_formatter(_percent())
+    sure.set_xlabel("step (rejection sampling: round)")
+    return figure
+
+
 def _training_and_held_out(axis: Axes, metrics_by_run: Lines, name: str) -> None:
     for (run, lines), colour in zip(metrics_by_run.items(), cycle(COLOURS)):
         axis.plot(*_series(lines, name), color=colour, linewidth=1.4, label=f"{run}: training")

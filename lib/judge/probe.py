@@ -11,13 +11,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
-import torch
 
 from lib.data import chat, sources, texts
 from lib.grade import stats
-from lib.judge import answers, evaluate, shots
+from lib.judge import answers, evaluate, sampling, shots
 from lib.judge.answers import column, grouped
-from lib.judge.sampling import Draws
 from lib.run import runs
 from lib.run.settings import ProbeSettings, SettingsError
 
@@ -149,7 +147,8 @@ def ask(model, tokenizer, asked: Asked, settings: ProbeSettings, arm: str, folde
     for way in ("greedy", "sampled"):
         rows, drawn = getattr(asked, way), None
         if way == "sampled":
-            drawn = draws(rows, settings)
+            how = settings.max_new_tokens, settings.temperature, settings.top_p
+            drawn = sampling.draws(rows, [settings.sample_seed], *how)
         found[way] = []
         if rows:
             labels = {"model": arm, "way": way}
@@ -162,15 +161,6 @@ def ask(model, tokenizer, asked: Asked, settings: ProbeSettings, arm: str, folde
 def together(found: Iterable[dict], way: str) -> list[dict]:
     """The "greedy" or "sampled" results of several arms, one after the other."""
     return [result for arm in found for result in arm[way]]
-
-
-def draws(rows: Sequence[dict], settings: ProbeSettings) -> Draws:
-    """A stream of random numbers for each row and sample, by seed, id and sample number: no other row matters."""
-    numbers = np.empty((len(rows), settings.max_new_tokens))
-    for place, row in enumerate(rows):
-        id = int.from_bytes(hashlib.sha256(row["id"].encode()).digest()[:16])
-        numbers[place] = np.random.default_rng([settings.sample_seed, row["sample"], id]).random(numbers.shape[1])
-    return Draws(torch.from_numpy(numbers), settings.temperature, settings.top_p)
 
 
 def bits(model, tokenizer, pieces: list[str], settings: ProbeSettings) -> list[dict]:

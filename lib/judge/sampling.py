@@ -1,13 +1,24 @@
 """Sampled answers: each token by a random number of its own, so that a batch changes nothing."""
 
+import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from transformers import LogitsProcessor
 
 NUCLEUS = 256  # tokens that seldom have less than top_p; a whole vocabulary costs as much as the model
+
+
+def draws(rows: Sequence[dict], seed: Sequence[int], tokens: int, temperature: float, top_p: float) -> "Draws":
+    """A stream of random numbers for each row and sample, by seed, id and sample number: no other row matters."""
+    numbers = np.empty((len(rows), tokens))
+    for place, row in enumerate(rows):
+        id = int.from_bytes(hashlib.sha256(row["id"].encode()).digest()[:16])
+        numbers[place] = np.random.default_rng([*seed, row["sample"], id]).random(tokens)
+    return Draws(torch.from_numpy(numbers), temperature, top_p)
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ Manifests = dict[str, dict]  # stage -> its manifest
 MADE_FROM = {"train": "prepare", "evaluate": "train", "compare": "evaluate", "probe": "train", "export": "train"}
 FIGURE, FIGURE_BYTES = "accuracy_by_kind.png", 8 << 20
 ADAPTERS = {"ia3": "IA3", "prefix_tuning": "prefix tuning"}
+TRAINERS = {"dpo": "DPO and ", "rft": "rejection sampling and ", "grpo": "GRPO and "}
 # What is raised by a file that has its manifest's hash, but was written by no notebook of ours.
 FOREIGN = (
     ArithmeticError, AssertionError, AttributeError, LookupError, RecursionError, TypeError,
@@ -109,9 +110,7 @@ def _method(settings: dict) -> str:
         method = f"Q{method}"
     if settings.get("full_finetuning"):
         method = "full fine-tuning"
-    if settings.get("trainer") == "dpo":
-        method = f"DPO and {method}"
-    return method
+    return TRAINERS.get(str(settings.get("trainer")), "") + method
 
 
 def _accuracy(summary: dict) -> str:

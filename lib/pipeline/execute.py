@@ -17,7 +17,7 @@ from typing import Any
 from lib.pipeline import report, status
 from lib.run import disk, processes, progress, runs
 from lib.run.paths import ROOT, default_run, in_project, run_name_problems
-from lib.run.presets import Resolved, resolve
+from lib.run.presets import PRESETS, Resolved, resolve
 from lib.run.rules import unread
 from lib.run.settings import Settings, SettingsError, full_name
 from lib.run.stages import IN_EVERY_RUN, ON_REQUEST, RUN_FIELDS, STAGES, notebook_of
@@ -79,6 +79,9 @@ def run(
         problems += _unread(chosen, overrides)
     resolved = _resolved(preset, overrides, rehearse, chosen, run_folder, problems)
     check(resolved.settings)
+    if first := _made_first(resolved, chosen, run_folder):
+        echo(f"continue_from = {first!r}: there is no such run yet, so its preset is run first")
+        run(first.removesuffix("-rehearsal"), first, rehearse=rehearse, outputs=outputs, echo=echo)
     again = again or command(preset, run_name, overrides, rehearse, outputs, chosen)
     job = Job(run_folder, resolved, set(overrides), again, force, echo)
     prefix = "REHEARSAL of " if rehearse else ""
@@ -131,7 +134,7 @@ def _resolved(
         if "export" in chosen and resolved.settings.peft_type == "prefix_tuning":
             problems.append("peft_type = 'prefix_tuning': a prefix changes no weights, so it cannot be merged: "
                             "leave the export out, or choose 'lora' or 'ia3'")  # fmt: skip
-        problems += _missing(resolved.settings, chosen, run_folder)
+        problems += _missing(resolved, chosen, run_folder)
     except SettingsError as error:
         problems += error.problems
     if problems:
@@ -139,13 +142,23 @@ def _resolved(
     return resolved
 
 
-def _missing(settings: Settings, chosen: list[str], run_folder: Path) -> list[str]:
+def _made_first(resolved: Resolved, chosen: list[str], run_folder: Path) -> str | None:
+    """The run that training goes on from, where it is a preset's own and not there yet."""
+    name = resolved.settings.continue_from
+    if "train" not in chosen or name is None or runs.is_complete(run_folder.with_name(name), "train"):
+        return None
+    return name if name in [default_run(preset, resolved.rehearse) for preset in PRESETS] else None
+
+
+def _missing(resolved: Resolved, chosen: list[str], run_folder: Path) -> list[str]:
     """The other runs that the stages chosen would miss."""
-    needed = []
+    needed, settings = [], resolved.settings
     if "compare" in chosen:
         needed += [("others", name, "evaluate") for name in settings.others]
     if "train" in chosen and settings.continue_from is not None:
         needed.append(("continue_from", settings.continue_from, "train"))
+    if _made_first(resolved, chosen, run_folder):
+        needed.pop()
     problems = []
     for field, name, stage in needed:
         if name == run_folder.name:

@@ -7,7 +7,7 @@ from typing import Any
 
 from lib.pipeline import answer
 from lib.run import disk, runs, untrusted
-from lib.run.stages import STAGES
+from lib.run.stages import STAGES, notebooks_of
 
 # Three barriers, as answers of a model are anyone's text: Jupyter's own escaping, `clean`, and this policy, under
 # which a browser neither runs a script nor asks another host.
@@ -139,7 +139,7 @@ def _notebooks(run_folder: Path) -> list[Path]:
     paths = set((run_folder / "notebooks").glob("*.ipynb"))
     executed = {path.stem for path in paths}
     for row in STAGES.values():
-        if row.in_every_run and row.notebook_of_devices not in executed:
+        if row.in_every_run and not executed.intersection(notebooks_of(row)):
             paths.add(run_folder / "notebooks" / f"{row.notebook}.ipynb")
     return sorted(paths)
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from lib.run.rules import allowed
 from lib.run.settings import FIELDS, MEANT, SettingsError, nearest
-from lib.run.stages import STAGES, names_of
+from lib.run.stages import STAGES, names_of, notebooks_of
 
 INDENT = " " * 6
 
@@ -37,7 +37,7 @@ def _line(name: str) -> Line:
     numbers = []
     for stage, row in STAGES.items():
         if name in names_of(stage):
-            numbers += [notebook[:2] for notebook in (row.notebook, row.notebook_of_devices) if notebook]
+            numbers += [notebook[:2] for notebook in notebooks_of(row)]
     default = "the preset's"
     if not field.is_required():
         default = typed(field.default)

@@ -6,10 +6,23 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from lib.run.paths import default_run
 from lib.run.published import PUBLISHED
 from lib.run.references import Reference
 from lib.run.rules import contradictions, read, refusal, unknown
-from lib.run.settings import FIELDS, Block, Settings, SettingsError, flat, full_name, nearest, nested, short
+from lib.run.settings import (
+    FIELDS,
+    GUARDS,
+    REWARDED,
+    Block,
+    Settings,
+    SettingsError,
+    flat,
+    full_name,
+    nearest,
+    nested,
+    short,
+)
 from lib.run.stages import STAGES, names_of
 
 
@@ -49,12 +62,30 @@ def _no_preset(name: Any) -> str:
 
 # A rehearsal walks a preset's whole path with its own training rows and settings, but small and offline.
 REHEARSAL = {
-    "base_model": "data/base", "chat_template": None, "max_steps": 6, "torch_compile": False, "ablation_runs": 1,
+    "base_model": "data/base",
+    "chat_template": None,
+    "max_steps": 6,
+    "torch_compile": False,
+    "ablation_runs": 1,
 }
 REHEARSAL_AT_MOST = {
-    "validation_rows": 24, "test_rows": 60, "eval_rows": 24, "probe_rows": 12, "max_new_tokens": 64,
-    "per_device_train_batch_size": 8, "save_steps": 3, "logging_steps": 1, "eval_steps": 3, "accuracy_steps": 4,
-    "devices": 2, "pretrain_tokens": 40_960, "pretrain_batch_size": 4, "ablation_steps": 2,
+    "validation_rows": 24,
+    "test_rows": 60,
+    "eval_rows": 24,
+    "probe_rows": 12,
+    "max_new_tokens": 64,
+    "per_device_train_batch_size": 8,
+    "save_steps": 3,
+    "logging_steps": 1,
+    "eval_steps": 3,
+    "accuracy_steps": 4,
+    "rollouts.num_generations": 4,
+    "rollouts.max_completion_length": 64,
+    "rft.rounds": 2,
+    "devices": 2,
+    "pretrain_tokens": 40_960,
+    "pretrain_batch_size": 4,
+    "ablation_steps": 2,
 }
 
 
@@ -112,6 +143,10 @@ def resolve(
 def _rehearsal(values: dict[str, Any]) -> dict[str, Any]:
     """What a rehearsal changes in a preset's values."""
     changes = dict(REHEARSAL)
+    if values["continue_from"] is not None:
+        changes["continue_from"] = default_run(values["continue_from"], True)
+    if values["trainer"] in REWARDED:  # so short a training has seldom anything to pay for
+        changes["guard_warnings"] = GUARDS
     for field, most in REHEARSAL_AT_MOST.items():
         if values[field] is None or values[field] > most:
             changes[field] = most

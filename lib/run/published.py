@@ -14,6 +14,14 @@ _GSM8K = dict(
     per_device_train_batch_size=4, gradient_accumulation_steps=4, optim="paged_adamw_32bit",
     gradient_checkpointing=True, max_new_tokens=320, eval_batch_size=32,
 )  # fmt: skip
+_DEMO = dict(
+    source="quant_tasks", train_rows=900, validation_rows=60, test_rows=300,
+    base_model="data/base", max_length=640, load_in_4bit=True,
+    r=32, lora_alpha=64, lora_dropout=0.0, target_modules=LINEAR_MODULES,
+    learning_rate=3e-3, lr_scheduler_type="cosine", warmup_steps=0.05, num_train_epochs=4.0,
+    per_device_train_batch_size=16, gradient_accumulation_steps=1, optim="adamw_8bit",
+    few_shot="best", max_new_tokens=540, eval_batch_size=60,
+)  # fmt: skip
 _NEWS = dict(
     source="corpus", train_rows=None, validation_rows=500, test_rows=None, held_out_percent=10.0,
     base_model="unsloth/Llama-3.2-1B", chat_template="llama-3", max_length=512, load_in_4bit=True,
@@ -58,13 +66,21 @@ PUBLISHED: dict[str, dict] = {
     "demo": dict(
         description="six kinds of quantitative tasks on the embedded base; minutes on two CPU cores, offline",
         reference=references.QUANT,
-        settings=dict(
-            source="quant_tasks", train_rows=900, validation_rows=60, test_rows=300,
-            base_model="data/base", max_length=640, load_in_4bit=True,
-            r=32, lora_alpha=64, lora_dropout=0.0, target_modules=LINEAR_MODULES,
-            learning_rate=3e-3, lr_scheduler_type="cosine", warmup_steps=0.05, num_train_epochs=4.0,
-            per_device_train_batch_size=16, gradient_accumulation_steps=1, optim="adamw_8bit",
-            few_shot="best", max_new_tokens=540, eval_batch_size=60,
+        settings=_DEMO,
+    ),
+    "demo_rewards-sft": dict(
+        description="where demo_rewards begins: 150 worked rows of the demo",
+        reference=references.QUANT,
+        settings=_DEMO | dict(train_rows=150, num_train_epochs=12.0),
+    ),
+    "demo_rewards": dict(
+        description="the demo's other 750 questions, of which but the golds are known: learning from the model's own "
+        "right answers (trainer=grpo: by GRPO), after demo_rewards-sft, which is made first",
+        reference=references.QUANT,
+        settings=_DEMO | dict(
+            skip_rows=150, train_rows=750, golds_only=True, trainer="rft", continue_from="demo_rewards-sft",
+            learning_rate=1e-3, num_train_epochs=2.0, save_steps=50,
+            **{"rollouts.max_completion_length": 400, "rollouts.rows_at_once": 120},
         ),
     ),
     "own": dict(
@@ -114,6 +130,16 @@ PUBLISHED: dict[str, dict] = {
         description="the same with LoRA in the MLP too, 2 epochs",
         reference=references.GSM8K_MLP,
         settings=_GSM8K | dict(target_modules=LINEAR_MODULES, num_train_epochs=2.0),
+    ),
+    "llama32_3b_gsm8k_grpo": dict(
+        description="then by GRPO, on the same questions: what the published run adds (the source gives no setting of "
+        "it; these are TRL's usual ones)",
+        reference=references.GSM8K_GRPO,
+        settings=_GSM8K | dict(
+            target_modules=LINEAR_MODULES, trainer="grpo", continue_from="llama32_3b_gsm8k_mlp", lora_dropout=0.0,
+            max_length=640, learning_rate=5e-6, lr_scheduler_type="constant", gradient_accumulation_steps=16,
+            save_steps=50, **{"rollouts.max_completion_length": 320},
+        ),
     ),
     "tinyllama_gsm8k": dict(
         description="200 grade-school word problems, TinyLlama-1.1B-Chat by QLoRA: what a small set teaches (the "
@@ -172,7 +198,7 @@ PUBLISHED: dict[str, dict] = {
         reference=Reference(note="no published run of this set-up"),
         settings=_TRADER | dict(
             source="trader_dpo", train_rows=None, validation_rows=300, test_rows=300,
-            trainer="dpo", beta=0.01, learning_rate=5e-6, warmup_steps=0.1, num_train_epochs=1.0,
+            trainer="dpo", **{"dpo.beta": 0.01}, learning_rate=5e-6, warmup_steps=0.1, num_train_epochs=1.0,
         ),
     ),
     "best_1b": dict(

@@ -68,6 +68,7 @@ QUANT = Reference(_MISTRAL, _MISTRAL_UNTUNED, note="Another model, other rows an
 QUANT_7B = Reference(_MISTRAL, _MISTRAL_UNTUNED, base=_MISTRAL_UNTUNED)
 GSM8K = Reference(LLAMA_TUNED, LLAMA_UNTUNED, base=LLAMA_3B)
 GSM8K_MLP = Reference(LLAMA_TUNED_MLP, LLAMA_UNTUNED, base=LLAMA_3B, note=f"{LLAMA_GRPO.model}: {LLAMA_GRPO.value:g} %")
+GSM8K_GRPO = Reference(LLAMA_GRPO, LLAMA_TUNED_MLP, base=LLAMA_3B)
 
 
 def best(base: Score) -> Reference:

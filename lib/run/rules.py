@@ -16,6 +16,7 @@ from lib.run.settings import (
     FROM_HUB,
     GRADED,
     KIND_NAMES,
+    REWARDED,
     Settings,
     columns_of,
     flat,
@@ -35,7 +36,10 @@ def unknown(named: Mapping[str, Any], known: Iterable[str] = FIELDS) -> list[str
     problems = []
     for name, value in named.items():
         if name not in known:
+            several = [field for field in known if field.endswith(f".{name}")]
             hint = nearest(name, known) or "; `sharpen settings` lists those there are"
+            if several:
+                hint = f"; did you mean {' or '.join(several)}?"
             problems.append(f"unknown setting {short(name)} = {short(value)}{hint}")
     return problems
 
@@ -298,7 +302,7 @@ def only_what_has_a_gold_can_do_without_its_answer(s):
 
 @about("trainer", "golds_only", "columns")
 def answers_are_learnt_where_there_are_some(s):
-    if s.trainer in ("sft", "dpo") and (s.golds_only or "gold" in columns_of(s)):
+    if s.trainer not in REWARDED and (s.golds_only or "gold" in columns_of(s)):
         which = "golds_only" if s.golds_only else f"columns = {short(s.columns)}"
         return f"trainer = {s.trainer!r}: {which} leaves no answer to learn; set trainer = 'rft' or 'grpo'"
 
@@ -426,6 +430,49 @@ def dpo_goes_without_these(s):
     if s.trainer == "dpo" and only:
         return (f"trainer = 'dpo': {', '.join(only)} only with trainer = 'sft'; leave it out (two answers are compared "
                 "with the model without its LoRA: no dropout or noise, no second copy, no gold to grade by)")
+
+
+@about("trainer", "source", "mixture")
+def rewards_are_given_by_golds(s):
+    without = [name for name in _sources(s) if name not in GRADED]
+    if s.trainer in REWARDED and without:
+        return f"trainer = {s.trainer!r}: {', '.join(without)} has no golds to reward by; set trainer = 'sft'"
+
+
+@about("trainer", "full_finetuning", "packing", "neftune_noise_alpha", "completion_only_loss", "peft_type",
+       "early_stopping_patience", "lora_dropout")  # fmt: skip
+def rewards_go_without_these(s):
+    names = ["full_finetuning", "packing", "neftune_noise_alpha", "early_stopping_patience"]
+    if s.trainer == "grpo":
+        names.append("lora_dropout")  # the model that answers has none
+    only = [name for name in names if getattr(s, name)]
+    if not s.completion_only_loss:
+        only.append("completion_only_loss")
+    if s.peft_type != "lora":
+        only.append("peft_type")
+    if s.trainer in REWARDED and only:
+        return f"trainer = {s.trainer!r}: {', '.join(only)} only with trainer = 'sft'; leave it out"
+
+
+@about("trainer", "per_device_train_batch_size", "gradient_accumulation_steps", "rollouts.num_generations")
+def a_step_holds_whole_groups(s):
+    rows, each = s.per_device_train_batch_size * s.gradient_accumulation_steps, s.rollouts.num_generations
+    if s.trainer == "grpo" and rows % each:
+        return (f"trainer = 'grpo': a step has per_device_train_batch_size x gradient_accumulation_steps = {rows} "
+                f"answers, which must be a multiple of rollouts.num_generations = {each}")  # fmt: skip
+
+
+@about("trainer", "max_length", "rollouts.max_completion_length")
+def a_sampled_answer_leaves_room_for_its_question(s):
+    if s.trainer in REWARDED and s.rollouts.max_completion_length >= s.max_length:
+        return (f"rollouts.max_completion_length = {s.rollouts.max_completion_length}: must be below "
+                f"max_length = {s.max_length}, which the question is in too")  # fmt: skip
+
+
+@about("rollouts.calculator", "grpo.use_vllm")
+def vllm_samples_without_the_calculator(s):
+    if s.grpo.use_vllm and s.rollouts.calculator:
+        return "grpo.use_vllm = True: needs rollouts.calculator = False (TRL's own vLLM fills in no mark)"
 
 
 @about("continue_from")

@@ -22,6 +22,7 @@ PART = (  # of a mixture: finqa@COMMIT=3:2000
     rf"(?P<source>{'|'.join(SOURCES)})(?:@(?P<revision>[\w./-]+))?"
     r"(?:=(?P<weight>[1-9]\d{0,8}(?:\.\d+)?|0?\.\d*[1-9]\d*))?(?::(?P<cap>[1-9]\d{0,8}))?"
 )
+REWARDED = ("rft", "grpo")  # trainers that learn from rewards for the model's own answers
 KIND_NAMES = (  # of the generated tasks, as `lib.data.kinds` defines them
     "compounding", "maximum drawdown", "Sharpe comparison", "volatility annualisation", "position sizing",
     "risk-adjusted ranking", "CAGR", "geometric mean return", "Sortino ratio", "beta", "bond price", "current yield",
@@ -39,7 +40,9 @@ MEANT = {  # what people type -> the setting that they mean
     "lr_scheduler": "lr_scheduler_type", "warmup_ratio": "warmup_steps", "dataset": "source", "data": "data_dir",
     "max_tokens": "max_new_tokens", "template": "chat_template", "quantization": "quantizations",
 }  # fmt: skip
-GUARDS = ("loss", "supervised_tokens", "grad_norm", "eval_loss", "adapter")  # what training is watched for
+GUARDS = (  # what training is watched for
+    "loss", "supervised_tokens", "grad_norm", "eval_loss", "adapter", "reward", "completion_length", "entropy",
+)  # fmt: skip
 
 
 class Block(BaseModel):
@@ -142,6 +145,60 @@ class Dpo(Block):
     """the higher, the nearer to the reference it stays"""
     loss_type: Literal["sigmoid", "hinge", "ipo"] = "sigmoid"
     """its loss on a pair"""
+
+
+class Rollouts(Block):
+    """How answers are sampled to learn from (trainer = 'rft' or 'grpo')."""
+
+    num_generations: int = Field(8, ge=2, le=256)
+    """sampled answers a question"""
+    max_completion_length: int = Field(256, ge=1, le=8192)
+    """longest sampled answer, tokens"""
+    temperature: float = Field(1.0, gt=0, le=10)
+    """of the sampled answers: the higher, the more they differ"""
+    top_p: float = Field(1.0, gt=0, le=1)
+    """the sampled tokens' share of the probability, the likeliest first; 1: all of it"""
+    calculator: bool = True
+    """fill in <<expr=value>> while sampling; what it writes is not learnt by grpo"""
+    rows_at_once: Count = 64
+    """answers sampled at once"""
+
+
+class Rewards(Block):
+    """What an answer is paid for (trainer = 'grpo'): the weight of each part, which lies from 0 to 1."""
+
+    right: float = Field(1.0, ge=0, le=100)
+    """the strict grader calls it right, and it holds no other answer"""
+    shape: float = Field(0.1, ge=0, le=100)
+    """one marker, and the end right after its line"""
+    arithmetic: float = Field(0.1, ge=0, le=100)
+    """the share of its marks that hold their expression's value"""
+    length: float = Field(0.0, ge=0, le=100)
+    """the share of max_completion_length that it leaves"""
+
+
+class Rft(Block):
+    """What rejection sampling alone has."""
+
+    rounds: int = Field(2, ge=1, le=20)
+    """times that answers are sampled, and learnt from"""
+    max_answers: int = Field(4, ge=1, le=256)
+    """right answers learnt of a question, at most"""
+
+
+class Grpo(Block):
+    """What GRPO alone has (TRL's GRPOConfig)."""
+
+    beta: float = Field(0.0, ge=0, le=10)
+    """weight of the KL divergence from the model that it begins with"""
+    epsilon: float = Field(0.2, gt=0, lt=1)
+    """how far a token's probability may move in a step, as a share"""
+    loss_type: Literal["grpo", "dr_grpo", "bnpo", "dapo"] = "dapo"
+    """how tokens are weighed against each other"""
+    scale_rewards: Literal["group", "batch", "none"] = "group"
+    """whose standard deviation rewards are divided by"""
+    use_vllm: bool = False
+    """sample by vLLM (a GPU, without the calculator)"""
 
 
 class Sharing(Block):
@@ -282,7 +339,7 @@ class PretrainSettings(Devices, HeldOut):
 
 
 class TrainSettings(Devices, Trainer, Precision, Model):
-    """Of notebooks 21 and 22; what one trainer alone has is in a block of its name."""
+    """Of notebooks 21 to 23; what one trainer alone has is in a block of its name."""
 
     full_finetuning: bool = False
     """train every weight, in 16 bit, instead of an adapter"""
@@ -341,7 +398,8 @@ class TrainSettings(Devices, Trainer, Precision, Model):
     eval_steps: Count | None = 50
     """steps between held-out losses; none: only at the end"""
     guard_warnings: tuple[Literal[*GUARDS], ...] = Field(
-        ("grad_norm", "eval_loss"), description=f"guards that only warn, of {', '.join(GUARDS)}; the others stop"
+        ("grad_norm", "eval_loss", "completion_length", "entropy"),
+        description=f"guards that only warn, of {', '.join(GUARDS)}; the others stop",
     )
     early_stopping_patience: Count | None = None
     """end after so many held-out losses without a gain, with the best; none: train to the end"""
@@ -352,6 +410,10 @@ class TrainSettings(Devices, Trainer, Precision, Model):
     seed: int = Field(3407, ge=0, lt=2**31)
     """seed of LoRA's start and of the rows' order"""
     dpo: Dpo = Dpo()
+    rollouts: Rollouts = Rollouts()
+    rewards: Rewards = Rewards()
+    rft: Rft = Rft()
+    grpo: Grpo = Grpo()
 
 
 class EvaluateSettings(LlamaCpp, Calculator, Asking, Precision, Model):
@@ -475,10 +537,10 @@ def nested(values: dict[str, Any]) -> dict[str, Any]:
 
 def full_name(name: str) -> str:
     """`beta` is "dpo.beta", as long as one trainer alone has such a setting; any other name as it is."""
-    match [known for known in FIELDS if known.endswith(f".{name}")]:
-        case [full]:
-            return full
-    return name
+    full = [known for known in FIELDS if known.endswith(f".{name}")]
+    if name in FIELDS or len(full) != 1:
+        return name
+    return full[0]
 
 
 class SettingsError(SharpenError):

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from lib.run import settings
-from lib.run.settings import Block, Settings, fields_of
+from lib.run.settings import REWARDED, Block, Settings, fields_of
 
 
 @dataclass(frozen=True)
@@ -15,6 +15,7 @@ class Row:
     settings: type[Block]  # that it reads
     in_every_run: bool = False  # the others run only where they are asked for
     notebook_of_devices: str | None = None  # in place of `notebook` where the settings ask for more than one device
+    notebook_of_rewards: str | None = None  # in its place where rewards are learnt from
     memory: tuple[str, str] | None = None  # settings that its memory depends on: rows at once, tokens of a row
     accumulation: str | None = None  # the setting that makes up for fewer rows at once: the step stays the same
 
@@ -27,6 +28,7 @@ STAGES: dict[str, Row] = {
     ),
     "train": Row(
         "21_train_qlora", "adapter", settings.TrainSettings, in_every_run=True, notebook_of_devices="22_train_fsdp",
+        notebook_of_rewards="23_train_rewards",
         memory=("per_device_train_batch_size", "max_length"), accumulation="gradient_accumulation_steps",
     ),
     "evaluate": Row(
@@ -47,6 +49,11 @@ RUN_FIELDS = tuple(settings.Sharing.model_fields)  # what `sharpen run` does aft
 YOURS = ("llama_cpp_path", *RUN_FIELDS, *CLOUD)
 
 
+def notebooks_of(row: Row) -> list[str]:
+    """All notebooks that may do a stage."""
+    return [name for name in (row.notebook, row.notebook_of_devices, row.notebook_of_rewards) if name]
+
+
 def names_of(stage: str) -> tuple[str, ...]:
     """The settings that a stage reads."""
     return tuple(fields_of(STAGES[stage].settings))
@@ -57,4 +64,6 @@ def notebook_of(stage: str, settings: Settings) -> str:
     row = STAGES[stage]
     if row.notebook_of_devices and settings.devices > 1:
         return row.notebook_of_devices
+    if row.notebook_of_rewards and settings.trainer in REWARDED:
+        return row.notebook_of_rewards
     return row.notebook

@@ -23,6 +23,11 @@ NORMS = 10  # gradient norms that such a median needs
 RISES = 3  # held-out losses in a row, each above the one before
 
 
+STEPS = 20  # answers that show no difference for so many steps in a row teach nothing
+LIMIT = 0.9  # share of answers that are cut off at their longest
+CERTAIN = 0.01  # entropy of a token, nats: below, all answers to a question are one
+
+
 class Stop:
     """Within it a first Ctrl-C or SIGTERM only sets `asked`, for a loop to end after its step."""
 
@@ -191,6 +196,50 @@ class Guard(TrainerCallback, ExportableState):
         elif totals(self.trainer.model) == self.before or (self.norms and not any(self.norms)):
             what = "training did not change the adapter (every trained weight is as before, or only decayed)"
             self.act("adapter", f"{what}: raise learning_rate")
+
+
+class RewardGuard(Guard):
+    """Watches GRPO, whose batches are sampled: there is no row to blame, but a model that collapses.
+
+    A finding must hold for STEPS steps in a row."""
+
+    def __init__(self, log: Callable, warn=()):
+        super().__init__(log, [], warn)
+        self.since = {}  # guard: the step since which its condition holds
+
+    def watch(self, trainer) -> None:
+        trainer.add_callback(self)
+        self.trainer = trainer
+
+    def state(self):
+        kept = super().state()
+        kept["attributes"]["since"] = self.since
+        return kept
+
+    def findings(self, step: int, values: dict[str, float], args) -> Iterator[tuple[str, str, str, list]]:
+        yield from super().findings(step, values, args)
+        if "groups/same reward" not in values:
+            return
+        holds = {
+            "reward": (
+                values["groups/same reward"] == 1, "the answers to each question all earned the same",
+                "start from a model that is sometimes right (continue_from), raise rollouts.temperature or "
+                "rollouts.num_generations, or choose harder or easier questions",
+            ),
+            "completion_length": (
+                values["completions/clipped_ratio"] > LIMIT, "nearly all answers were cut off at their longest",
+                "raise rollouts.max_completion_length, or rewards.shape and rewards.length",
+            ),
+            "entropy": (
+                values["entropy"] < CERTAIN, f"a token's entropy was below {CERTAIN} nats: all answers are alike",
+                "lower learning_rate or num_train_epochs, or raise rollouts.temperature or grpo.beta",
+            ),
+        }  # fmt: skip
+        for name, (held, what, remedy) in holds.items():
+            if not held:
+                self.since.pop(name, None)
+            elif step - self.since.setdefault(name, step - args.logging_steps) >= STEPS:
+                yield name, f"for {STEPS} steps, by step {step}, {what}", remedy, []
 
 
 def parts(row: tuple[int, ...], known) -> list[slice]:

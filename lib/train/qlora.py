@@ -254,30 +254,41 @@ def bookkeeping(settings: TrainSettings, folder: Path, validation_rows: Dataset 
 
 def fit(trainer, train_rows: Dataset, settings: TrainSettings, log: Callable, resumed: bool = False,
         state: Iterable[str] = resume.STATE) -> dict:  # fmt: skip
+    """Train on rows as `train` does. Adds to TRL's trainer the order of rows, and refuses batches that supervise
+    other tokens than their rows' answers."""
+    resume.make_exact(trainer)
+    check_mask(trainer, train_rows)
+    if settings.packing and not trainer.args.packing and trainer.args.device.type == "cuda":
+        raise TrainingError("packing = True: Unsloth cannot keep packed rows of this model apart here "
+                            "(it says why above); set packing = False")  # fmt: skip
+    if trainer.args.device.type == "cpu":
+        trainer.data_collator.pad_to_multiple_of = PADDED  # TRL's collators all have it
+    guard = guards.Guard(log, train_rows, settings.guard_warnings)
+    metrics = train(trainer, guard, settings, resumed, state)
+    tokens = sum(len(ids) for ids in train_rows["input_ids"])  # of an epoch
+    tokens *= metrics["epochs"] * (metrics["steps"] - resume.step_of(metrics["resumed_from"])) / metrics["steps"]
+    speed = {"tokens_per_second": tokens / metrics["train_seconds"], "rows": len(train_rows)}
+    return metrics | speed
+
+
+def train(trainer, guard: guards.Guard, settings: TrainSettings, resumed: bool = False,
+          state: Iterable[str] = resume.STATE) -> dict:  # fmt: skip
     """Train, and save the adapter (or, with full_finetuning, model and tokenizer) as safetensors.
 
-    Adds to TRL's trainer the order of rows, guards, early stopping and LoRA+. `resumed` goes on from
+    Adds to TRL's trainer guards, early stopping and LoRA+. `resumed` goes on from
     the newest whole checkpoint (its files beside the weights: `state`), to the very adapter of an
     uninterrupted training. Several processes all call this, and the first one writes.
 
-    Returns steps, epochs, train_loss, train_seconds, tokens_per_second (padding left out), and what
+    Returns steps, epochs, train_loss, train_seconds, and what
     was asked for and what ran: on a CPU Unsloth replaces 8-bit optimisers and weights, and packs not."""
     checkpoints = Path(trainer.args.output_dir)
-    guard = guards.Guard(log, train_rows, settings.guard_warnings)
     if settings.early_stopping_patience:
         trainer.add_callback(EarlyStoppingCallback(settings.early_stopping_patience))
     if trainer.args.device.type == "cpu":
         trainer.add_callback(GivesBack())
-    guard.watch(trainer)  # the last callback
-    resume.make_exact(trainer)
-    check_mask(trainer, train_rows)
-    if trainer.args.device.type == "cpu":
         one = settings.devices == 1  # FSDP gathers the weights of A and B for their own forward passes alone
         layers.use(trainer.model, lora=one)
-        trainer.data_collator.pad_to_multiple_of = PADDED  # TRL's collators all have it
-    if settings.packing and not trainer.args.packing and trainer.args.device.type == "cuda":
-        raise TrainingError("packing = True: Unsloth cannot keep packed rows of this model apart here "
-                            "(it says why above); set packing = False")  # fmt: skip
+    guard.watch(trainer)  # the last callback
     if settings.loraplus_lr_ratio:
         _use_loraplus(trainer, settings)
     checkpoint = None
@@ -292,11 +303,8 @@ def fit(trainer, train_rows: Dataset, settings: TrainSettings, log: Callable, re
     tracking.finish(settings.report_to, checkpoints.parent)
     _save(trainer, guard, settings.full_finetuning)
     done = trainer.state
-    tokens = sum(len(ids) for ids in train_rows["input_ids"])  # of an epoch
-    tokens *= done.epoch * (done.global_step - resume.step_of(checkpoint)) / done.global_step
     return {
-        "steps": done.global_step, "epochs": done.epoch, "train_loss": result.training_loss,
-        "train_seconds": seconds, "tokens_per_second": tokens / seconds, "rows": len(train_rows),
+        "steps": done.global_step, "epochs": done.epoch, "train_loss": result.training_loss, "train_seconds": seconds,
         **_asked_and_ran(trainer, settings), "ended_early": done.global_step < done.max_steps,
         "best_step": done.best_global_step if settings.early_stopping_patience else None,
         "base_commit": getattr(trainer.model.config, "_commit_hash", None),  # of a base from the hub

