@@ -3,10 +3,13 @@
 # ruff: noqa: E402  (Unsloth must be imported before what it patches)
 
 import json
+import os
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
+
+os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # `rollout_func`, as it says by a warning
 
 # isort: off
 import unsloth  # noqa: F401  (first: it patches the others)

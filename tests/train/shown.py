@@ -38,3 +38,24 @@ def train(model, tokenizer, train_rows, validation_rows, settings, folder: Path,
     exec(cell("21_train_qlora", "SFTConfig("), names)
     exec(cell("21_train_qlora", "qlora.fit("), names)
     return names["metrics"]
+
+
+def rewarded(settings, rows, folder: Path, earlier: Path | None = None, callbacks=()):
+    """The trainer that notebook 23 makes for GRPO, not yet trained."""
+    from lib.data import chat
+    from lib.train import grpo, qlora
+
+    fitted = {}
+    names = {
+        "settings": settings, "rows": rows, "earlier": earlier, "qlora": qlora,
+        "stage": SimpleNamespace(folder=folder, log=None, resumed=False), "tokenizer": chat.load_tokenizer(settings),
+        "grpo": SimpleNamespace(**vars(grpo) | {"fit": lambda trainer, *_: fitted.update(trainer=trainer)}),
+        "held_out": [], "plots": None,
+    }  # fmt: skip
+    folder.mkdir(exist_ok=True)
+    exec(cell("23_train_rewards", "hyperparameters = dict("), names)
+    exec(cell("23_train_rewards", "def model_of("), names)
+    names["callbacks"] = lambda log: list(callbacks)
+    exec(cell("23_train_rewards", "def learn_by_advantage("), names)
+    names["learn_by_advantage"]()
+    return fitted["trainer"]
