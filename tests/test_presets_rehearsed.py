@@ -125,3 +125,32 @@ def test_a_preset_runs_from_its_files_to_its_report(preset, files, graded, tmp_p
     assert "REHEARSAL" in report and "this notebook was not run" not in report and "stopped at an error" not in report
     assert ("not graded" in report) == (not graded)
     assert any("held-out loss" in label for label in done.headline)
+
+
+def test_rewards_go_on_from_a_run_that_is_made_first(tmp_path):
+    """Rejection sampling to the report, with the model that it began with as a third arm; GRPO to its adapter."""
+    done = execute.run("demo_rewards", overrides={"train_rows": 24}, rehearse=True, outputs=tmp_path)
+    first = tmp_path / "demo_rewards-sft-rehearsal"
+    assert [state for _, state, _ in done.stages] == ["done"] * 4 and runs.is_complete(first, "evaluate")
+    train = runs.read(done.run_folder, "train")
+    assert train["metrics"]["sampled_answers"] == 2 * 24 * 4 and len(train["metrics"]["rounds"]) == 2
+    assert "../demo_rewards-sft-rehearsal/adapter" in train["inputs"]
+    answers = [json.loads(line) for line in (done.run_folder / "eval/generations.jsonl").open()]
+    assert {answer["model"] for answer in answers} == {"tuned", "before", "base"}
+    before = [answer["completion"] for answer in answers if answer["model"] == "before"]
+    then = [json.loads(line) for line in (first / "eval/generations.jsonl").open()]
+    assert before == [answer["completion"] for answer in then if answer["model"] == "tuned"]
+    assert "since the run it went on from" in done.headline
+    report = done.report.read_text(encoding="utf-8")
+    assert "by rejection sampling and QLoRA" in report and "stopped at an error" not in report
+    rollouts = [json.loads(line) for line in (done.run_folder / "adapter/rollouts.jsonl").open()]
+    questions = [json.loads(line) for line in (done.run_folder / "data/train.jsonl").open()]
+    assert {one["id"] for one in rollouts} == {row["id"] for row in questions}
+    assert not any(row["worked"] for row in questions)
+
+    changes = {"train_rows": 24, "trainer": "grpo"}
+    execute.run("demo_rewards", "grpo", changes, rehearse=True, outputs=tmp_path, stages=["prepare", "train"])
+    train = runs.read(tmp_path / "grpo", "train")
+    assert train["metrics"]["steps"] == 6 and train["metrics"]["sampled_answers"] == 6 * 8
+    again = execute.run("demo_rewards", "grpo", changes, rehearse=True, outputs=tmp_path, stages=["prepare", "train"])
+    assert [state for _, state, _ in again.stages] == ["skipped"] * 2

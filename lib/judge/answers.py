@@ -194,6 +194,14 @@ def paired(results: list[dict], split: str, calculator: bool) -> dict:
     return pair(*(arm(results, model, split, calculator) for model in compared(results)))
 
 
+def since_text(change_since: dict, whole: dict) -> str:
+    """Tuned against the model that rewards began with ("before"), a result of `pair`, in words; `whole`: `overall`'s
+    rows of one split, asked in one way, by model."""
+    before, after = (percent(whole[name]) for name in ("before", "tuned"))
+    row = change_since
+    return f"{before} -> {after}: {change(row)}, n = {row['n']}, McNemar {p_text(row['p_value'])}"
+
+
 def paired_kinds(results: list[dict], split: str, calculator: bool) -> list[dict]:
     """`paired` for each kind; "p_holm" is the p-value adjusted for asking it of every kind."""
     kinds = grouped(alike(results, split, calculator), "kind")

