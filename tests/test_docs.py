@@ -61,6 +61,10 @@ TESTED = {  # a command of the pages -> the test that does what it says; setting
     "SHARPEN_KILLS=20 pytest tests/pipeline/test_kills.py":
         "pipeline/test_kills.py::test_killed_at_random_moments_a_run_ends_as_one_that_was_left_alone",
 }  # fmt: skip
+TESTED |= dict.fromkeys(
+    ("sharpen run demo_rewards", "sharpen compare demo_rewards by_grpo demo_rewards-sft"),
+    "test_presets_rehearsed.py::test_rewards_go_on_from_a_run_that_is_made_first",
+)
 NEEDS = {  # what they need, or why no test runs them
     "sharpen run llama32_3b_gsm8k": "a GPU, and the hub",
     "sharpen run quant_7b_fsdp": "four GPUs, and the hub",
