@@ -26,6 +26,7 @@ from lib.run.untrusted import redact, visible
 NOTEBOOK_FOLDER = ROOT / "notebooks"
 FULL_BYTES = 64 * 2**20  # less is left on a full disk
 STOP_SECONDS = 600  # after Ctrl-C, for a training step, its held-out rows and its checkpoint
+SHARED = ("data_dir", "dataset_revision", "base_model", "chat_template")  # with a run that is made first
 REHEARSAL = "REHEARSAL: a walk through the whole path; its figures are no result"
 
 
@@ -81,7 +82,8 @@ def run(
     check(resolved.settings)
     if first := _made_first(resolved, chosen, run_folder):
         echo(f"continue_from = {first!r}: there is no such run yet, so its preset is run first")
-        run(first.removesuffix("-rehearsal"), first, rehearse=rehearse, outputs=outputs, echo=echo)
+        shared = {name: value for name, value in overrides.items() if name in SHARED}
+        run(first.removesuffix("-rehearsal"), first, shared, rehearse, outputs, echo=echo)
     again = again or command(preset, run_name, overrides, rehearse, outputs, chosen)
     job = Job(run_folder, resolved, set(overrides), again, force, echo)
     prefix = "REHEARSAL of " if rehearse else ""
