@@ -109,24 +109,25 @@ def reward_curves(lines: Sequence[dict], logged: Sequence[dict] = (), rehearse: 
     model is of them.
 
     `lines` are those of `rollouts.by_step`; `logged`, of metrics.jsonl, may have "entropy" and "kl"."""
-    figure = _picture(8, 8, "What the sampled answers earned", rehearse)
-    reward, shares, length, sure = figure.subplots(4, 1, sharex=True)
+    sure = [name for name in ("entropy", "kl") if _series(logged, name)[0]]
+    panels = 3 + bool(sure)
+    figure = _picture(8, 2 * panels, "What the sampled answers earned", rehearse)
+    reward, shares, length, *last = figure.subplots(panels, 1, sharex=True)
     for name, colour in zip(("reward", "right", "shape", "arithmetic"), COLOURS):
         reward.plot(*_series(lines, name), color=colour, marker=".", label=name)
     groups = ("all right", "mixed", "all wrong")
-    steps = _series(lines, groups[0])[0]
-    shares.stackplot(steps, *(_series(lines, name)[1] for name in groups), labels=groups,
-                     colors=(COLOURS[2], COLOURS[0], GREY))  # fmt: skip
-    length.plot(*_series(lines, "tokens"), color=COLOURS[0], marker=".", label="tokens of an answer")
+    steps, values = _series(lines, groups[0])[0], [_series(lines, name)[1] for name in groups]
+    shares.stackplot(steps, *values, labels=groups, colors=(COLOURS[2], COLOURS[0], GREY))
+    length.plot(*_series(lines, "tokens"), color=COLOURS[0], marker=".", label="an answer")
     length.set_ylim(bottom=0)
-    for name, colour in zip(("entropy", "kl"), COLOURS):
-        sure.plot(*_series(logged, name), color=colour, label=f"{name}, nats a token")
-    for axis, label in ((reward, "mean"), (shares, "questions"), (length, "tokens"), (sure, "nats")):
+    for name, colour in zip(sure, COLOURS):
+        last[0].plot(*_series(logged, name), color=colour, label=f"{name} of a token")
+    for axis, label in zip((reward, shares, length, *last), ("mean", "questions", "tokens", "nats")):
         axis.set_ylabel(label)
         axis.grid(**GRID)
-        axis.legend(**LEGEND)
+        axis.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), **LEGEND)
     shares.yaxis.set_major_formatter(_percent())
-    sure.set_xlabel("step (rejection sampling: round)")
+    (last or [length])[-1].set_xlabel("step" if sure else "round")
     return figure
 
 

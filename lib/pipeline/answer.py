@@ -95,6 +95,8 @@ def _made(manifests: Manifests) -> str:
     rows, method = "rows", _method(train["settings"])
     if method.startswith("DPO"):
         rows = "pairs"
+    if method.startswith(("rejection", "GRPO")):
+        rows = "questions"
     if isinstance(train["metrics"].get("rows"), int):
         rows = f"{train['metrics']['rows']:,} {rows}"
     made = html.escape(f"was trained on {rows} of {source} by {method}")
