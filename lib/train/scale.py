@@ -28,7 +28,7 @@ ROWS = {"gsm8k": 7473}  # training rows where all are taken
 ROW_TOKENS = {"gsm8k": 174, "quant_tasks": 112}  # a third of a row's mean characters
 MEASURED = {  # on two CPU cores
     "demo": "1 to 2 min on two CPU cores (measured)",
-    "smollm2_quant": "29 min on two CPU cores (measured)",
+    "smollm2_quant": "25 min on two CPU cores (measured)",
 }
 RESERVE = 2**30  # bytes that CUDA and its libraries take beside
 
