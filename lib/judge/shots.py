@@ -160,7 +160,7 @@ def _why_not(prompting: Prompting, questions: list[dict], shots: int, tokenizer,
 
     `most`: tokens of the longest answer; `context`: tokens that the base reads."""
     if any(len(examples_of(row, prompting.pool, shots)) < shots for row in questions):
-        return "too few training rows have a gold and are of another group than the question"
+        return "too few worked training rows have a gold and are of another group than the question"
     asked = prompting.before(questions, shots)
     longest = max(len(chat.prompt_ids(row["messages"], tokenizer, row["plain"])) for row in asked)
     if longest + most <= context:

@@ -26,7 +26,11 @@ from lib.run.untrusted import redact, visible
 NOTEBOOK_FOLDER = ROOT / "notebooks"
 FULL_BYTES = 64 * 2**20  # less is left on a full disk
 STOP_SECONDS = 600  # after Ctrl-C, for a training step, its held-out rows and its checkpoint
-SHARED = ("data_dir", "dataset_revision", "base_model", "chat_template")  # with a run that is made first
+SHARED = (  # with a run that is made first: its data, and what an adapter that goes on must have been made with
+    "source", "data_dir", "dataset_revision", "data_seed", "kinds", "validation_rows", "test_rows", "base_model",
+    "chat_template", "max_length", "load_in_4bit", "load_in_8bit", "r", "lora_alpha", "target_modules", "use_rslora",
+    "use_dora",
+)  # fmt: skip
 REHEARSAL = "REHEARSAL: a walk through the whole path; its figures are no result"
 
 
@@ -146,10 +150,12 @@ def _resolved(
 
 def _made_first(resolved: Resolved, chosen: list[str], run_folder: Path) -> str | None:
     """The run that training goes on from, where it is a preset's own and not there yet."""
-    name = resolved.settings.continue_from
-    if "train" not in chosen or name is None or runs.is_complete(run_folder.with_name(name), "train"):
+    name, own = resolved.settings.continue_from, PRESETS[resolved.preset].settings.continue_from
+    if "train" not in chosen or own not in PRESETS or name != default_run(own, resolved.rehearse):
         return None
-    return name if name in [default_run(preset, resolved.rehearse) for preset in PRESETS] else None
+    if name == run_folder.name or runs.is_complete(run_folder.with_name(name), "train"):
+        return None
+    return name
 
 
 def _missing(resolved: Resolved, chosen: list[str], run_folder: Path) -> list[str]:

@@ -79,7 +79,7 @@ PUBLISHED: dict[str, dict] = {
         reference=references.QUANT,
         settings=_DEMO | dict(
             skip_rows=150, train_rows=750, golds_only=True, trainer="rft", continue_from="demo_rewards-sft",
-            learning_rate=1e-3, num_train_epochs=2.0, save_steps=50,
+            learning_rate=1e-3, num_train_epochs=2.0, save_steps=50, few_shot=0,
             **{"rollouts.max_completion_length": 400, "rollouts.rows_at_once": 120},
         ),
     ),

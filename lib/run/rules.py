@@ -197,6 +197,12 @@ def the_tuned_model_gets_the_examples_that_there_are(s):
         return "few_shot_tuned = True: there are no examples to show; set few_shot, or leave it out"
 
 
+@about("few_shot", "golds_only", "columns")
+def examples_are_worked(s):
+    if s.few_shot not in (0, "best") and (s.golds_only or "gold" in columns_of(s)):
+        return f"few_shot = {s.few_shot}: no training row has a worked answer to show; leave it out"
+
+
 @about("max_steps")
 def steps_are_counted_or_follow_from_the_epochs(s):
     if s.max_steps == 0:
@@ -440,11 +446,13 @@ def rewards_are_given_by_golds(s):
 
 
 @about("trainer", "full_finetuning", "packing", "neftune_noise_alpha", "completion_only_loss", "peft_type",
-       "early_stopping_patience", "lora_dropout")  # fmt: skip
+       "early_stopping_patience", "lora_dropout", "report_to")  # fmt: skip
 def rewards_go_without_these(s):
     names = ["full_finetuning", "packing", "neftune_noise_alpha", "early_stopping_patience"]
     if s.trainer == "grpo":
         names.append("lora_dropout")  # the model that answers has none
+    if s.trainer == "rft" and s.report_to != "none":
+        return "trainer = 'rft': report_to only with other trainers, as each round is a training; leave it out"
     only = [name for name in names if getattr(s, name)]
     if not s.completion_only_loss:
         only.append("completion_only_loss")

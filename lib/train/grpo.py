@@ -4,6 +4,7 @@
 
 import json
 import os
+from collections import Counter
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
@@ -97,8 +98,10 @@ class RewardTrainer(GRPOTrainer):
         return output
 
     def _generate_and_score_completions(self, inputs):
-        each = self.num_generations
-        self.asked = [json.loads(one["row"]) | {"sample": place % each} for place, one in enumerate(inputs)]
+        self.asked, times = [], Counter()  # at an epoch's end a question may come twice
+        for row in (json.loads(one["row"]) for one in inputs):
+            self.asked.append(row | {"sample": times[row["id"]]})
+            times[row["id"]] += 1
         output = super()._generate_and_score_completions(inputs)
         self._keep(output)
         return output

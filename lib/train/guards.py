@@ -231,7 +231,8 @@ class RewardGuard(Guard):
                 "raise rollouts.max_completion_length, or rewards.shape and rewards.length",
             ),
             "entropy": (
-                values["entropy"] < CERTAIN, f"a token's entropy was below {CERTAIN} nats: all answers are alike",
+                values.get("entropy", math.inf) < CERTAIN,  # on a GPU Unsloth logs none
+                f"a token's entropy was below {CERTAIN} nats: all answers are alike",
                 "lower learning_rate or num_train_epochs, or raise rollouts.temperature or grpo.beta",
             ),
         }  # fmt: skip

@@ -112,7 +112,7 @@ def earlier(stage: runs.Stage) -> Path | None:
     folder = stage.input("train", run=name)
     then = runs.read(stage.run_folder.with_name(name), "train")["settings"]
     now = stage.request.resolved.of_stage("train")
-    if now["trainer"] == "dpo":  # which trains without dropout, whatever the adapter was made with
+    if now["trainer"] in ("dpo", "grpo"):  # which train without dropout, whatever the adapter was made with
         then = then | {"lora_dropout": now["lora_dropout"]}
     changed = [field for field in SHAPE if then.get(field) != now[field]]
     if changed:
@@ -124,10 +124,15 @@ def earlier(stage: runs.Stage) -> Path | None:
 
 def went_on_from(stage: runs.Stage) -> Path | None:
     """The adapter that learning from rewards began with, remembered as an input; None of any other training."""
-    then = runs.read(stage.run_folder, "train")["settings"]
-    if then.get("trainer") in REWARDED and then["continue_from"]:
-        return stage.input("train", run=then["continue_from"])
-    return None
+    training = runs.read(stage.run_folder, "train")
+    name = training["settings"].get("continue_from")
+    if training["settings"].get("trainer") not in REWARDED or name is None:
+        return None
+    folder = stage.input("train", run=name)
+    if training["inputs"].get(f"../{name}/{folder.name}") != stage.inputs[f"../{name}/{folder.name}"]:
+        raise runs.RunError(f"run {name!r}, from which this one went on, was trained anew since: run 23_train_rewards "
+                            f"again, or bring its adapter back")  # fmt: skip
+    return folder
 
 
 @contextlib.contextmanager

@@ -7,11 +7,12 @@ import re
 import unicodedata
 
 from lib.grade import calculator, scoring
-from lib.grade.numerals import CURRENCIES, NUMBER, normal, plain
+from lib.grade.numerals import CURRENCIES, LONGEST_ANSWER, NUMBER, normal, plain
 from lib.grade.reading import MARKER
 from lib.run.settings import Rewards
 
 PARTS = tuple(Rewards.model_fields)
+SIGNS = re.compile(r"[^\w\s.,;>*_'\"()$}-]")  # that could turn a word's meaning, as in "!yes"
 BARE = re.compile(r"\s*[-+]?[\d.,\s%]*")  # an expression without arithmetic
 
 
@@ -33,29 +34,33 @@ def right(completion: str, gold: dict, finished: bool = True) -> float:
     after the last one nothing else stands, no word, no second value, no sign that cannot be seen."""
     if not finished or not scoring.grade(completion, gold).correct:
         return 0.0
-    if any(unicodedata.category(character) == "Cf" for character in completion):
-        return 0.0
-    text = normal(completion)
-    begins = [marker.start() for marker in MARKER.finditer(text)]
-    said = [text[begin:end] for begin, end in zip(begins, [*begins[1:], None])]
+    if "~~" in completion or any(unicodedata.category(character) == "Cf" for character in completion):
+        return 0.0  # struck out, or with signs that are not seen
+    text, said = normal(completion), []
+    begins = [marker.span() for marker in MARKER.finditer(text)]
+    for (begin, end), following in zip(begins, [*begins[1:], (None, None)]):
+        if text[end : following[0]].strip(" $*:\n"):  # a marker right before another, as "Answer: \\boxed{42}"
+            said.append(text[begin : following[0]])
     return float(all(scoring.grade(part, gold).correct for part in said) and _is_alone(_last(text), gold))
 
 
 def _last(text: str) -> str:
     """What stands after the last marker, to the end."""
     *_, marker = MARKER.finditer(text)
-    return text[marker.end() :].strip()  # of a box with its closing brace
+    return text[marker.end() :].strip().removesuffix("</answer>").strip()  # of a box with its closing brace
 
 
 def _is_alone(said: str, gold: dict) -> bool:
     """Is this a number, with its unit at most, or the very words of a gold that is a choice or a truth value?"""
+    if "\n" in said or len(said) > LONGEST_ANSWER:  # what the grader reads of it
+        return False
     words = re.findall(r"\w+", said.casefold())
     if isinstance(gold["value"], bool) or gold.get("unit") == "bool":
-        return "\n" not in said and words in (["yes"], ["no"], ["true"], ["false"])
+        return words in (["yes"], ["no"], ["true"], ["false"]) and not SIGNS.search(said)
     if isinstance(gold["value"], str):
-        return "\n" not in said and words == re.findall(r"\w+", gold["value"].casefold())
+        return words == re.findall(r"\w+", gold["value"].casefold()) and not SIGNS.search(said)
     number = CURRENCIES.sub(" ", plain(said.rstrip("}$ ."))).strip(" =")
-    return "\n" not in said and NUMBER.fullmatch(number) is not None
+    return NUMBER.fullmatch(number) is not None
 
 
 def shape(completion: str, finished: bool = True) -> float:

@@ -77,7 +77,8 @@ def sampled(stage: runs.Stage, rows: list[dict], number: int, start: Path | None
 
 def _log(stage: runs.Stage, number: int, before: int) -> Callable:
     def log(step: int, **values) -> None:
-        stage.log(before + step, round=number, **values)
+        if step or number == 1:  # a later round's step 0 is the last one of the round before
+            stage.log(before + step, round=number, **values)
 
     return log
 

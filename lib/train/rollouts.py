@@ -46,7 +46,11 @@ def sample(
     how = settings.rollouts
     asking = SimpleNamespace(max_new_tokens=how.max_completion_length, eval_batch_size=how.rows_at_once)
     drawn = sampling.draws(rows, seed, how.max_completion_length, how.temperature, how.top_p)
-    answered = evaluate.ask(model, tokenizer, rows, asking, how.calculator, {"model": label}, folder, drawn)
+    try:
+        answered = evaluate.ask(model, tokenizer, rows, asking, how.calculator, {"model": label}, folder, drawn)
+    except TrainingError as error:  # out of memory: what it would lower are settings of notebook 30
+        raise TrainingError(f"out of memory while answers were sampled: lower rollouts.rows_at_once (now "
+                            f"{how.rows_at_once}) or rollouts.max_completion_length") from error  # fmt: skip
     return [record(row, answer, settings) for row, answer in zip(rows, answered, strict=True)]
 
 

@@ -147,7 +147,7 @@ def test_a_number_that_cannot_be_asked_is_refused_with_the_reason(run, tokenizer
         choose(run, reads(700), tokenizer)
     assert choose(run, reads(9000), tokenizer).shots == 8
     (run.data / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in run.graded["test"][:5]))
-    with pytest.raises(runs.RunError, match="few_shot = 8: too few training rows have a gold and are of another group"):
+    with pytest.raises(runs.RunError, match="few_shot = 8: too few worked training rows have a gold and are"):
         choose(run, reads(9000), tokenizer)
 
 

@@ -290,3 +290,22 @@ def test_two_pipelines_on_one_run_are_told_apart(place):
     finally:
         holder.kill()
         holder.wait()
+
+
+def test_the_run_that_a_preset_goes_on_from_is_made_first_with_its_data_and_shape(tmp_path, monkeypatch):
+    class Enough(Exception):
+        pass
+
+    made, run = [], execute.run
+    monkeypatch.setattr(execute, "run", lambda *words, **named: made.append(words))
+    monkeypatch.setattr(execute, "command", lambda *words: (_ for _ in ()).throw(Enough))
+    changes = {"r": 8, "kinds": "CAGR", "learning_rate": 1e-4, "train_rows": 24}
+    with pytest.raises(Enough):
+        run("demo_rewards", overrides=changes, rehearse=True, outputs=tmp_path)
+    name = "demo_rewards-sft"
+    assert made == [(name, f"{name}-rehearsal", {"r": 8, "kinds": "CAGR"}, True, tmp_path)]
+    for preset, wrong in (("demo", "demo"), ("trader_dpo", "qwen_14b_finance"), ("demo_rewards", "demo")):
+        others = {"data_dir": str(tmp_path)} if preset == "trader_dpo" else {}
+        with pytest.raises(SettingsError, match="continue_from: "):
+            run(preset, overrides={"continue_from": wrong} | others, outputs=tmp_path)
+    assert len(made) == 1

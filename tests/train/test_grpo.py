@@ -116,6 +116,15 @@ def test_what_is_gone_on_with_is_the_uninterrupted_training(grpo, qlora, build, 
     assert runs["whole"] == runs["stopped"] and runs["whole"][0] != weights(tmp_path / "earlier")
 
 
+def test_a_question_that_comes_twice_in_a_step_is_answered_anew(build, tmp_path, monkeypatch, grpo):
+    trainer, _ = build(tmp_path)
+    monkeypatch.setattr(grpo.GRPOTrainer, "_generate_and_score_completions", lambda trainer, inputs: {})
+    monkeypatch.setattr(trainer, "_keep", lambda output: None)
+    first, second = trainer.train_dataset[0], trainer.train_dataset[1]
+    trainer._generate_and_score_completions([first] * 4 + [second] * 4 + [first] * 4)
+    assert [row["sample"] for row in trainer.asked] == [0, 1, 2, 3, 0, 1, 2, 3, 4, 5, 6, 7]
+
+
 def test_the_questions_of_all_epochs_are_one_epoch_in_an_order_of_the_seed(grpo, rows):
     settings = presets.resolve("demo_rewards", FEW | {"max_steps": -1, "num_train_epochs": 3}).settings
     ids = [json.loads(one)["id"] for one in grpo.dataset(rows, settings)["row"]]

@@ -30,6 +30,28 @@ def test_odd_but_honest_answers_are_paid_for():
     assert missed == ["honest count noun"], "a number's unit may follow it, any other word may not"
 
 
+NUMBER, TRUE, CHOICE = ({"value": value, "unit": unit, "decimals": 0, "tolerance": 0.0}
+                        for value, unit in ((42, "none"), (True, "bool"), ("Fund B", "choice")))  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "gold"), [
+    ("#### 42" + " " * 300 + "017", NUMBER), ("#### 42 million", NUMBER), ("~~#### 42~~", NUMBER),
+    ("#### ~~17~~ 42", NUMBER), ("Answer: 17 #### 42", NUMBER), ("#### \u00acyes", TRUE), ("#### !yes", TRUE),
+    ("#### \u2260 yes", TRUE), ("#### yes \u274c", TRUE), ("#### !Fund B", CHOICE), ("~~#### Fund B~~", CHOICE),
+])  # fmt: skip
+def test_signs_that_take_an_answer_back_are_not_paid_for(text, gold):
+    assert rewards.right(text, gold) == 0
+
+
+@pytest.mark.parametrize(("text", "gold"), [
+    ("The answer is \\boxed{42}.", NUMBER), ("Final answer: $\\boxed{42}$", NUMBER), ("Answer: \\boxed{42}", NUMBER),
+    ("The final answer is: $\\boxed{42}$", NUMBER), ("#### \\boxed{42}", NUMBER), ("<answer>42</answer>", NUMBER),
+    ("#### **42**", NUMBER), ("#### yes.", TRUE), ("#### **Fund B**", CHOICE), ("#### (Fund B)", CHOICE),
+])  # fmt: skip
+def test_the_usual_forms_of_real_models_are_paid_for(text, gold):
+    assert rewards.right(text, gold) == 1
+
+
 def test_every_generated_worked_answer_earns_all_but_its_length():
     for split in ("train", "test"):
         for problem in tasks.generate(split, 3 * len(KINDS), 5, tuple(KINDS)):
