@@ -51,7 +51,7 @@ def asked(monkeypatch):
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["run", "gsm9k"], "unknown preset 'gsm9k'; choose from demo, own, smollm2_quant"),
+        (["run", "gsm9k"], "unknown preset 'gsm9k'; choose from demo, demo_rewards-sft, demo_rewards"),
         (["run", "demo", "--set", "learning_rte=1e-4"], "did you mean 'learning_rate'?"),
         (["run", "demo", "--set", "learning_rate"], "must be KEY=VALUE"),
         (["run", "demo", "--run", "../up"], "run = '../up': must be a name"),
@@ -139,7 +139,7 @@ def test_settings_lists_all_with_type_bounds_default_and_notebooks(sharpen):
     assert code == 0 and max(map(len, out.splitlines())) <= 80
     listed = re.findall(r"^  ([\w.]+) = .*  \[.+\]$", out, flags=re.MULTILINE)
     assert sorted(listed) == sorted(FIELDS)
-    entry = out[out.index("  max_grad_norm = 1.0  [21, 22]") :].splitlines()[:3]
+    entry = out[out.index("  max_grad_norm = 1.0  [21, 22, 23]") :].splitlines()[:3]
     assert entry[1:] == ["      gradients are clipped to this norm", "      (a number above 0)"]
     assert "lora_alpha" in sharpen("settings", "lora")[1] and "max_steps" not in sharpen("settings", "lora")[1]
     assert "  max_length = " in sharpen("settings", "seq_length")[1]
@@ -241,7 +241,7 @@ settings:
     ("preset: demo\nrnu: x\n", ":2: unknown key 'rnu'; did you mean 'run'?"),
     ("preset: demo\nr: 8\n", ":2: unknown key 'r'; the setting 'r' is written under `settings:`"),
     ("preset: demo\nlr: 8\n", ":2: unknown key 'lr'; the setting 'learning_rate' is written under `settings:`"),
-    ("preset: demo\nsettings:\n  beta: 1\n  dpo.beta: 2\n", ":4: the setting 'dpo.beta' is given twice"),
+    ("preset: demo\nsettings:\n  epsilon: 1\n  grpo.epsilon: 2\n", ":4: the setting 'grpo.epsilon' is given twice"),
     ("preset: demo\nsettings:\n  dpo: {bta: 1}\n", ":3: unknown setting 'dpo.bta' = '1'; did you mean 'dpo.beta'?"),
     ("preset: dmo\n", ":1: unknown preset 'dmo'; choose from"),
     ("run: x\n", ":1: the key `preset` is missing"),

@@ -163,7 +163,8 @@ def loading(folder: Path, source: str = "gsm8k"):
     from lib.data import sources
 
     names = {"train_rows": None, "validation_rows": 0, "test_rows": 0, "dataset_revision": None, "max_length": 640}
-    return sources.load(SimpleNamespace(source=source, data_dir=str(folder), **names), ["train"])["train"]
+    settings = SimpleNamespace(source=source, data_dir=str(folder), skip_rows=0, golds_only=False, **names)
+    return sources.load(settings, ["train"])["train"]
 
 
 def test_a_link_out_of_a_data_folder_is_refused(tmp_path):

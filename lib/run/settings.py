@@ -41,7 +41,7 @@ MEANT = {  # what people type -> the setting that they mean
     "max_tokens": "max_new_tokens", "template": "chat_template", "quantization": "quantizations",
 }  # fmt: skip
 GUARDS = (  # what training is watched for
-    "loss", "supervised_tokens", "grad_norm", "eval_loss", "adapter", "reward", "completion_length", "entropy",
+    "loss", "supervised_tokens", "grad_norm", "eval_loss", "adapter", "reward", "length", "entropy",
 )  # fmt: skip
 
 
@@ -398,7 +398,7 @@ class TrainSettings(Devices, Trainer, Precision, Model):
     eval_steps: Count | None = 50
     """steps between held-out losses; none: only at the end"""
     guard_warnings: tuple[Literal[*GUARDS], ...] = Field(
-        ("grad_norm", "eval_loss", "completion_length", "entropy"),
+        ("grad_norm", "eval_loss", "length", "entropy"),
         description=f"guards that only warn, of {', '.join(GUARDS)}; the others stop",
     )
     early_stopping_patience: Count | None = None

@@ -226,7 +226,7 @@ class RewardGuard(Guard):
                 "start from a model that is sometimes right (continue_from), raise rollouts.temperature or "
                 "rollouts.num_generations, or choose harder or easier questions",
             ),
-            "completion_length": (
+            "length": (
                 values["completions/clipped_ratio"] > LIMIT, "nearly all answers were cut off at their longest",
                 "raise rollouts.max_completion_length, or rewards.shape and rewards.length",
             ),

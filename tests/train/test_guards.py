@@ -36,7 +36,7 @@ ALIVE = {"groups/same reward": 0.5, "completions/clipped_ratio": 0.1, "entropy":
 
 @pytest.mark.parametrize(("guard", "dead", "message"), [
     ("reward", {"groups/same reward": 1.0}, "all earned the same: start from a model that is sometimes right"),
-    ("completion_length", {"completions/clipped_ratio": 0.95}, "cut off at their longest: raise rollouts.max_compl"),
+    ("length", {"completions/clipped_ratio": 0.95}, "cut off at their longest: raise rollouts.max_compl"),
     ("entropy", {"entropy": 0.001}, "all answers are alike: lower learning_rate or num_train_epochs"),
 ])  # fmt: skip
 def test_a_collapse_that_lasts_stops_training_or_warns(told, guard, dead, message):

@@ -107,7 +107,8 @@ def test_the_loss_is_the_formula_on_plain_log_probabilities(learning, prefer, tm
             self.adapter = {name: weight.clone() for name, weight in get_peft_model_state_dict(model).items()}
             self.ref = "ref" in model.peft_config
 
-    move, changes = Move(), {"load_in_4bit": False, "max_steps": 1, "exact": True, "beta": 0.3, "loss_type": loss_type}
+    move, changes = Move(), {"load_in_4bit": False, "max_steps": 1, "exact": True, "dpo.beta": 0.3}
+    changes["dpo.loss_type"] = loss_type
     earlier = tmp_path / "earlier" if goes_on else None
     if goes_on:
         prefer(pairs, earlier, exact=True, load_in_4bit=False)
@@ -284,7 +285,7 @@ def test_bad_pairs_are_rejected_with_file_line_and_reason(tmp_path):
     ({"completion_only_loss": False}, "completion_only_loss only with trainer = 'sft'"),
     ({"full_finetuning": True, "load_in_4bit": False}, "no second copy"),
     ({"peft_type": "ia3", "load_in_4bit": False}, "peft_type only with trainer = 'sft'"),
-    ({"beta": 0}, "beta = 0: must be a number above 0"), ({"loss_type": "dpo"}, "one of sigmoid, hinge, ipo"),
+    ({"dpo.beta": 0}, "beta = 0: must be a number above 0"), ({"dpo.loss_type": "dpo"}, "one of sigmoid, hinge, ipo"),
 ])  # fmt: skip
 def test_what_does_not_go_with_pairs_is_refused_with_the_reason(overrides, about):
     with pytest.raises(SettingsError) as caught:
