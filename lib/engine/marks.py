@@ -107,11 +107,10 @@ class Marks:
 
     def forced(self, prompt: list[int], new: list[int]) -> list[bool]:
         """Which tokens of an answer the calculator wrote: those of values, each with its `>>`."""
-        written, left = [], 0
-        for place in range(len(new)):
-            before = [*prompt[-WINDOW:], *new[:place]]
-            if not left and before and before[-1] in self.beginnings:
-                left = len(self.value(before))
+        ids, written, left = [*prompt, *new], [], 0
+        for place in range(len(prompt), len(ids)):
+            if not left and place and ids[place - 1] in self.beginnings:
+                left = len(self.value(ids[:place]))
             written.append(left > 0)
             left = max(0, left - 1)
         return written

@@ -194,11 +194,10 @@ def paired(results: list[dict], split: str, calculator: bool) -> dict:
     return pair(*(arm(results, model, split, calculator) for model in compared(results)))
 
 
-def since_text(change_since: dict, whole: dict) -> str:
-    """Tuned against the model that rewards began with ("before"), a result of `pair`, in words; `whole`: `overall`'s
-    rows of one split, asked in one way, by model."""
+def since_text(row: dict, whole: dict) -> str:
+    """Tuned against the model that rewards began with ("before"), a result of `pair`, in words; `whole`: the rows of
+    `summarise` over all kinds, by model."""
     before, after = (percent(whole[name]) for name in ("before", "tuned"))
-    row = change_since
     return f"{before} -> {after}: {change(row)}, n = {row['n']}, McNemar {p_text(row['p_value'])}"
 
 

@@ -288,19 +288,19 @@ def train(trainer, guard: guards.Guard, settings: TrainSettings, resumed: bool =
           state: Iterable[str] = resume.STATE) -> dict:  # fmt: skip
     """Train, and save the adapter (or, with full_finetuning, model and tokenizer) as safetensors.
 
-    Adds to TRL's trainer guards, early stopping and LoRA+. `resumed` goes on from
-    the newest whole checkpoint (its files beside the weights: `state`), to the very adapter of an
-    uninterrupted training. Several processes all call this, and the first one writes.
+    Adds to TRL's trainer guards, early stopping and LoRA+. `resumed` goes on from the newest whole checkpoint (its
+    files beside the weights: `state`), to the very adapter of an uninterrupted training. Several processes all call
+    this, and the first one writes.
 
-    Returns steps, epochs, train_loss, train_seconds, and what
-    was asked for and what ran: on a CPU Unsloth replaces 8-bit optimisers and weights, and packs not."""
+    Returns steps, epochs, train_loss, train_seconds, and what was asked for and what ran: on a CPU Unsloth replaces
+    8-bit optimisers and weights, and packs not."""
     checkpoints = Path(trainer.args.output_dir)
     if settings.early_stopping_patience:
         trainer.add_callback(EarlyStoppingCallback(settings.early_stopping_patience))
     if trainer.args.device.type == "cpu":
         trainer.add_callback(GivesBack())
-        one = settings.devices == 1  # FSDP gathers the weights of A and B for their own forward passes alone
-        layers.use(trainer.model, lora=one)
+        # FSDP gathers the weights of A and B for their own forward passes alone
+        layers.use(trainer.model, lora=settings.devices == 1)
     guard.watch(trainer)  # the last callback
     if settings.loraplus_lr_ratio:
         _use_loraplus(trainer, settings)
