@@ -62,31 +62,14 @@ def _no_preset(name: Any) -> str:
 
 # A rehearsal walks a preset's whole path with its own training rows and settings, but small and offline.
 REHEARSAL = {
-    "base_model": "data/base",
-    "chat_template": None,
-    "max_steps": 6,
-    "torch_compile": False,
-    "ablation_runs": 1,
-}
+    "base_model": "data/base", "chat_template": None, "max_steps": 6, "torch_compile": False, "ablation_runs": 1,
+}  # fmt: skip
 REHEARSAL_AT_MOST = {
-    "validation_rows": 24,
-    "test_rows": 60,
-    "eval_rows": 24,
-    "probe_rows": 12,
-    "max_new_tokens": 64,
-    "per_device_train_batch_size": 8,
-    "save_steps": 3,
-    "logging_steps": 1,
-    "eval_steps": 3,
-    "accuracy_steps": 4,
-    "rollouts.num_generations": 4,
-    "rollouts.max_completion_length": 64,
-    "rft.rounds": 2,
-    "devices": 2,
-    "pretrain_tokens": 40_960,
-    "pretrain_batch_size": 4,
-    "ablation_steps": 2,
-}
+    "validation_rows": 24, "test_rows": 60, "eval_rows": 24, "probe_rows": 12, "max_new_tokens": 64,
+    "per_device_train_batch_size": 8, "save_steps": 3, "logging_steps": 1, "eval_steps": 3, "accuracy_steps": 4,
+    "rollouts.num_generations": 4, "rollouts.max_completion_length": 64, "rft.rounds": 2, "devices": 2,
+    "pretrain_tokens": 40_960, "pretrain_batch_size": 4, "ablation_steps": 2,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
