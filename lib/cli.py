@@ -32,6 +32,7 @@ from lib.run.untrusted import redact, visible
 from lib.ship import cloud as clouds
 from lib.ship import deploy as deploying
 from lib.ship import endpoint, playground
+from lib.ship import serve as serving
 from lib.train import scale
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
@@ -366,23 +367,19 @@ def reproduce(run: Run, outputs: Outputs = None) -> None:
 def serve(
     run: Run,
     engine: Annotated[str, Option(help="auto, llama-server, vllm or transformers.")] = "auto",
+    host: Annotated[str, Option(help="Where to listen; beyond this machine only with SHARPEN_API_KEY.")] = "127.0.0.1",
     port: Port = 8080,
-    parallel: Annotated[int, Option(help="Requests answered at once.")] = 16,
-    llama_cpp_path: Annotated[Path | None, Option(help="Your checkout of llama.cpp with its build.")] = None,
+    settings: Set = None,
+    log_prompts: Annotated[bool, Option("--log-prompts", help="Questions and answers in the log too.")] = False,
     outputs: Outputs = None,
 ) -> None:
-    """Serve a run's best artefact (GGUF, merged model or adapter) on 127.0.0.1, by OpenAI's protocol, until Ctrl-C."""
-    folder, path = _run_folder(run, outputs), llama_cpp_path and str(_absolute(llama_cpp_path))
-    settings = deploying.settings_of(folder, engine=engine, port=port, parallel=parallel, llama_cpp_path=path)
+    """Serve a run's best artefact (GGUF, merged model or adapter) by OpenAI's protocol, with the calculator."""
+    folder, overrides = _run_folder(run, outputs), _of_stage("deploy", settings or [])
+    chosen = deploying.settings_of(folder, **{"engine": engine, "port": port} | overrides)
     for way in (signal.SIGINT, signal.SIGTERM):  # each ends the server, even if a shell ignores it
         signal.signal(way, signal.default_int_handler)
     with suppress(KeyboardInterrupt):
-        choice = deploying.choose(folder, settings)
-        typer.echo(f"{choice.path.name} by {choice.engine} ({choice.why})")
-        with deploying.serving(choice, folder, settings) as server:
-            typer.echo(f"listening on {server.url}/v1, model {run!r}; Ctrl-C stops it. For example:\n  "
-                       + deploying.curl(server.url, run, "What is 5 % of $200?"))  # fmt: skip
-            server.wait()
+        serving.run(folder, chosen, host, log_prompts)
     typer.echo("stopped")
 
 
@@ -470,6 +467,18 @@ def cloud_endpoint(run: Run, settings: Set = None, outputs: Outputs = None, subm
         typer.echo(f"endpoint {asked.name} is in service; it costs until: sharpen cloud delete {run}")
     else:
         typer.echo(f"endpoint {asked.name} is whole already; nothing was changed")
+
+
+@cloud.command("service")
+def cloud_service(run: Run, settings: Set = None, outputs: Outputs = None) -> None:
+    """Write SkyPilot's file of a service that serves a run with its calculator, on any other cloud or Kubernetes."""
+    folder = _run_folder(run, outputs)
+    preset = runs.read(folder, "train")["preset"]
+    asked = resolve(preset, _of_stage("cloud", settings or []), stage="cloud").settings
+    written = clouds.service(folder, asked)
+    calculator = deploying.settings_of(folder).calculator != "off"
+    typer.echo(f"score: {deploying.score_text(folder, calculator)}")
+    typer.echo(f"SHARPEN_API_KEY=... sky serve up {written} --secret SHARPEN_API_KEY")
 
 
 @cloud.command("invoke")

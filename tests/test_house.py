@@ -16,7 +16,7 @@ from lib.run.paths import ROOT
 from lib.run.stages import IN_EVERY_RUN, STAGES
 from lib.ship import cloud
 
-ROOMS = ("data", "engine", "gpt", "grade", "judge", "pipeline", "run", "ship", "train")
+ROOMS = ("data", "engine", "front", "gpt", "grade", "judge", "pipeline", "run", "ship", "train")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 PATTERNS = ("lib/**/*.py", "notebooks/*.ipynb", "*.md", "docs/*.md", "data/**/*.md", "outputs/*.md",
             ".github/**/*.yml", "Makefile", ".ci/run")  # fmt: skip

@@ -258,6 +258,7 @@ class Program:
     start_seconds: float = 120
     cwd: Path | None = None
     environment: Mapping[str, str] = field(default_factory=dict)
+    given_up: bool = False  # it is not waited for any more
 
     def __enter__(self) -> "Program":
         import httpx  # here, as it takes a tenth of a second that `sharpen --help` need not wait
@@ -272,7 +273,9 @@ class Program:
             client = httpx.Client(base_url=self.url, timeout=None, trust_env=False, limits=limits)
             self.client = stack.enter_context(client)
             command = [*self.words, "--host", "127.0.0.1", "--port", self.port]
-            self.process = start(command, stdout=log, stderr=log, env=environment | self.environment, cwd=self.cwd)
+            # a session of its own: Ctrl-C is for us, who let it finish what runs
+            self.process = start(command, stdout=log, stderr=log, env=environment | self.environment, cwd=self.cwd,
+                                 start_new_session=True)  # fmt: skip
             stack.callback(self._end)
             self._wait()
             self._stack = stack.pop_all()
@@ -286,7 +289,8 @@ class Program:
             processes.kill(processes.family(self.process.pid))  # they hold nothing that must be saved
         self.process.wait()
 
-    def _said(self) -> str:
+    def said(self) -> str:
+        """Its last words."""
         return last_words(self.log.read_text(errors="replace").splitlines())
 
     @property
@@ -298,19 +302,19 @@ class Program:
         import httpx
 
         until = time.monotonic() + self.start_seconds
-        while time.monotonic() < until:
+        while time.monotonic() < until and not self.given_up:
             if self.process.poll() is not None:
-                raise LlamaCppError(f"{self.name} ended while loading: {self._said()}")
+                raise LlamaCppError(f"{self.name} ended while loading: {self.said()}")
             with suppress(httpx.TransportError):
                 if self.client.get("/health", timeout=2).status_code == 200:
                     return
             time.sleep(0.05)
-        raise LlamaCppError(f"{self.name} did not load in {self.start_seconds:g} s: {self._said()}")
+        raise LlamaCppError(f"{self.name} did not load in {self.start_seconds:g} s: {self.said()}")
 
     def wait(self) -> None:
         """For as long as the program runs; LlamaCppError, as nobody but us should end it."""
         self.process.wait()
-        raise LlamaCppError(f"{self.name} has ended: {self._said()}")
+        raise LlamaCppError(f"{self.name} has ended: {self.said()}")
 
     def post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         """A request's answer; LlamaCppError with the program's own words where it refuses or has died."""
@@ -319,7 +323,7 @@ class Program:
         try:
             answer = self.client.post(path, json=body)
         except httpx.TransportError as error:
-            raise LlamaCppError(f"{self.name} does not answer ({type(error).__name__}): {self._said()}") from error
+            raise LlamaCppError(f"{self.name} does not answer ({type(error).__name__}): {self.said()}") from error
         if answer.status_code != 200:
             raise LlamaCppError(f"{self.name} refuses {path}: {answer.text[:500]}")
         return json.loads(answer.content)
@@ -336,10 +340,15 @@ class Server(Program):
         self.model, self.slots = Path(model), slots
         words = [llama.server, "--model", self.model, "--alias", alias, "--ctx-size", slots * context, "--parallel",
                  slots, "--no-kv-unified", "--cache-ram", 0, "--threads-http", slots + 2, "--no-ui", "--no-slots",
-                 "--offline", "--threads", _cores()]  # fmt: skip
+                 "--offline", "--threads", _cores(),
+                 "--cors-origins", "localhost"]  # no other site's page may read answers  # fmt: skip
         if exact:
             words += ["--flash-attn", "off", "--cache-type-k", "f32", "--cache-type-v", "f32"]
         super().__init__(f"llama-server ({self.model.name})", words, slots, port, start_seconds)
+
+    def context(self) -> int:
+        """Tokens of a slot: as many as were asked for, or as the model was trained for."""
+        return self.client.get("/props").json()["default_generation_settings"]["n_ctx"]
 
     def complete(self, ids: list[int], count: int, stop: Sequence[str] = (), slot: int = -1) -> list[int]:
         """Up to `count` greedy tokens after the prompt `ids`, through its end or a text in `stop`, inclusive.

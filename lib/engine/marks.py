@@ -8,8 +8,8 @@ from typing import Any
 from lib import SharpenError
 from lib.grade.calculator import CalculatorError, calculate, show
 
-OPEN = re.compile(r"<<[^<>=]{0,200}$")
-CLOSED = re.compile(r"<<([^<>=]{1,200})=$")
+OPEN = re.compile(r"<<[^<>=]{0,200}\Z")
+CLOSED = re.compile(r"<<([^<>=]{1,200})=\Z")
 ENDING = re.compile(r"(?:\A|<<)[^=]*=")
 WINDOW = 900  # tokens; an expression has at most 200 characters of at most 4 bytes
 WRITTEN = "0123456789.->="
@@ -109,7 +109,7 @@ class Marks:
         """Which tokens of an answer the calculator wrote: those of values, each with its `>>`."""
         ids, written, left = [*prompt, *new], [], 0
         for place in range(len(prompt), len(ids)):
-            if not left and place and ids[place - 1] in self.beginnings:
+            if not left and (place == len(prompt) or ids[place - 1] in self.beginnings):
                 left = len(self.value(ids[:place]))
             written.append(left > 0)
             left = max(0, left - 1)

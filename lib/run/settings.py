@@ -138,6 +138,13 @@ class LlamaCpp(Block):
     """a checkout of llama.cpp with its build; none: build ours"""
 
 
+class Gate(Block):
+    """What is shipped, and served."""
+
+    margin: float = Field(2.0, gt=0, lt=100)
+    """percentage points of accuracy (without golds: % of perplexity) that may be lost"""
+
+
 class Dpo(Block):
     """What DPO alone has (TRL's DPOConfig)."""
 
@@ -461,15 +468,13 @@ class ProbeSettings(Calculator, Answering, Precision, Model):
     """a text file or folder to find what was forgotten; none: Python's own manual"""
 
 
-class ExportSettings(LlamaCpp, Calculator, Asking, Precision, Model):
+class ExportSettings(Gate, LlamaCpp, Calculator, Asking, Precision, Model):
     """Of notebook 40."""
 
     quantizations: tuple[
         Literal["Q8_0", "Q6_K", "Q5_K_M", "Q5_K_S", "Q4_K_M", "Q4_K_S", "Q3_K_M"], ...
     ] = ("Q4_K_M",)
     """some of Q8_0, Q6_K, Q5_K_M, Q5_K_S, Q4_K_M, Q4_K_S, Q3_K_M"""
-    margin: float = Field(2.0, gt=0, lt=100)
-    """percentage points of accuracy (without golds: % of perplexity) a file may lose"""
     merge_onto: Literal["trained", "16bit"] = "trained"
     """the base under the adapter: rounded to 4 bit and back, as QLoRA trained on it, or not"""
     skip_merge: bool = False
@@ -480,7 +485,7 @@ class ExportSettings(LlamaCpp, Calculator, Asking, Precision, Model):
     """do not quantise: take the files that are there, or go without"""
 
 
-class ServeSettings(LlamaCpp, Asking, Precision, Model):
+class ServeSettings(Gate, LlamaCpp, Calculator, Asking, Precision, Model):
     """Of notebook 41."""
 
     engine: Literal["auto", "llama-server", "vllm", "transformers"] = "auto"
@@ -489,6 +494,10 @@ class ServeSettings(LlamaCpp, Asking, Precision, Model):
     """where the server listens on 127.0.0.1; 0: a port that is free"""
     parallel: int = Field(16, ge=1, le=256)
     """requests that the server answers at once"""
+    queue: int = Field(64, ge=0, le=100_000)
+    """requests that may wait; one more is refused, to be sent again later"""
+    request_seconds: float = Field(600.0, gt=0)
+    """of one request, its waiting included"""
 
 
 class Settings(

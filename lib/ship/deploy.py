@@ -1,34 +1,32 @@
 """Serve a run's best artefact on the loopback by an existing engine, ask it, and measure it."""
 
 import asyncio
-import contextlib
 import json
 import math
+import os
 import shlex
 import shutil
 import sys
-import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lib.engine import llamacpp
+from lib.engine import llamacpp, vllm_client
 from lib.engine.llamacpp import Program
-from lib.engine.vllm_client import max_lora_rank
-from lib.grade import scoring
-from lib.run import presets, runs, untrusted
+from lib.run import disk, presets, runs, untrusted
 from lib.run.paths import is_local, locate
 from lib.run.settings import ServeSettings
 from lib.run.stages import names_of
 
+KEY = "SHARPEN_API_KEY"
 CONCURRENT = (1, 4, 16)  # requests at once in the load test
 ADAPTER = "adapter_config.json"  # which a whole model's folder has not
 # PYTHONSAFEPATH: the engine's folder holds a link of the run's name, which must not be taken for a module, as
 # `statistics`, by the engine or by a process that it starts.
 ENVIRONMENT = {"PYTHONSAFEPATH": "1", "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_UPDATE_CHECK": "1",
-               "HF_HUB_DISABLE_TELEMETRY": "1"}  # fmt: skip
+               "HF_HUB_DISABLE_TELEMETRY": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}  # fmt: skip
 
 
 class DeployError(runs.RunError):
@@ -88,35 +86,37 @@ def choose(run_folder: Path, settings: ServeSettings) -> Choice:
                                 f"run 40_export first, or leave the engine out")  # fmt: skip
     if problems := runs.changes(run_folder, stage):
         raise runs.RunError(f"{model}: {'; '.join(problems)}: run its notebook again")
-    if settings.engine == "vllm" and not shutil.which("vllm"):
-        raise runs.RunError("engine = 'vllm': there is no program vllm: pip install vllm (it needs a GPU)")
+    if settings.engine == "vllm" and not vllm_client.python():
+        raise runs.RunError(f"engine = 'vllm': {vllm_client.ABSENT}")
     if settings.engine != "auto":
         engine, reason = settings.engine, "you chose it"
-    elif shutil.which("vllm") and shutil.which("nvidia-smi"):
+    elif shutil.which("nvidia-smi") and vllm_client.python():
         engine, reason = "vllm", "vllm and a GPU are here"
     else:
         engine, reason = "transformers", "there is no GPU with vllm"
     return Choice(engine, model, f"{what}; {engine}, as {reason}")
 
 
-@contextlib.contextmanager
-def serving(choice: Choice, run_folder: Path, settings: ServeSettings) -> Iterator[Program]:
-    """The server while the block runs, healthy at its start; the model goes by the run's name."""
-    context = 64 * math.ceil((settings.max_length + settings.max_new_tokens) / 64)
-    with tempfile.TemporaryDirectory(prefix="sharpen-serve-") as folder:
-        if choice.engine == "llama-server":
-            llama = llamacpp.find(settings.llama_cpp_path)
-            program = llamacpp.Server(llama, choice.path, context, settings.parallel, port=settings.port,
-                                      alias=run_folder.name)  # fmt: skip
-            program.words += ["--cors-origins", "localhost"]  # no other site's page may read answers
-        else:
-            model = _loadable(choice.path, Path(folder) / run_folder.name, settings)
-            words_for = _vllm if choice.engine == "vllm" else _transformers
-            command = words_for(model, settings, context)
-            program = Program(f"{choice.engine} serve", command, settings.parallel, settings.port, 600, Path(folder),
-                              ENVIRONMENT)  # fmt: skip
-        with program:
-            yield program
+def engine(choice: Choice, run_folder: Path, settings: ServeSettings, folder: Path) -> Callable[[int], Program]:
+    """What makes the engine, not started yet, for a port; the model goes by the run's name.
+
+    `folder`: where its files may lie."""
+    if choice.engine == "llama-server":
+        llama = llamacpp.find(settings.llama_cpp_path)
+        return lambda port: llamacpp.Server(llama, choice.path, context(settings), settings.parallel, port=port,
+                                            alias=run_folder.name)  # fmt: skip
+    model = _loadable(choice.path, folder / run_folder.name, settings)
+    words_for = _vllm if choice.engine == "vllm" else _transformers
+    command = words_for(model, settings)
+    return lambda port: Program(f"{choice.engine} serve", command, settings.parallel, port, 600, folder, ENVIRONMENT)
+
+
+def context(settings: ServeSettings, config: Path | None = None) -> int:
+    """Tokens of the longest prompt and answer together, at most as many as the model's `config` was trained for."""
+    longest = 64 * math.ceil((settings.max_length + settings.max_new_tokens) / 64)
+    if config and config.is_file():
+        longest = min(longest, untrusted.read_json(config).get("max_position_embeddings", longest))
+    return longest
 
 
 def _loadable(model: Path, folder: Path, settings: ServeSettings) -> Path:
@@ -147,19 +147,22 @@ def _loadable(model: Path, folder: Path, settings: ServeSettings) -> Path:
     return folder
 
 
-def _vllm(model: Path, settings: ServeSettings, context: int) -> list:
-    """`vllm serve` with one model, or with a base and the adapter on it."""
-    limits = ["--max-model-len", context, "--max-num-seqs", settings.parallel, "--generation-config", "vllm"]
+def _vllm(model: Path, settings: ServeSettings) -> list:
+    """vLLM's server with one model, or with a base and the adapter on it."""
+    serve = [vllm_client.python(), "-m", "vllm.entrypoints.openai.api_server", "--model"]
+    longest = context(settings, model / "config.json")
+    limits = ["--max-model-len", longest, "--max-num-seqs", settings.parallel, "--generation-config", "vllm"]
     if not (model / ADAPTER).exists():
-        return ["vllm", "serve", model, "--served-model-name", model.name, *limits]
-    command = ["vllm", "serve", locate(settings.base_model), "--tokenizer", model, "--enable-lora",
-               "--lora-modules", f"{model.name}={model}", "--max-lora-rank", max_lora_rank(model)]  # fmt: skip
+        return [*serve, model, "--served-model-name", model.name, *limits]
+    command = [*serve, locate(settings.base_model), "--tokenizer", model, "--enable-lora",
+               "--lora-modules", f"{model.name}={model}",
+               "--max-lora-rank", vllm_client.max_lora_rank(model)]  # fmt: skip
     if settings.load_in_4bit:
         command += ["--quantization", "bitsandbytes"]
     return command + limits
 
 
-def _transformers(model: Path, settings: ServeSettings, context: int) -> list:
+def _transformers(model: Path, settings: ServeSettings) -> list:
     """`transformers serve` with the folder of the run's name in the working directory."""
     command = [sys.executable, "-m", "transformers.cli.transformers", "serve", model.name]
     if (model / ADAPTER).exists():  # a merged model is rounded already
@@ -170,98 +173,106 @@ def _transformers(model: Path, settings: ServeSettings, context: int) -> list:
     return command
 
 
-async def ask(url: str, model: str, chats: Sequence[list[dict]], max_tokens: int, concurrent: int = 1) -> list[dict]:
+async def ask(url: str, model: str, chats: Sequence[list[dict]], max_tokens: int, concurrent: int = 1,
+              calculator: bool = True, stream: bool = True) -> list[dict]:  # fmt: skip
     """Greedy answers to chats by /v1/chat/completions, in their order, `concurrent` at once.
 
-    {"completion", "tokens", "finished", "first_token_seconds", "seconds"} each, or {"error"} where
-    the server gave none."""
+    {"completion", "tokens", "prompt_tokens", "finished", "seconds"} each, of a stream also "first_token_seconds", or
+    {"error"} where the server gave none."""
     import openai
 
     http = openai.DefaultAsyncHttpxClient(trust_env=False)  # no proxy between this machine and itself
-    fresh = {"Connection": "close"}  # llama-server now and then drops a connection that it has streamed an answer on
-    client = openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=600, http_client=http,
-                                default_headers=fresh)  # fmt: skip
+    client = openai.AsyncOpenAI(base_url=f"{url}/v1", api_key=os.environ.get(KEY) or "none", max_retries=0, timeout=600,
+                                http_client=http)  # fmt: skip
     slots = asyncio.Semaphore(concurrent)
+    how = {"model": model, "temperature": 0, "max_tokens": max_tokens, "extra_body": {"calculator": calculator}}
 
     async def answer(messages: list[dict]) -> dict:
         async with slots:
-            began, first, text, counted = time.perf_counter(), None, "", {}
+            began = time.perf_counter()
             try:
-                async for chunk in await client.chat.completions.create(
-                    model=model, messages=messages, temperature=0, max_tokens=max_tokens, stream=True,
-                    stream_options={"include_usage": True},
-                ):  # fmt: skip
-                    if chunk.usage:
-                        counted["tokens"] = chunk.usage.completion_tokens
-                        counted["prompt_tokens"] = chunk.usage.prompt_tokens
-                    for choice in chunk.choices:
-                        if choice.delta.content:
-                            first = first or time.perf_counter() - began
-                            text += choice.delta.content
-                        if choice.finish_reason:
-                            counted["finished"] = choice.finish_reason == "stop"
+                if stream:
+                    found = await _streamed(client, messages, how)
+                else:
+                    said = await client.chat.completions.create(messages=messages, **how)
+                    found = {"completion": said.choices[0].message.content, **_counted(said.usage),
+                             "finished": said.choices[0].finish_reason == "stop"}  # fmt: skip
             except openai.OpenAIError as error:
                 return {"error": f"{type(error).__name__}: {error}"}
-            seconds = time.perf_counter() - began
-            return counted | {"completion": text, "first_token_seconds": first or seconds, "seconds": seconds}
+            return found | {"seconds": time.perf_counter() - began}
 
     async with client:
         return await asyncio.gather(*map(answer, chats))
 
 
-def same_prompt(server: Program, model: str, messages: list[dict], ids: list[int]) -> bool:
-    """Does the server make of a chat the very token ids that we make of it?
+async def _streamed(client: Any, messages: list[dict], how: dict[str, Any]) -> dict:
+    began, first, text, found = time.perf_counter(), None, "", {}
+    options = {"stream": True, "stream_options": {"include_usage": True}}
+    async for chunk in await client.chat.completions.create(messages=messages, **how, **options):
+        if chunk.usage:
+            found |= _counted(chunk.usage)
+        for choice in chunk.choices:
+            if choice.delta.content:
+                first = first or time.perf_counter() - began
+                text += choice.delta.content
+            if choice.finish_reason:
+                found["finished"] = choice.finish_reason == "stop"
+    return found | {"completion": text, "first_token_seconds": first or time.perf_counter() - began}
 
-    transformers renders the template as we do, so their number is enough. llama.cpp has a reader of
-    templates of its own: asked for our ids where it has just answered the chat, it finds all but
-    the last (which it must compute) in its cache only if each is the same."""
-    chat = {"model": model, "messages": messages, "max_tokens": 1, "temperature": 0}
-    if not isinstance(server, llamacpp.Server):
-        return server.post("/v1/chat/completions", chat)["usage"]["prompt_tokens"] == len(ids)
-    server.post("/v1/chat/completions", chat | {"id_slot": 0, "cache_prompt": True})
-    again = server.post("/completion", {"prompt": ids, "n_predict": 1, "id_slot": 0, "cache_prompt": True})
-    return again["timings"]["cache_n"] == len(ids) - 1
+
+def _counted(usage: Any) -> dict[str, int]:
+    return {"tokens": usage.completion_tokens, "prompt_tokens": usage.prompt_tokens}
 
 
-def graded(rows: Sequence[dict], answers: Sequence[dict]) -> list[dict]:
-    """Answers to test rows with verdicts, as `evaluate.ask` writes them; DeployError if one failed.
-
-    A row without a gold has no verdict."""
+def answered(answers: Sequence[dict]) -> list[dict]:
+    """The answers; DeployError if one failed."""
     if failed := [answer["error"] for answer in answers if "error" in answer]:
         raise DeployError(f"{len(failed)} of {len(answers)} requests failed, e.g. {failed[0]}")
-    results = []
-    for row, answer in zip(rows, answers, strict=True):
-        correct = None
-        if row["gold"]:
-            correct = scoring.grade(answer["completion"], row["gold"], answer["finished"]).correct
-        results.append({"id": row["id"], "kind": row["kind"], "question": row["messages"][-2]["content"],
-                        "gold": row["gold"], **answer, "correct": correct})  # fmt: skip
-    return results
+    return list(answers)
 
 
-def earlier(run_folder: Path, choice: Choice) -> list[dict]:
-    """The answers to hold a server's against: of a file for llama.cpp those of notebook 40, else
-    the tuned model's of notebook 30 without the calculator; none where that notebook was not
-    run."""
-    stage, asked = "evaluate", {"model": "tuned", "split": "test", "calculator": False}
-    if choice.engine == "llama-server":
-        stage, asked = "export", {"model": choice.path.stem.rpartition("-")[2]}
-    if not runs.is_complete(run_folder, stage):
-        return []
-    rows = runs.read_rows(runs.output(run_folder, stage, "generations.jsonl"))
-    return [row for row in rows if asked.items() <= row.items()]
+def earlier(run_folder: Path, choice: Choice, calculator: bool) -> dict[str, list[dict]]:
+    """What answered the same questions before, the same way: the tuned model in notebook 30, and what is served now by
+    its token ids in notebook 40; none where that was not asked."""
+    asked = {"notebook 30": ("evaluate", "tuned")}
+    if choice.path.suffix == ".gguf":
+        asked["notebook 40"] = ("export", choice.path.stem.rpartition("-")[2])
+    elif choice.path.name == "merged":
+        asked["notebook 40"] = ("export", "merged")
+    found = {}
+    for label, (stage, model) in asked.items():
+        if runs.is_complete(run_folder, stage) and "generations.jsonl" in runs.read(run_folder, stage)["outputs"]:
+            rows = runs.read_rows(runs.output(run_folder, stage, "generations.jsonl"))
+            wanted = {"model": model, "split": "test", "calculator": calculator}
+            found[label] = [row for row in rows if wanted.items() <= row.items()]
+    return {label: rows for label, rows in found.items() if rows}
 
 
-def agreement(answers: Sequence[dict], others: Sequence[dict]) -> dict[str, int]:
-    """Two ways of asking the same questions: how many are right, graded alike, and the same text."""
-    other = {row["id"]: row for row in others}
-    pairs = [(row, other[row["id"]]) for row in answers if row["id"] in other]
-    verdicts = [(bool(a.get("correct")), bool(b.get("correct"))) for a, b in pairs]
-    return {
-        "n": len(pairs), "right": sum(a for a, _ in verdicts), "right in the other": sum(b for _, b in verdicts),
-        "same verdicts": sum(a == b for a, b in verdicts),
-        "same texts": sum(a["completion"] == b["completion"] for a, b in pairs),
-    }  # fmt: skip
+def scores(run_folder: Path) -> tuple[str, dict[bool, dict]]:
+    """(of what, {calculator: row}) a run's test score by whether the calculator was on: of the served model, else of
+    the tuned one; no rows where nothing was graded."""
+    if runs.is_complete(run_folder, "deploy"):
+        rows = disk.load(runs.output(run_folder, "deploy", "summary.json"))["links"]
+        return "the served model", {row["calculator"]: row for row in rows if row["asked by"] == "served"}
+    rows, wanted = [], {"kind": "all", "model": "tuned", "split": "test"}
+    if runs.is_complete(run_folder, "evaluate"):
+        rows = disk.load(runs.output(run_folder, "evaluate", "summary.json")).get("table", [])
+    return "the tuned model", {row["calculator"]: row for row in rows if wanted.items() <= row.items()}
+
+
+def score_text(run_folder: Path, calculator: bool) -> str:
+    """Which of a run's scores is to be expected of what is served with the calculator, or without."""
+    from lib.judge import answers
+
+    what = "the calculator's values are filled in" if calculator else "no calculator: the model does its arithmetic"
+    of, found = scores(run_folder)
+    if calculator not in found:
+        return f"{what}; it was not asked so: run 30_evaluate with calculator=both"
+    row = found[calculator]
+    text = f"{what}; asked so, {of} has {answers.percent(row)} of {row['n']} questions right"
+    if not calculator and True in found:
+        text += f" (with it, by `sharpen serve {run_folder.name}`, {answers.percent(found[True])})"
+    return text
 
 
 async def load_test(url: str, model: str, chats: Sequence[list[dict]], max_tokens: int,
@@ -297,9 +308,15 @@ def curl(url: str, model: str, question: str) -> str:
     return f"curl {url}/v1/chat/completions -H 'Content-Type: application/json' -d {shlex.quote(json.dumps(body))}"
 
 
-def headline(choice: Choice, load: Sequence[dict]) -> str:
-    """`demo-Q4_K_M.gguf by llama-server; first token in 9 ms, 16 at once 190 tokens/s, errors: 0`."""
+def headline(choice: Choice, load: Sequence[dict], links: Sequence[dict] = ()) -> str:
+    """`demo-Q6_K.gguf by llama-server: calculator on 60.7 % [55.0, 66.0], n = 300; first token in 9 ms, 16 at once 190
+    tokens/s, errors: 0`."""
+    from lib.judge import answers
+
+    shares = [f"{answers.calculator_text(row['calculator'])} {answers.percent(row)}"
+              for row in links if row["asked by"] == "served"]  # fmt: skip
+    told = f": {', '.join(shares)}, n = {links[0]['n']}" if shares else ""
     first, most = 1000 * load[0]["first_token_p50_seconds"], load[-1]
     errors = sum(row["errors"] for row in load)
-    return (f"{choice.path.name} by {choice.engine}; first token in {first:.0f} ms, {most['concurrent']} at once "
+    return (f"{choice.path.name} by {choice.engine}{told}; first token in {first:.0f} ms, {most['concurrent']} at once "
             f"{most['tokens_per_second']:,.0f} tokens/s, errors: {errors}")  # fmt: skip

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -166,6 +167,19 @@ def test_the_server_answers_and_is_gone_afterwards(llama, tmp_path, monkeypatch)
     assert not process.is_running() and not log.exists()
 
 
+def test_ctrl_c_in_a_terminal_does_not_reach_the_server(llama, tmp_path):
+    with Server(llama, tmp_path / "model.gguf", 64) as server:
+        assert os.getsid(server.process.pid) == server.process.pid != os.getsid(0)
+
+
+def test_a_port_that_is_taken_is_named_with_the_remedy(llama, tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(LlamaCppError, match=f"port = {port}: .*choose another, or 0"), \
+                Server(llama, tmp_path / "model.gguf", 64, port=port):  # fmt: skip
+            pass
+
+
 def test_the_server_is_gone_after_an_error_too(llama, tmp_path):
     with pytest.raises(ZeroDivisionError), Server(llama, tmp_path / "model.gguf", 64) as server:
         process = psutil.Process(server.process.pid)
@@ -189,8 +203,9 @@ def test_a_server_that_never_loads_is_given_up(llama, tmp_path):
 def test_a_server_that_died_is_told_so(llama, tmp_path):
     with Server(llama, tmp_path / "model.gguf", 64) as server:
         server.process.kill()
-        server.process.wait()
-        with pytest.raises(LlamaCppError, match="does not answer"):
+        with pytest.raises(LlamaCppError, match=r"llama-server \(model.gguf\) has ended: it said nothing"):
+            server.wait()
+        with pytest.raises(LlamaCppError, match="does not answer .*it said nothing"):
             server.complete([1], 1)
 
 

@@ -1,19 +1,19 @@
-"""Claims about serving: the right artefact by the right engine, on the loopback alone, and gone when it ends.
+"""Claims about deploying: the right artefact by the right engine, asked and measured. The server before the engine has
+its claims in test_serve.py.
 
 Engines are fakes here; llama.cpp's own server is asked in test_gguf.py and by notebook 41."""
 
 import asyncio
+import functools
 import json
 import os
-import re
 import shlex
-import signal
-import socket
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
 
 from lib import cli
@@ -64,32 +64,25 @@ Server(("127.0.0.1", int(port)), Answer).serve_forever()
 """
 
 
-@pytest.fixture
-def fake_llama(tmp_path):
-    folder = checkout(tmp_path / "llama.cpp")
-    (folder / "build/bin/llama-server").write_text(FAKE_ENGINE)
+def exported(write_run, outputs, files=("demo-Q4_K_M.gguf", "demo-f16.gguf"), ships="demo-Q4_K_M.gguf",
+             overrides=None):  # fmt: skip
+    """Make a run with an export (none, if `files` is None) of these files, and its folder."""
+    folder = write_run(outputs, "demo", overrides)
+    if files is not None:
+        stage = runs.begin(parameters.Request("export", "demo", outputs, presets.resolve("demo", overrides)))
+        stage.input("train")
+        stage.save_json("merged/config.json", {})
+        for file in files:
+            (stage.folder / file).write_text("numbers")
+        if ships:
+            (stage.folder / "Modelfile").write_text(f"FROM ./{ships}\nPARAMETER temperature 0\n")
+        stage.finish()
     return folder
 
 
 @pytest.fixture
 def export(write_run, tmp_path):
-    """Make a run with an export (none, if `files` is None) of these files, and its folder."""
-
-    def make(files=("demo-Q4_K_M.gguf", "demo-f16.gguf"), ships="demo-Q4_K_M.gguf", overrides=None):
-        folder = write_run(tmp_path / "outputs", "demo", overrides)
-        if files is not None:
-            resolved = presets.resolve("demo", overrides)
-            stage = runs.begin(parameters.Request("export", "demo", tmp_path / "outputs", resolved))
-            stage.input("train")
-            stage.save_json("merged/config.json", {})
-            for file in files:
-                (stage.folder / file).write_text("numbers")
-            if ships:
-                (stage.folder / "Modelfile").write_text(f"FROM ./{ships}\nPARAMETER temperature 0\n")
-            stage.finish()
-        return folder
-
-    return make
+    return functools.partial(exported, write_run, tmp_path / "outputs")
 
 
 def choose(folder, **overrides) -> deploy.Choice:
@@ -118,10 +111,10 @@ def test_the_file_that_notebook_40_ships_goes_to_llama_server(export):
     assert "notebook 40 ships demo-Q4_K_M.gguf" in found.why
 
 
-def test_without_a_file_the_merged_model_goes_to_vllm_on_a_gpu_else_to_transformers(export, path):
+def test_without_a_file_the_merged_model_goes_to_vllm_on_a_gpu_else_to_transformers(export, path, monkeypatch):
     folder = export(files=(), ships=None)
     assert (choose(folder).engine, choose(folder).path) == ("transformers", folder / "export" / "merged")
-    path("vllm")
+    monkeypatch.setattr(deploy.vllm_client, "python", lambda: "/vllm/bin/python")
     assert choose(folder).engine == "transformers" and "no GPU" in choose(folder).why
     path("nvidia-smi")
     assert choose(folder).engine == "vllm" and "a GPU" in choose(folder).why
@@ -206,9 +199,10 @@ def started(monkeypatch):
 
 
 def start(folder, **overrides):
+    """As `sharpen serve` starts it."""
     settings = deploy.settings_of(folder, **overrides)
-    with pytest.raises(llamacpp.LlamaCppError, match="not started"):
-        with deploy.serving(deploy.choose(folder, settings), folder, settings):
+    with tempfile.TemporaryDirectory() as work, pytest.raises(llamacpp.LlamaCppError, match="not started"):
+        with deploy.engine(deploy.choose(folder, settings), folder, settings, Path(work))(0):
             pass
 
 
@@ -216,8 +210,9 @@ def follows(words, *pair) -> bool:
     return pair in zip(words, words[1:])
 
 
-def test_llama_server_is_told_the_context_the_slots_and_the_runs_name(export, started, fake_llama):
-    start(export(), llama_cpp_path=str(fake_llama), parallel=4, max_length=600, max_new_tokens=160)
+def test_llama_server_is_told_the_context_the_slots_and_the_runs_name(export, started, tmp_path):
+    path = checkout(tmp_path / "llama.cpp")
+    start(export(), llama_cpp_path=str(path), parallel=4, max_length=600, max_new_tokens=160)
     words = started["words"]
     assert words[0].endswith("llama-server") and words[2].endswith("demo-Q4_K_M.gguf")
     for pair in (("--alias", "demo"), ("--parallel", "4"), ("--ctx-size", str(4 * 768)), ("--host", "127.0.0.1"),
@@ -244,17 +239,30 @@ def test_a_run_that_is_named_like_a_module_is_not_executed(export, started, path
         assert (asked.returncode, asked.stderr) == (0, b"")
 
 
-def test_vllm_serves_an_adapter_on_its_quantised_base(tmp_path):
+def test_vllm_serves_an_adapter_on_its_quantised_base(tmp_path, monkeypatch):
+    monkeypatch.setattr(deploy.vllm_client, "python", lambda: "/vllm/bin/python")
     (tmp_path / "demo").mkdir()
     (tmp_path / "demo" / "adapter_config.json").write_text('{"r": 48}')
-    settings = presets.resolve("demo", {"parallel": 5}).settings
-    words = list(map(str, deploy._vllm(tmp_path / "demo", settings, 768)))
-    assert words[:3] == ["vllm", "serve", str(ROOT / "data/base")]
+    settings = presets.resolve("demo", {"parallel": 5, "max_length": 600, "max_new_tokens": 160}).settings
+    words = list(map(str, deploy._vllm(tmp_path / "demo", settings)))
+    assert words[:2] == ["/vllm/bin/python", "-m"] and words[3:5] == ["--model", str(ROOT / "data/base")]
     for pair in (("--lora-modules", f"demo={tmp_path / 'demo'}"), ("--max-lora-rank", "64"), ("--max-num-seqs", "5"),
                  ("--quantization", "bitsandbytes"), ("--max-model-len", "768")):  # fmt: skip
         assert follows(words, *pair), pair
     (tmp_path / "demo" / "adapter_config.json").unlink()
-    assert follows(list(map(str, deploy._vllm(tmp_path / "demo", settings, 768))), "--served-model-name", "demo")
+    words = list(map(str, deploy._vllm(tmp_path / "demo", settings)))
+    assert follows(words, "--model", str(tmp_path / "demo")) and follows(words, "--served-model-name", "demo")
+
+
+@pytest.mark.parametrize("config, tokens", [
+    (None, 768), ({}, 768), ({"max_position_embeddings": 4096}, 768), ({"max_position_embeddings": 512}, 512),
+])  # fmt: skip
+def test_the_context_holds_the_longest_prompt_and_answer_but_no_more_than_the_model_reads(tmp_path, config, tokens):
+    settings = presets.resolve("demo", {"max_length": 600, "max_new_tokens": 105}).settings
+    if config is not None:
+        (tmp_path / "config.json").write_text(json.dumps(config))
+    assert deploy.context(settings, tmp_path / "config.json") == tokens
+    assert deploy.context(settings) == 768 >= settings.max_length + settings.max_new_tokens > 768 - 64
 
 
 def test_an_adapter_is_served_from_a_folder_that_holds_all_that_an_engine_reads(tmp_path, tokenizer):
@@ -275,20 +283,10 @@ def test_an_adapter_with_pickled_weights_is_not_handed_to_an_engine(tmp_path):
         deploy._loadable(tmp_path / "adapter", tmp_path / "demo", presets.resolve("demo").settings)
 
 
-def test_a_port_that_is_taken_is_named(export, fake_llama):
-    folder = export()
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-        settings = deploy.settings_of(folder, llama_cpp_path=str(fake_llama), port=port)
-        with pytest.raises(llamacpp.LlamaCppError, match=f"port = {port}: .*choose another, or 0"):
-            with deploy.serving(deploy.choose(folder, settings), folder, settings):
-                pass
-
-
-def test_serving_a_file_imports_nothing_heavy():
-    check = "import sys; from lib import cli; from lib.ship import deploy; print(*sys.modules)"
+def test_the_command_line_imports_nothing_heavy():
+    check = "import sys; from lib import cli; from lib.ship import deploy, serve; print(*sys.modules)"
     loaded = set(subprocess.check_output([sys.executable, "-c", check], text=True, cwd=ROOT).split())
-    assert not loaded & {"torch", "transformers", "unsloth", "numpy", "gradio", "openai"}
+    assert not loaded & {"torch", "transformers", "unsloth", "numpy", "gradio", "openai", "fastapi", "uvicorn"}
 
 
 # --- asking it --------------------------------------------------------------------------------------------------------
@@ -322,9 +320,9 @@ def test_a_refused_request_is_an_error_of_its_own_and_the_others_are_answered(en
     found = asyncio.run(deploy.ask(engine.url, "demo", chats("What is 1", "REFUSE", "What is 2"), 50, concurrent=2))
     assert "error" not in found[0] and "error" not in found[2]
     assert "BadRequestError" in found[1]["error"] and "not today" in found[1]["error"]
-    rows = [{"id": str(i), "kind": "k", "messages": [{}, {}], "gold": {"value": i}} for i in range(3)]
     with pytest.raises(deploy.DeployError, match="1 of 3 requests failed, e.g. BadRequestError"):
-        deploy.graded(rows, found)
+        deploy.answered(found)
+    assert deploy.answered(found[::2]) == found[::2]
 
 
 def test_a_proxy_is_not_asked_for_a_server_on_this_machine(engine, monkeypatch):
@@ -332,22 +330,6 @@ def test_a_proxy_is_not_asked_for_a_server_on_this_machine(engine, monkeypatch):
     monkeypatch.setenv("ALL_PROXY", "http://127.0.0.1:9")
     (found,) = asyncio.run(deploy.ask(engine.url, "demo", chats("What is 7"), 50))
     assert found["completion"] == "The answer is 7."
-
-
-def test_answers_are_graded_as_in_evaluation():
-    rows = [{"id": str(i), "kind": "k", "messages": [{"content": f"q{i}"}, {"content": "a"}], "gold": {"value": 7}}
-            for i in range(3)]  # fmt: skip
-    texts = ("#### 7", "#### 8", "so it is 7")
-    found = deploy.graded(rows, [{"completion": text, "finished": True} for text in texts])
-    assert [row["correct"] for row in found] == [True, False, False]
-    assert [row["question"] for row in found] == ["q0", "q1", "q2"]
-
-
-def test_a_row_without_a_gold_has_an_answer_and_no_verdict():
-    row = {"id": "a", "kind": "k", "messages": [{"content": "q"}, {"content": "a"}], "gold": None}
-    (found,) = deploy.graded([row], [{"completion": "#### 7", "finished": True}])
-    assert found["correct"] is None
-    assert deploy.agreement([found], [{"id": "a", "completion": "#### 7"}])["same texts"] == 1
 
 
 def test_a_row_of_the_load_test_counts_all_requests_and_leaves_errors_out_of_the_times():
@@ -366,67 +348,14 @@ def test_the_load_test_asks_with_each_number_of_requests_at_once(engine):
     assert found[1]["tokens_per_second"] > 2 * found[0]["tokens_per_second"]  # the fake waits 0.1 s for each
 
 
-def test_two_ways_of_asking_are_held_against_each_other_item_by_item():
-    def answers(*triples):
-        return [{"id": i, "correct": correct, "completion": text} for i, correct, text in triples]
-
-    found = deploy.agreement(
-        answers(("a", True, "x"), ("b", False, "y"), ("c", True, "z")),
-        answers(("c", False, "w"), ("b", False, "y"), ("d", True, "v"), ("a", True, "u")),
-    )
-    assert found == {"n": 3, "right": 2, "right in the other": 1, "same verdicts": 2, "same texts": 1}
-
-
 def test_the_shell_command_survives_quotes(engine):
     shown = deploy.curl(engine.url, "demo", "What's \"this\" $HOME 7")
     assert shown.startswith(f"curl {engine.url}/v1/chat/completions")
     assert json.loads(shlex.split(shown)[-1])["messages"][0]["content"] == "What's \"this\" $HOME 7"
 
 
-# --- the command ------------------------------------------------------------------------------------------------------
-@pytest.fixture
-def serve(export, fake_llama, tmp_path):
-    """`sharpen serve` as a process, listening; (it, its engine's process, its address)."""
-    export()
-    words = ["serve", "demo", "--port", "0", "--llama-cpp-path", fake_llama, "--outputs", tmp_path / "outputs"]
-    command = [sys.executable, "-m", "lib.cli", *words]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT, start_new_session=True) as served:
-        served.stdout.readline()
-        address = re.match(r"listening on (http://127\.0\.0\.1:\d+)/v1, model 'demo'", served.stdout.readline())[1]
-        (engine,) = psutil.Process(served.pid).children()
-        try:
-            yield served, engine, address
-        finally:
-            served.kill()
-
-
-@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
-def test_the_served_run_answers_and_both_ways_to_stop_it_leave_nothing(serve, stop):
-    served, engine, address = serve
-    (found,) = asyncio.run(deploy.ask(address, "demo", chats("What is 7"), 50))
-    assert found["completion"] == "The answer is 7."
-    served.send_signal(stop)
-    assert served.wait(timeout=10) == 0
-    assert served.stdout.read().endswith("stopped\n") and not engine.is_running()
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a child whose parent was killed")
-def test_a_killed_command_leaves_no_engine_behind(serve):
-    served, engine, _ = serve
-    served.kill()
-    engine.wait(timeout=10)
-
-
-def test_an_engine_that_ends_by_itself_ends_the_command_with_its_last_words(serve):
-    served, engine, _ = serve
-    engine.kill()
-    assert served.wait(timeout=10) == 2
-
-
+# --- the commands -----------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("words, told", [
-    (["serve", "nobody"], "there is no run 'nobody' in"), (["serve", "../up"], "must be a name"),
-    (["serve", "demo", "--engine", "ollama"], "engine = 'ollama': must be one of auto"),
-    (["serve", "demo", "--port", "99999"], "less than or equal to 65535"),
     (["ask", "nobody", "?"], "there is no run 'nobody'"),
     (["ask", "demo", "?", "--top-p", "0.5"], "top_p = 0.5: counts only while sampling; give a temperature"),
     (["demo", "nobody"], "there is no run 'nobody'"), (["deploy", "nobody"], "there is no run 'nobody'"),
