@@ -148,12 +148,18 @@ def test_notebook_41_serves_the_file_that_notebook_40_ships_and_it_answers_as_th
     assert found["engine"] == "llama-server" and "demo-Q4_K_M.gguf" in manifest["metrics"]["headline"]["deploy"]
     assert [row["concurrent"] for row in found["load"]] == [1, 4, 16]
     assert sum(row["errors"] for row in found["load"]) == 0
-    by_chat, by_ids = found["agreement"]["chat, token ids"], found["agreement"]["token ids, notebook 40"]
-    assert by_chat["n"] == by_ids["n"] == 60
-    assert min(by_chat["same verdicts"], by_ids["same verdicts"]) >= 58  # a near tie may fall otherwise
+    summary = json.loads((exported / "deploy" / "summary.json").read_text())
+    links = {(link["asked by"], link["calculator"]): link for link in summary["links"]}
+    assert {calculator for _, calculator in links} == {True, False} and all(link["n"] == 60 for link in links.values())
+    assert links["notebook 40", True]["same verdicts"] >= 58  # a near tie may fall otherwise
     chain = json.loads((exported / "export" / "summary.json").read_text())["chain"]
     shipped = next(row for row in chain if row["artefact"] == "Q4_K_M")
-    assert by_ids["right in the other"] == round(60 * shipped["accuracy"]) > 20
+    assert links["notebook 40", True]["accuracy"] == shipped["accuracy"] > 20 / 60
+    assert links["served", True]["accuracy"] > links["served", False]["accuracy"] + 0.2
+    assert "against the model of notebook 30" in summary["gate"]["reason"]
+    card = (exported / "deploy" / "README.md").read_text()
+    assert "| `sharpen serve demo` | on | 60 |" in card and "## What every artefact scored" in card
+    assert "What is served" in (exported / "report.html").read_text()
 
 
 @pytest.mark.export

@@ -272,16 +272,18 @@ def ask(
     with memory.memory_told("evaluate", settings):
         answers = generate(model, tokenizer, prompts, settings.max_new_tokens, settings.eval_batch_size,
                            calculator, tell, [row["kind"] for row in rows], journal, stop, draws)  # fmt: skip
-    results = []
-    for row, answer in zip(rows, answers):
-        *_, question, reference = (message["content"] for message in row["messages"])
-        results.append({
-            "id": row["id"], "kind": row["kind"], "level": row.get("level"), "group": row["group"],
-            "split": row.get("split", "test"), **labels, "calculator": calculator, "engine": engine_name(model),
-            "question": question, "gold": row["gold"], **answer,
-        })  # fmt: skip
-        results[-1] |= _verdict(answer, row["gold"]) if row["gold"] else {"reference": reference}
-    return results
+    labels = labels | {"calculator": calculator, "engine": engine_name(model)}
+    return [graded(row, answer, labels) for row, answer in zip(rows, answers)]
+
+
+def graded(row: dict, answer: dict, labels: dict) -> dict:
+    """One result of `ask`: a row's answer ({"completion", "tokens", "finished"}) with its verdict."""
+    *_, question, reference = (message["content"] for message in row["messages"])
+    result = {
+        "id": row["id"], "kind": row["kind"], "level": row.get("level"), "group": row["group"],
+        "split": row.get("split", "test"), **labels, "question": question, "gold": row["gold"], **answer,
+    }  # fmt: skip
+    return result | (_verdict(answer, row["gold"]) if row["gold"] else {"reference": reference})
 
 
 def _verdict(answer: dict, gold: dict) -> dict:

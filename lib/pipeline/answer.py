@@ -10,7 +10,10 @@ from lib.run.stages import IN_EVERY_RUN, STAGES
 
 Manifests = dict[str, dict]  # stage -> its manifest
 
-MADE_FROM = {"train": "prepare", "evaluate": "train", "compare": "evaluate", "probe": "train", "export": "train"}
+MADE_FROM = (
+    ("train", "prepare"), ("evaluate", "train"), ("compare", "evaluate"), ("probe", "train"), ("export", "train"),
+    ("deploy", "train"), ("deploy", "export"),
+)  # fmt: skip
 FIGURE, FIGURE_BYTES = "accuracy_by_kind.png", 8 << 20
 ADAPTERS = {"ia3": "IA3", "prefix_tuning": "prefix tuning"}
 TRAINERS = {"dpo": "DPO and ", "rft": "rejection sampling and ", "grpo": "GRPO and "}
@@ -46,10 +49,12 @@ def _current(manifests: Manifests) -> tuple[Manifests, list[str]]:
 
     Where an earlier stage was done again, a later one tells of another model or of other data."""
     current, notes = dict(manifests), []
-    for stage, earlier in MADE_FROM.items():
+    for stage, earlier in MADE_FROM:
         if stage not in current:
             continue
         folder, notebook = STAGES[earlier].folder, STAGES[stage].notebook
+        if stage == "deploy" and folder not in current[stage]["inputs"]:
+            continue  # an adapter is served without an export
         if earlier not in current:
             del current[stage]
         elif current[stage]["inputs"].get(folder) not in (None, current[earlier]["outputs"]):
@@ -192,6 +197,14 @@ def _verdict(run_folder: Path, manifests: Manifests) -> str:
     return page
 
 
+def _served(run_folder: Path, manifests: Manifests) -> str:
+    """What is served, with the calculator and without, and the gate's verdict of it."""
+    told = "; ".join(map(str, (manifests["deploy"]["metrics"].get("headline") or {}).values()))
+    gate = disk.load(runs.output(run_folder, "deploy", "summary.json"))["gate"]
+    verdict = f" What is served {gate['reason']}." if gate else ""
+    return f"<h2>What is served</h2><p>{html.escape(f'{told}.{verdict}')}</p>"
+
+
 def _three(run_folder: Path, manifests: Manifests) -> str:
     """An answer that training mended, one that it broke, one still wrong, as asked first."""
     path = runs.output(run_folder, "evaluate", "generations.jsonl")
@@ -210,5 +223,6 @@ PARTS = (
     ("compare", _figure),
     ("probe", _probed),
     ("export", _verdict),
+    ("deploy", _served),
     ("evaluate", _three),
 )

@@ -119,7 +119,7 @@ def watched(pid: int | None = None) -> Iterator[dict]:
 
 
 # --- what is shipped ------------------------------------------------------------------------------
-def gate(merged: list[dict], quantized: list[dict], margin: float) -> dict:
+def gate(merged: list[dict], quantized: list[dict], margin: float, against: str = "merged") -> dict:
     """Whether a quantised file may be shipped: its difference's lower 95 % bound > -margin points.
 
     Without golds: the upper 95 % bound of what the perplexity rose by is below margin percent."""
@@ -134,7 +134,7 @@ def gate(merged: list[dict], quantized: list[dict], margin: float) -> dict:
         change = perplexity_change(merged, quantized)
         lost, most_lost = change["difference"], change["high"]
         what, unit, asked, bound = "perplexity ", "%", "answers", f"+{margin:g}"
-    text = f"{what}{_percent(change['difference'])} {unit} {_limits(change)} against merged"
+    text = f"{what}{_percent(change['difference'])} {unit} {_limits(change)} against {against}"
     if most_lost < margin / 100:
         reason = f"passes: {text}, within {bound}"
     elif lost < margin / 100:
@@ -339,6 +339,7 @@ Weights in matrices, by type. Where a matrix's rows do not fit a type, llama-qua
 
 ## Use
 
-`ollama create {name.lower()} -f Modelfile`, or `llama-server -m FILE.gguf`. Ask as it was trained: the chat template is
-in the file.
+`sharpen serve {name}` serves it with the calculator. `ollama create {name.lower()} -f Modelfile` and `llama-server -m
+FILE.gguf` do so without: the model then does its arithmetic itself. `sharpen deploy {name}` measures both. Ask as it
+was trained: the chat template is in the file.
 """)

@@ -223,6 +223,23 @@ def test_the_gates_verdict_on_an_export_is_told_with_its_reasons(run):
     assert "No quantised file passed the gate." in screen(run).text
 
 
+def deployed(run, gate: dict | None):
+    stage = begin(run, "deploy")
+    stage.input("train"), stage.input("export")
+    stage.save_json("summary.json", {"links": [], "gate": gate})
+    stage.finish(headline={"deploy": f"{HOSTILE} by llama-server"})
+
+
+def test_the_served_models_verdict_is_told(run):
+    export(run, {"Q4_K_M": PASSES})
+    deployed(run, {"reason": "passes: +0.7 points"})
+    assert f"{HOSTILE} by llama-server. What is served passes: +0.7 points." in screen(run).text
+    export(run, {"Q8_0": PASSES})  # another export
+    header = screen(run)
+    assert "What is served" not in header.text
+    assert notes(header) == "41_serve was run on another export/ than is here now: run it again"
+
+
 def test_without_golds_the_sentence_compares_perplexities(run):
     summary = json.loads((run / "eval" / "summary.json").read_text())
     loss = {"difference": -1.0296, "low": -1.1, "high": -0.958}
