@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import re
+import shlex
 import shutil
 import tarfile
 import tempfile
@@ -26,10 +27,13 @@ from lib.run import disk, presets, runs, untrusted
 from lib.run.paths import ROOT, is_local
 from lib.run.settings import CloudSettings, SettingsError, TrainSettings, full_name
 from lib.run.stages import CLOUD, STAGES
+from lib.ship.deploy import KEY
 
 SKY_ROOT = "~/sharpen-ml"  # where a machine of SkyPilot's has what SageMaker has in /opt/ml
 CHANNELS = ("code", "runs")  # folders in the bucket that a container finds under /opt/ml/input/data
 PORT = 29500  # where several machines of a job meet; SageMaker calls the first of them algo-1
+SERVICE_PORT = 8080  # where a service listens
+VLLM = "~/vllm"  # an environment of its own: vLLM needs another torch
 SOURCES = (
     "lib/**/*.py", "lib/**/*.json", "notebooks/*.ipynb", "environment.yml", "pyproject.toml", "Makefile", "LICENSE",
 )  # fmt: skip
@@ -483,7 +487,7 @@ def sky(preset: str, run_folder: Path, overrides: dict[str, Any], rehearse: bool
     if asked.image_uri:
         resources["image_id"] = f"docker:{asked.image_uri}"
     task = {
-        "name": re.sub("[^a-z0-9]+", "-", f"sharpen-{run}".lower()).strip("-"),
+        "name": _sky_name(run),
         "workdir": str(ROOT),
         "num_nodes": asked.instance_count,
         "resources": resources,
@@ -494,3 +498,44 @@ def sky(preset: str, run_folder: Path, overrides: dict[str, Any], rehearse: bool
     head = (f"# sky jobs launch {folder / 'sky.yaml'}   (a managed job: started again where its machines are lost)\n"
             f"# The result: copy {bucket}/{run}/ to {folder.parent}\n")  # fmt: skip
     return disk.write_atomically(folder / "sky.yaml", [head, yaml.safe_dump(task, sort_keys=False)])
+
+
+def service(run_folder: Path, settings: CloudSettings) -> Path:
+    """Write outputs/<run>/cloud/service.yaml, SkyPilot's service of a run: `sharpen serve`, so with the calculator, on
+    machines that come and go with the requests.
+
+    The key that requests must bear is given when it is started, and stands in no file."""
+    import yaml
+
+    run, folder = run_folder.name, run_folder / "cloud"
+    base = runs.read(run_folder, "train")["settings"]["base_model"]
+    if problem := _outside(base):
+        raise CloudError(problem)
+    stages = [stage for stage in ("train", "evaluate", "export") if runs.is_complete(run_folder, stage)]
+    mounts = {f"~/sky_workdir/outputs/{run}/{STAGES[stage].folder}": str(run_folder / STAGES[stage].folder)
+              for stage in stages}  # fmt: skip
+    resources = {"use_spot": settings.use_spot, "ports": SERVICE_PORT}
+    if settings.accelerators:
+        resources["accelerators"] = settings.accelerators
+    replicas = {"min_replicas": 1, "max_replicas": settings.endpoint_max_instances,
+                "target_qps_per_replica": settings.endpoint_invocations / 60}  # fmt: skip
+    probe = {"path": "/health", "initial_delay_seconds": 1800}
+    task = {
+        "name": _sky_name(run),
+        "service": {"readiness_probe": probe, "replica_policy": replicas},
+        "workdir": str(ROOT),
+        "resources": resources,
+        "file_mounts": mounts,
+        "secrets": {KEY: None},
+        "setup": "make setup ENV_TOOL=venv\n",
+        "run": f".venv/bin/python -m lib.cli serve {shlex.quote(run)} --host 0.0.0.0 --port {SERVICE_PORT}\n",
+    }
+    if "export" not in stages or "Modelfile" not in runs.read(run_folder, "export")["outputs"]:  # no file for llama.cpp
+        task["setup"] += f"python3 -m venv {VLLM} && {VLLM}/bin/pip install vllm\n"
+        task["run"] = f"PATH={VLLM}/bin:$PATH {task['run']}"
+    head = f"# {KEY}=... sky serve up {folder / 'service.yaml'} --secret {KEY}\n"
+    return disk.write_atomically(folder / "service.yaml", [head, yaml.safe_dump(task, sort_keys=False)])
+
+
+def _sky_name(run: str) -> str:
+    return re.sub("[^a-z0-9]+", "-", f"sharpen-{run}".lower()).strip("-")

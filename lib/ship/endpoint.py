@@ -11,6 +11,7 @@ from lib.run import disk, runs, untrusted
 from lib.run.presets import PRESETS
 from lib.run.settings import CloudSettings
 from lib.run.stages import STAGES
+from lib.ship import deploy
 from lib.ship.cloud import Bucket, CloudError, Name, aws, check, clear, client, describe, named, needed, show, split_uri
 
 VARIANT = "all"
@@ -67,12 +68,13 @@ class Endpoint:
     place: str
     files: dict[str, Path]  # path in the bucket's folder -> file here
     pieces: tuple[Piece, ...]
+    score: str
     cost: str
 
     def text(self) -> str:
-        """What would be created, and at which cost."""
+        """What would be created, which of the run's scores it would have, and at which cost."""
         requests = [piece.make for piece in self.pieces]
-        return show(requests, self.place, {"files": self.files}, self.cost)
+        return show(requests, self.place, {"files": self.files}, f"{self.score}\n{self.cost}")
 
 
 def plan(run_folder: Path, settings: CloudSettings) -> Endpoint:
@@ -84,7 +86,8 @@ def plan(run_folder: Path, settings: CloudSettings) -> Endpoint:
     least, machines = settings.endpoint_cost_per_hour, settings.endpoint_max_instances
     cost = (f"cost: {least:g} an hour x 1 to {machines} machines = {least:g} to {least * machines:g} an hour, "
             f"until it is deleted, and storage")  # fmt: skip
-    return Endpoint(run_folder, name, place, files, _pieces(name, place, settings), cost)
+    score = f"score: {deploy.score_text(run_folder, calculator=False)}"  # the container answers, not Sharpen's front
+    return Endpoint(run_folder, name, place, files, _pieces(name, place, settings), score, cost)
 
 
 def _artefact(run_folder: Path, kind: str) -> tuple[dict[str, Path], dict[str, str]]:

@@ -394,6 +394,7 @@ def test_the_commands_train_fetch_and_delete(aws, sharpen, prepared, artefact):
 def test_the_commands_show_create_ask_and_delete(aws, sharpen, exported):
     code, told = sharpen("endpoint", "tuned", *GIVEN)
     assert code == 0 and "create_endpoint_config" in told and "nothing was created" in told and in_aws(aws) == {}
+    assert "score: no calculator: the model does its arithmetic; it was not asked so" in told
     assert "in service" in sharpen("endpoint", "tuned", *GIVEN, "--submit")[1]
     assert "nothing was changed" in sharpen("endpoint", "tuned", *GIVEN, "--submit")[1]
     assert "delete_endpoint" in sharpen("delete", "tuned")[1] and in_aws(aws) == {}
@@ -415,6 +416,47 @@ def test_the_commands_show_create_ask_and_delete(aws, sharpen, exported):
 def test_a_users_mistake_is_one_message_and_exit_code_2(environment, sharpen, exported, words, told):
     code, out = sharpen(*words)
     assert code == 2 and told in out and "Traceback" not in out
+
+
+def test_which_of_a_runs_scores_is_served_is_said_before_anything_is_created(sharpen, exported):
+    evaluated(exported, {True: 0.6, False: 0.02})
+    assert plan(exported).score == (
+        "score: no calculator: the model does its arithmetic; asked so, the tuned model has 2.0 % [1.0, 3.0] of 300 "
+        "questions right (with it, by `sharpen serve tuned`, 60.0 % [59.0, 61.0])")  # fmt: skip
+    assert plan(exported).score in plan(exported).text()
+    code, told = sharpen("service", "tuned")
+    assert code == 0 and "are filled in; asked so, the tuned model has 60.0 % [59.0, 61.0] of 300" in told
+    stage = runs.begin(parameters.Request("deploy", "tuned", exported.parent, presets.resolve("demo")))
+    stage.save_json("summary.json", {"links": [{"asked by": "served"} | score(False, 0.01)]})
+    stage.finish()
+    assert "asked so, the served model has 1.0 % [0.0, 2.0] of 300 questions right" in plan(exported).score
+
+
+def evaluated(folder: Path, accuracies: dict[bool, float]):
+    stage = runs.begin(parameters.Request("evaluate", folder.name, folder.parent, presets.resolve("demo")))
+    asked = {"kind": "all", "model": "tuned", "split": "test"}
+    stage.save_json("summary.json", {"table": [asked | score(*pair) for pair in accuracies.items()]})
+    stage.finish()
+
+
+def score(calculator: bool, share: float) -> dict:
+    return {"calculator": calculator, "n": 300, "accuracy": share, "low": share - 0.01, "high": share + 0.01}
+
+
+def test_skypilots_service_runs_the_front_and_holds_no_key(sharpen, exported, monkeypatch):
+    monkeypatch.setenv("SHARPEN_API_KEY", "planted-key-0123")
+    code, told = sharpen("service", "tuned", "--set", "accelerators=L4:1", "--set", "endpoint_max_instances=5")
+    path = exported / "cloud" / "service.yaml"
+    task = yaml.safe_load(path.read_text())
+    assert code == 0 and f"sky serve up {path}" in told and "planted-key-0123" not in told + path.read_text()
+    assert task["service"]["readiness_probe"]["path"] == "/health"
+    assert task["service"]["replica_policy"] == {"min_replicas": 1, "max_replicas": 5, "target_qps_per_replica": 1.0}
+    assert task["run"].endswith("lib.cli serve tuned --host 0.0.0.0 --port 8080\n")
+    assert task["resources"]["ports"] == 8080
+    assert task["secrets"] == {"SHARPEN_API_KEY": None}
+    assert "pip install vllm" in task["setup"]  # there is no file for llama.cpp
+    mounted = {name.rpartition("/")[2] for name in task["file_mounts"]}
+    assert mounted == {"adapter", "export"} and task["resources"]["accelerators"] == "L4:1"
 
 
 def test_credentials_are_in_no_request_and_no_file(aws, prepared, exported, monkeypatch):
