@@ -18,7 +18,7 @@ PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "outputs/REA
 STARTS = ("sharpen ", "make ", "papermill ", "pytest ", "python ", "OMP_NUM_THREADS=", "SHARPEN_KILLS=", "PIP_EXTRA")
 NAMED = r"…|^sharpen \S+$|COMMAND|PRESET|^papermill -p$|--help|--set$"  # only spoken of
 FINISHED = "test_notebooks.py::test_commands_about_a_finished_run_work_as_they_are_typed"
-SERVED = "ship/test_deploy.py::test_the_served_run_answers_and_both_ways_to_stop_it_leave_nothing"
+SERVED = "ship/test_serve.py::test_a_stopped_server_takes_no_more_ends_what_runs_and_leaves_nothing"
 TESTED = {  # a command of the pages -> the test that does what it says; settings and words may be others there
     "pytest tests/engine/test_gguf_base.py":
         "engine/test_gguf_base.py::test_tokens_are_llama_cpps_on_a_thousand_texts",
@@ -52,6 +52,7 @@ TESTED = {  # a command of the pages -> the test that does what it says; setting
     "sharpen agree demo --engines torch,llama-server":
         "test_notebooks.py::test_two_engines_agree_on_a_finished_run_and_nothing_in_it_changes",
     "sharpen cloud fetch quant_7b_fsdp --wait": "ship/test_cloud.py::test_the_commands_train_fetch_and_delete",
+    "sharpen cloud service RUN": "ship/test_cloud.py::test_skypilots_service_runs_the_front_and_holds_no_key",
     "sharpen cloud delete RUN": "ship/test_cloud.py::test_the_commands_show_create_ask_and_delete",
     'sharpen cloud invoke RUN "QUESTION"': "ship/test_cloud.py::test_the_commands_show_create_ask_and_delete",
     "papermill notebooks/10_prepare_data.ipynb out.ipynb -p train_rows 300":
