@@ -11,8 +11,8 @@ import pytest
 
 from lib.engine.client import EngineError
 from lib.engine.streaming import EngineDown, Llama, Transformers, Vllm
-from lib.ship.protocol import Completion
-from lib.ship.writing import Answer, Model
+from lib.front.protocol import Completion
+from lib.front.writing import Answer, Model
 
 SAMPLING = {"temperature": 0.5, "top_p": 0.9, "seed": 7, "ignore_eos": False}
 ENGINES = {
