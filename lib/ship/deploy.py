@@ -52,10 +52,11 @@ def settings_of(run_folder: Path, **overrides: Any) -> ServeSettings:
 
 
 def overrides_of(run_folder: Path) -> dict[str, Any]:
-    """Those settings of notebook 41 in which a run differs from its preset."""
+    """Those settings of notebook 41 in which a run differs from its preset, as its last stage has them."""
     overrides = {}
     for manifest in _manifests(run_folder):
         for name, value in runs.made_with(manifest).items():
+            overrides.pop(name, None)
             if name in names_of("deploy") and manifest["origins"].get(name) == "override":
                 overrides[name] = value
     return overrides

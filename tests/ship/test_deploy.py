@@ -165,6 +165,14 @@ def test_a_run_is_served_with_the_settings_that_it_was_made_with(export):
     assert deploy.overrides_of(folder) == {"max_new_tokens": 77}  # r is no setting of notebook 41
 
 
+def test_a_stage_that_was_made_otherwise_later_says_how_it_is_served(write_run, tmp_path):
+    folder = write_run(tmp_path / "outputs", "demo", {"calculator": "on"})
+    assert deploy.overrides_of(folder) == {"calculator": "on"}
+    stage = runs.begin(parameters.Request("export", "demo", folder.parent, presets.resolve("demo")))
+    stage.finish()
+    assert deploy.overrides_of(folder) == {} and deploy.settings_of(folder).calculator == "both"
+
+
 def test_a_run_chooses_no_program_and_nothing_in_the_cloud(export, tmp_path):
     folder = export()
     planted = {"llama_cpp_path": str(tmp_path), "bucket": "theirs", "role_arn": "arn:aws:iam::123456789012:role/theirs"}
