@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import re
 import shlex
+import shutil
 import signal
 import socket
 import sys
@@ -20,7 +21,10 @@ import psutil
 import pytest
 
 from lib import cli
+from lib.data import chat
 from lib.engine import llamacpp
+from lib.run import parameters, presets, runs
+from lib.run.paths import ROOT
 from lib.run.settings import ServeSettings
 from lib.ship import deploy, serve
 from tests.engine.test_llamacpp import checkout
@@ -499,3 +503,28 @@ def test_the_tokenizer_is_the_exported_models_else_the_bases(write_run, tmp_path
     own.chat_template = "{{ messages }}"
     own.save_pretrained(folder / "export/merged")
     assert serve._tokenizer(folder, settings).chat_template == "{{ messages }}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["transformers", "vllm"])
+def test_engines_that_take_no_file_answer_as_torch_does(write_run, tmp_path, tokenizer, monkeypatch, name):
+    """The embedded base as a merged model; vLLM where SHARPEN_VLLM_PYTHON names a Python that has it."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    if name == "vllm":
+        if not os.environ.get("SHARPEN_VLLM_PYTHON"):
+            pytest.skip("SHARPEN_VLLM_PYTHON is not set: it names the Python of an environment that has vLLM")
+        monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
+    folder = write_run(tmp_path, "demo")
+    stage = runs.begin(parameters.Request("export", "demo", tmp_path, presets.resolve("demo")))
+    stage.input("train")
+    shutil.copytree(ROOT / "data/base", stage.folder / "merged")
+    stage.finish()
+    question = [{"role": "user", "content": "A share rises from 20 to 25. By how much in percent?"}]
+    prompt = torch.tensor([chat.prompt_ids(question, tokenizer)])
+    model = AutoModelForCausalLM.from_pretrained(ROOT / "data/base")
+    written = model.generate(prompt, max_new_tokens=24, do_sample=False)
+    with serve.serving(folder, deploy.settings_of(folder, engine=name)) as server:
+        (found,) = asyncio.run(deploy.ask(server.url, "demo", [question], 24, calculator=False))
+    assert found.get("completion") == tokenizer.decode(written[0, prompt.shape[1] :], skip_special_tokens=True), found
