@@ -155,6 +155,7 @@ def test_a_case_rehearsed_gives_every_field_and_its_table(tmp_path):
     assert "Not begun within the budget: learn." in shown
 
 
+@pytest.mark.slow
 def test_a_case_that_fails_leaves_its_last_words(tmp_path):
     case = {"name": "train nothing", "part": "train", "arguments": {"method": "plain", "compile": True, "moon": 1}}
     result = bench_gpu.in_a_process(case, 120, tmp_path, True)

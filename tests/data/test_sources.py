@@ -457,6 +457,7 @@ def test_kinds_are_the_demos_unless_some_or_all_are_named():
     assert kinds("train", kinds="all") == kinds("test", kinds=("all",)) == set(tasks.KINDS)
 
 
+@pytest.mark.slow
 def test_more_rows_than_there_are_questions_is_refused_by_name():
     settings = presets.resolve("demo", {"kinds": "volatility annualisation", "validation_rows": 20_000}).settings
     with pytest.raises(sources.SourceError, match="validation_rows = 20000: no .* different questions of 'volatility"):

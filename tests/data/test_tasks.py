@@ -345,6 +345,7 @@ TRAINED = ("train", "validation", "test_seen")
 
 
 # --- golds ------------------------------------------------------------------------------------------------------------
+@pytest.mark.slow
 def test_the_oracle_agrees_with_all_of_10_000_golds(every):
     assert len(every) >= 10_000
     assert not [p for p in every if tasks.solve(p.question) != (p.reasoning, p.gold)]

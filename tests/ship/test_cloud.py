@@ -20,7 +20,8 @@ from lib.run.paths import ROOT
 from lib.run.settings import SettingsError
 from lib.ship import cloud, cloud_entry, endpoint
 
-pytestmark = pytest.mark.filterwarnings("ignore:Exception.Refused")  # the stand-in doubts the errors that it is given
+# The stand-in doubts the errors that it is given.
+pytestmark = [pytest.mark.filterwarnings("ignore:Exception.Refused"), pytest.mark.slow]
 SECRET = "planted/secret+access/key0123456789abcdef"
 ASKED = {
     "bucket": "models", "role_arn": "arn:aws:iam::123456789012:role/sharpen", "image_uri": "images/train:1",

@@ -75,6 +75,7 @@ QUESTION, ANSWER = "How much is a zebra?", "It is <<3*4=12>>12."  # the model it
 CHATS = [[{"role": "user", "content": QUESTION}]]
 KEY = "key-of-this-test"
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a child whose parent was killed")
+pytestmark = pytest.mark.slow
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["transformers.models.auto.tokenization_auto", "uvicorn", "lib.front.app",
                               "lib.engine.marks", "tests.ship.test_serve"])  # fmt: skip
@@ -505,7 +506,6 @@ def test_the_tokenizer_is_the_exported_models_else_the_bases(write_run, tmp_path
     assert serve._tokenizer(folder, settings).chat_template == "{{ messages }}"
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["transformers", "vllm"])
 def test_engines_that_take_no_file_answer_as_torch_does(write_run, tmp_path, tokenizer, monkeypatch, name):
     """The embedded base as a merged model; vLLM where SHARPEN_VLLM_PYTHON names a Python that has it."""
