@@ -23,6 +23,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from lib import SharpenError
+from lib.engine import vllm_client
 from lib.run import disk, presets, runs, untrusted
 from lib.run.paths import ROOT, is_local
 from lib.run.settings import CloudSettings, SettingsError, TrainSettings, full_name
@@ -532,7 +533,7 @@ def service(run_folder: Path, settings: CloudSettings) -> Path:
     }
     if "export" not in stages or "Modelfile" not in runs.read(run_folder, "export")["outputs"]:  # no file for llama.cpp
         task["setup"] += f"python3 -m venv {VLLM} && {VLLM}/bin/pip install vllm\n"
-        task["run"] = f"PATH={VLLM}/bin:$PATH {task['run']}"
+        task["run"] = f"{vllm_client.PYTHON}={VLLM}/bin/python {task['run']}"
     head = f"# {KEY}=... sky serve up {folder / 'service.yaml'} --secret {KEY}\n"
     return disk.write_atomically(folder / "service.yaml", [head, yaml.safe_dump(task, sort_keys=False)])
 

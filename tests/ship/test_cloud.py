@@ -455,7 +455,8 @@ def test_skypilots_service_runs_the_front_and_holds_no_key(sharpen, exported, mo
     assert task["run"].endswith("lib.cli serve tuned --host 0.0.0.0 --port 8080\n")
     assert task["resources"]["ports"] == 8080
     assert task["secrets"] == {"SHARPEN_API_KEY": None}
-    assert "pip install vllm" in task["setup"]  # there is no file for llama.cpp
+    assert "~/vllm/bin/pip install vllm" in task["setup"]  # there is no file for llama.cpp
+    assert task["run"].startswith("SHARPEN_VLLM_PYTHON=~/vllm/bin/python ")
     mounted = {name.rpartition("/")[2] for name in task["file_mounts"]}
     assert mounted == {"adapter", "export"} and task["resources"]["accelerators"] == "L4:1"
 
