@@ -83,7 +83,7 @@ class Transformers:
         own = ids[len(self.added) :] if ids[: len(self.added)] == self.added else ids
         prompt = self.tokenizer.decode(own)
         body = {"model": self.model, "prompt": prompt, "max_tokens": count} | sampling
-        body = {name: value for name, value in body.items() if name != "ignore_eos" and value is not None}
+        del body["ignore_eos"]
         if stops:
             body["stop"] = list(stops)
         said = await _asked(self.client, "/v1/completions", body)

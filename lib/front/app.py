@@ -130,7 +130,7 @@ def app(model: Model, key: str | None = None, hosts: Sequence[str] = ("*",), log
             status = GONE
         elif error := task.exception():
             status, error.noted = getattr(error, "status", 500), True
-        usage = answer.usage()
+        usage = answer.usage
         calculated = usage["completion_tokens_details"]["calculator_tokens"]
         written = {"prompt": usage["prompt_tokens"], "written": usage["completion_tokens"] - calculated,
                    "calculator": calculated}  # fmt: skip

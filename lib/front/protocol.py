@@ -9,18 +9,22 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 RETRY_SECONDS = 5  # after which a client may ask again
 
 
-class Text(BaseModel):
-    """A part of a message's content."""
+class Form(BaseModel):
+    """What knows no other fields than its own."""
 
     model_config = ConfigDict(extra="forbid")
+
+
+class Text(Form):
+    """A part of a message's content."""
+
     type: Literal["text"]
     text: str
 
 
-class Message(BaseModel):
+class Message(Form):
     """A turn of a chat."""
 
-    model_config = ConfigDict(extra="forbid")
     role: Literal["system", "user", "assistant"]
     content: str | list[Text]
 
@@ -31,26 +35,23 @@ class Message(BaseModel):
         return {"role": self.role, "content": text}
 
 
-class TextFormat(BaseModel):
+class TextFormat(Form):
     """The one form of an answer."""
 
-    model_config = ConfigDict(extra="forbid")
     type: Literal["text"]
 
 
-class StreamOptions(BaseModel):
+class StreamOptions(Form):
     """What a stream tells at its end."""
 
-    model_config = ConfigDict(extra="forbid")
     include_usage: bool = False
 
 
-class Asked(BaseModel):
+class Asked(Form):
     """What both ways of asking share, by OpenAI's names; last what Sharpen adds to them.
 
     What would change nothing is accepted; all else that is not named here is refused."""
 
-    model_config = ConfigDict(extra="forbid")
     model: str
     temperature: float = Field(1.0, ge=0, le=2)
     top_p: float = Field(1.0, gt=0, le=1)

@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 
 MARK = re.compile(r"<<[^<>]{1,300}>>")
-OPEN = re.compile(r"<(?:<(?:[^<>]{1,300}>?)?)?$")  # the end of a text that may yet become a mark
+OPEN = re.compile(r"<(?:<(?:[^<>]{1,300}>?)?)?\Z")  # the end of a text that may yet become a mark
 
 
 class Shown:

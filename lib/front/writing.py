@@ -1,6 +1,7 @@
 """An answer while it is written: by an engine and, where it completes a mark, by the calculator."""
 
 import asyncio
+import functools
 import json
 import time
 import uuid
@@ -36,6 +37,11 @@ class Model:
     seconds: float
     marks: Marks | None = None  # the calculator; None: it has none
 
+    @functools.cached_property
+    def ends(self) -> frozenset[int]:
+        """The tokens that end an answer."""
+        return frozenset(chat.end_ids(self.tokenizer))
+
     def prompt(self, asked: Asked) -> list[int]:
         """Token ids of what is asked; of a chat by the model's own template."""
         try:
@@ -51,8 +57,9 @@ class Model:
             raise Refused(400, "a text is no valid Unicode", "invalid_value") from None
         except TemplateError as error:  # it does not take such turns
             raise Refused(400, f"the chat template refuses: {error}", "invalid_value", "messages") from None
-        if not ids or not all(0 <= token < len(self.tokenizer) for token in ids):
-            told = f"a prompt is a text, or token ids from 0 to {len(self.tokenizer) - 1}; it is not empty"
+        size = len(self.tokenizer)
+        if not ids or not all(0 <= token < size for token in ids):
+            told = f"a prompt is a text, or token ids from 0 to {size - 1}; it is not empty"
             raise Refused(400, told, "invalid_value", "prompt")
         return ids
 
@@ -77,7 +84,7 @@ class Answer:
         self.filling = model.marks if asked.calculator is not False else None
         settles = asked.marks if self.filling or asked.marks == "hide" else None
         self.shown = Shown(settles, asked.stop)
-        self.ends = set() if asked.ignore_eos else set(chat.end_ids(model.tokenizer))
+        self.ends = frozenset() if asked.ignore_eos else model.ends
 
     async def pieces(self, slot: int) -> AsyncIterator[str]:
         """The answer's text as it settles; afterwards `reason` says why it ended."""
@@ -129,13 +136,19 @@ class Answer:
         if self.filling and token in self.filling.beginnings:
             before = self.prompt + self.tokens
             written = self.filling.instead(before, token)
-            self.computed += written != [token]
-            ends = self.filling.beginnings[token].values()
-            self.failed += written == [token] and any(CLOSED.search(self.filling.text([*before, *end])) for end in ends)
+            if written != [token]:
+                self.computed += 1
+            elif self._completes(before, token):
+                self.failed += 1
         self.tokens += written[: self.most - len(self.tokens)]
         if token in self.ends:
             self.reason = "stop"
         return written == [token] and not self.reason
+
+    def _completes(self, before: list[int], token: int) -> bool:
+        """Does a token complete an expression, be it one that cannot be computed?"""
+        ends = self.filling.beginnings[token].values()
+        return any(CLOSED.search(self.filling.text([*before, *end])) for end in ends)
 
     def _text(self, begin: int, end: int | None = None) -> str:
         return self.model.tokenizer.decode(self.tokens[begin:end], skip_special_tokens=True)
@@ -144,7 +157,9 @@ class Answer:
         self.text += text
         return text
 
+    @functools.cached_property
     def usage(self) -> dict[str, Any]:
+        """The tokens of an answer that has ended; which are the calculator's is read from its text once."""
         prompt, written, calculated = len(self.prompt), len(self.tokens), 0
         if self.computed:
             calculated = sum(self.model.marks.forced(self.prompt, self.tokens))
@@ -157,7 +172,7 @@ class Answer:
         content = self._hidden() | {"text": self.text}
         if isinstance(self.asked, Chat):
             content = {"message": self._hidden() | {"role": "assistant", "content": self.text}}
-        return self._form(content, self.reason) | {"usage": self.usage()}
+        return self._form(content, self.reason) | {"usage": self.usage}
 
     def chunk(self, text: str, reason: str | None = None, **delta: Any) -> str:
         """A part of a stream."""
@@ -170,7 +185,7 @@ class Answer:
         """The end of a stream: why the answer ended, its hidden marks and, where asked for, its tokens."""
         said = self.chunk("", self.reason, **self._hidden())
         if self.asked.stream_options and self.asked.stream_options.include_usage:
-            said += event(self._form({}, None) | {"choices": [], "usage": self.usage()})
+            said += event(self._form({}, None) | {"choices": [], "usage": self.usage})
         return said + "data: [DONE]\n\n"
 
     def _hidden(self) -> dict[str, list[str]]:

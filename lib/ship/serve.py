@@ -26,6 +26,7 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 GRACE_SECONDS = 30  # in which running requests may end when the server is stopped
 START_SECONDS = 600  # that an engine may take to load
 MOST_STARTS, IN_SECONDS = 5, 60  # an engine that ends more often is not started again
+LOG = logging.getLogger("sharpen.serve")
 
 
 class Kept:
@@ -44,10 +45,8 @@ class Kept:
 
     def _start(self) -> None:
         self.starts.append(time.monotonic())
-        with contextlib.ExitStack() as stack:
-            self.program = self.make(self.port)
-            stack.enter_context(self.program)
-            self.stack = stack.pop_all()
+        self.program, self.stack = self.make(self.port), contextlib.ExitStack()
+        self.stack.enter_context(self.program)
 
     async def keep(self, tell: Callable[[bool], None]) -> None:
         """For as long as it can be kept; `tell` hears when it does not answer, and when it does again."""
@@ -56,7 +55,7 @@ class Kept:
                 await asyncio.sleep(0.1)
             said = self.program.said()
             tell(False)
-            logging.getLogger("sharpen.serve").error(json.dumps({"engine": "ended", "said": said}))
+            LOG.error(json.dumps({"engine": "ended", "said": said}))
             self.stack.close()
             recent = [start for start in self.starts if start > time.monotonic() - IN_SECONDS]
             if len(recent) >= MOST_STARTS:
@@ -129,16 +128,16 @@ def _server(run_folder: Path, choice: Choice, settings: ServeSettings, folder: P
                                limits=httpx.Limits(max_keepalive_connections=0))  # fmt: skip
     ends, name = chat.end_ids(tokenizer), run_folder.name
     engines = {
-        "llama-server": lambda: streaming.Llama(client, tokenizer),
-        "vllm": lambda: streaming.Vllm(client, name, ends),
-        "transformers": lambda: streaming.Transformers(client, name, tokenizer, ends),
+        "llama-server": streaming.Llama(client, tokenizer),
+        "vllm": streaming.Vllm(client, name, ends),
+        "transformers": streaming.Transformers(client, name, tokenizer, ends),
     }
     marks = None if settings.calculator == "off" else Marks(tokenizer)
     if isinstance(kept.program, llamacpp.Server):
         longest = kept.program.context()
     else:
         longest = deploy.context(settings, folder / name / "config.json")
-    model = Model(name, tokenizer, engines[choice.engine](), longest, settings.max_new_tokens, settings.parallel,
+    model = Model(name, tokenizer, engines[choice.engine], longest, settings.max_new_tokens, settings.parallel,
                   settings.queue, settings.request_seconds, marks)  # fmt: skip
 
     @contextlib.asynccontextmanager
@@ -159,7 +158,7 @@ def _server(run_folder: Path, choice: Choice, settings: ServeSettings, folder: P
     hosts = ("*",) if key else LOOPBACK
     app = front.app(model, key, hosts, log_prompts, lifespan)
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
-    logging.getLogger("sharpen.serve").setLevel(logging.INFO)
+    LOG.setLevel(logging.INFO)
     server = uvicorn.Server(uvicorn.Config(app, log_config=None, log_level="warning", access_log=False,
                                            server_header=False, timeout_graceful_shutdown=GRACE_SECONDS))  # fmt: skip
     return server

@@ -58,9 +58,10 @@ def printable(row: dict) -> dict:
 
 def gate(served: list[dict], earlier: Earlier, margin: float) -> dict | None:
     """`chain.gate` of the served model against the model that was evaluated; None where none was."""
-    for label, rows in earlier.items():
-        return chain.gate(same_questions(rows, served), served, margin, f"the model of {label}")
-    return None
+    if not earlier:
+        return None
+    label, rows = next(iter(earlier.items()))
+    return chain.gate(same_questions(rows, served), served, margin, f"the model of {label}")
 
 
 def commands(run: str, artefact: str, calculator: bool) -> str:
