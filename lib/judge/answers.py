@@ -43,15 +43,20 @@ def summarise(results: list[dict], by: str = "kind") -> list[dict]:
     return table
 
 
+def share(results: Sequence[dict]) -> dict:
+    """{"n", "accuracy", "low", "high"}: the share of right answers with its Wilson interval."""
+    interval = stats.wilson(sum(bool(right) for right in column(results, "correct")), len(results))
+    return {"n": interval.n, "accuracy": interval.estimate, "low": interval.low, "high": interval.high}
+
+
 def _shares(members: list[dict]) -> dict:
-    interval = stats.wilson(sum(column(members, "correct")), len(members))
     within = Counter()
     for answer in members:
         within.update(answer.get("within", {}))
-    return {
-        "n": interval.n, "accuracy": interval.estimate, "low": interval.low, "high": interval.high,
-        "within": {tolerance: right / interval.n for tolerance, right in within.items()},
-        "format_rate": column(members, "reading").count("marker") / interval.n,
+    n = len(members)
+    return share(members) | {
+        "within": {tolerance: right / n for tolerance, right in within.items()},
+        "format_rate": column(members, "reading").count("marker") / n,
         "finished": fmean(column(members, "finished")),
         "accuracy_last_number": fmean(column(members, "correct_lenient")),
         "tokens": fmean(column(members, "tokens")),

@@ -189,9 +189,7 @@ def row(name: str, results: list[dict], tuned: list[dict], size: int, cost: dict
 
     Without golds: perplexity, and its change as a share."""
     if results[0]["gold"]:
-        share = stats.wilson(sum(bool(r["correct"]) for r in results), len(results))
-        change = answers.pair(tuned, results)
-        score = {"n": change["n"], "accuracy": share.estimate, "low": share.low, "high": share.high}
+        score, change = answers.share(results), answers.pair(tuned, results)
         score |= {key: change[key] for key in ("right_to_wrong", "wrong_to_right", "p_value")}
         if results[0].get("calculator"):
             score["marks"] = answers.total_marks(results)

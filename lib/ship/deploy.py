@@ -254,11 +254,16 @@ def scores(run_folder: Path) -> tuple[str, dict[bool, dict]]:
     the tuned one; no rows where nothing was graded."""
     if runs.is_complete(run_folder, "deploy"):
         rows = disk.load(runs.output(run_folder, "deploy", "summary.json"))["links"]
-        return "the served model", {row["calculator"]: row for row in rows if row["asked by"] == "served"}
+        return "the served model", {row["calculator"]: row for row in of_served(rows)}
     rows, wanted = [], {"kind": "all", "model": "tuned", "split": "test"}
     if runs.is_complete(run_folder, "evaluate"):
         rows = disk.load(runs.output(run_folder, "evaluate", "summary.json")).get("table", [])
     return "the tuned model", {row["calculator"]: row for row in rows if wanted.items() <= row.items()}
+
+
+def of_served(links: Sequence[dict]) -> list[dict]:
+    """Of notebook 41's links those of the served model: a row with the calculator, or without, or both."""
+    return [row for row in links if row["asked by"] == "served"]
 
 
 def score_text(run_folder: Path, calculator: bool) -> str:
@@ -315,7 +320,7 @@ def headline(choice: Choice, load: Sequence[dict], links: Sequence[dict] = ()) -
     from lib.judge import answers
 
     shares = [f"{answers.calculator_text(row['calculator'])} {answers.percent(row)}"
-              for row in links if row["asked by"] == "served"]  # fmt: skip
+              for row in of_served(links)]  # fmt: skip
     told = f": {', '.join(shares)}, n = {links[0]['n']}" if shares else ""
     first, most = 1000 * load[0]["first_token_p50_seconds"], load[-1]
     errors = sum(row["errors"] for row in load)

@@ -5,7 +5,6 @@ from pathlib import Path
 
 from huggingface_hub import ModelCard
 
-from lib.grade import stats
 from lib.judge import answers, evaluate
 from lib.ship import chain, deploy, share
 
@@ -21,14 +20,15 @@ def results(rows: Sequence[dict], found: Sequence[dict], calculator: bool, engin
 def links(served: list[dict], earlier: Earlier) -> list[dict]:
     """A row for the served model, and for each that answered the same questions before: accuracy with its interval,
     and of those the served one's difference, paired, and how many verdicts and texts are the same."""
-    table = [{"asked by": "served"} | _share(served)]
+    way = {"calculator": served[0]["calculator"]}
+    table = [{"asked by": "served"} | way | answers.share(served)]
     for label, rows in earlier.items():
         before = same_questions(rows, served)
         change = answers.pair(before, served)
         kept = {name: change[name] for name in ("difference", "low", "high", "right_to_wrong", "wrong_to_right")}
         same = {f"same {what}": sum(a[name] == b[name] for a, b in zip(before, served))
                 for what, name in (("verdicts", "correct"), ("texts", "completion"))}  # fmt: skip
-        table.append({"asked by": label} | _share(before) | {"served": kept} | same)
+        table.append({"asked by": label} | way | answers.share(before) | {"served": kept} | same)
     return table
 
 
@@ -36,12 +36,6 @@ def same_questions(rows: Sequence[dict], served: Sequence[dict]) -> list[dict]:
     """The earlier answers to what the served model was asked, in its order."""
     by_id = {row["id"]: row for row in rows}
     return [by_id[row["id"]] for row in served]
-
-
-def _share(rows: Sequence[dict]) -> dict:
-    share = stats.wilson(sum(row["correct"] for row in rows), len(rows))
-    return {"calculator": rows[0]["calculator"], "n": share.n, "accuracy": share.estimate, "low": share.low,
-            "high": share.high}  # fmt: skip
 
 
 def printable(row: dict) -> dict:
@@ -77,7 +71,7 @@ def section(run: str, summary: dict) -> str:
     scores = [
         {"served": commands(run, summary["artefact"], row["calculator"]),
          "calculator": "on" if row["calculator"] else "off", "n": row["n"], "accuracy [95 %]": answers.percent(row)}
-        for row in summary["links"] if row["asked by"] == "served"
+        for row in deploy.of_served(summary["links"])
     ]  # fmt: skip
     verdict = ""
     if summary["gate"]:
@@ -95,7 +89,7 @@ def card(run_folder: Path, summary: dict) -> ModelCard:
     """The export's card, with what its model scored when it was served."""
     text = ModelCard.load(run_folder / "export" / "README.md")
     evaluations = [share.evaluation(f"served, {answers.calculator_text(row['calculator'])}", "sharpen", "test", row)
-                   for row in summary["links"] if row["asked by"] == "served"]  # fmt: skip
+                   for row in deploy.of_served(summary["links"])]  # fmt: skip
     text.data.eval_results = [*(text.data.eval_results or []), *evaluations]
     body, use, rest = text.text.partition("\n## Use\n")
     return ModelCard(f"---\n{text.data.to_yaml()}\n---\n{body}\n{section(run_folder.name, summary)}{use}{rest}")
