@@ -287,7 +287,7 @@ def test_help_groups_commands_by_what_one_wants_to_do(sharpen):
 
 
 @pytest.mark.parametrize(("words", "completed"), [
-    ("sharpen pres", "presets"), ("sharpen run best_4", "best_4b"), ("sharpen run demo --set learn", "learning_rate="),
+    ("sharpen pres", "presets"), ("sharpen run best_4", "best_4b"), ("sharpen run demo --set learni", "learning_rate="),
     ("sharpen compare --outputs OUT de", "demo"), ("sharpen ask --outputs OUT de", "demo"),
     ("sharpen sweep demo --grid lora_a", "lora_alpha="),
 ])  # fmt: skip

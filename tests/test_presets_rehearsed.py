@@ -34,10 +34,12 @@ def news(folder, random) -> None:
 
 
 def finance(folder, random) -> None:
-    """The three parts of the mixture, with conversations in both forms."""
-    talks = [[("user", f"What happened? {sentence(random)}"), ("assistant", text(random, 2))] for _ in range(120)]
+    """The three parts of the mixture, with conversations in both forms, of one or two turns, with thinking or not."""
+    talks = [[("user", f"What happened? {sentence(random)}"), ("assistant", text(random, 2))] * (1 + n % 3 // 2)
+             for n in range(120)]  # fmt: skip
     write(folder / "trader_sft/train.jsonl", [
-        {"messages": [{"role": role, "content": said} for role, said in talk]} if n % 2 else
+        {"messages": [{"role": role, "content": said, "reasoning_content": text(random, 1) * (role == "assistant")}
+                      for role, said in talk]} if n % 2 else
         {"conversations": [{"from": {"user": "human", "assistant": "gpt"}[role], "value": said} for role, said in talk]}
         for n, talk in enumerate(talks)
     ])  # fmt: skip

@@ -8,7 +8,6 @@ import re
 
 from lib.grade import calculator, numerals, reading
 
-ROLES = {"human": "user", "gpt": "assistant"} | {role: role for role in ("system", "user", "assistant")}
 NUMERAL = re.compile(
     r"\(?[-+]?\s?(?:US|S|A)?[$€£¥]?\s?[-+]?\d[\d,]*(?:\.\d+)?\s?(?:%|percent|thousand|million|billion)?\s?\)?"
 )
@@ -140,65 +139,11 @@ def svamp(fields: dict, place: str) -> dict:
     return row_of("svamp", "word problem", place, question, answer, _whole(value))
 
 
-# --- instructions, conversations, preferences, your own -------------------------------------------
+# --- instructions, your own -------------------------------------------
 def investopedia(fields: dict, place: str) -> dict:
     question = joined(text_of(fields, "context", False), text_of(fields, "question"))
     topic = text_of(fields, "topic")
     return row_of("investopedia", "investopedia", place, question, text_of(fields, "answer"), None, topic)
-
-
-def trader_sft(fields: dict, place: str) -> dict:
-    """`messages` of role and content, or the older `conversations` of from and value."""
-    messages = _messages(fields, "messages" if "messages" in fields else "conversations")
-    if [message["role"] for message in messages[-2:]] != ["user", "assistant"]:
-        raise BadRow("the conversation does not end with a user's message and its answer")
-    return row_of("trader_sft", "conversation", place, "", "", None) | {"messages": messages}
-
-
-def trader_dpo(fields: dict, place: str) -> dict:
-    """A preference pair: the row is the prompt with the chosen answer; `rejected` holds the other
-    answer."""
-    if isinstance(fields.get("prompt"), list):
-        messages = _messages(fields, "prompt")
-    else:
-        messages = [{"role": "user", "content": text_of(fields, "prompt")}]
-    chosen, rejected = _reply(fields, "chosen"), _reply(fields, "rejected")
-    if messages[-1]["role"] != "user":
-        raise BadRow("field 'prompt' does not end with a user's message")
-    if chosen == rejected:
-        raise BadRow("fields 'chosen' and 'rejected' are the same")
-    row = row_of("trader_dpo", "preference", place, "", chosen, None, digest(messages))
-    return row | {"messages": [*messages, row["messages"][-1]], "rejected": rejected}
-
-
-def with_rejected(row: dict) -> dict:
-    """A pair's row with its rejected answer in the place of the chosen one."""
-    return row | {"messages": [*row["messages"][:-1], {"role": "assistant", "content": row["rejected"]}]}
-
-
-def _messages(fields: dict, name: str) -> list[dict]:
-    records, messages = fields.get(name), []
-    if not isinstance(records, list) or not records:
-        raise BadRow(f"field {name!r} is missing, empty or no list")
-    for message in records:
-        if not isinstance(message, dict):
-            raise BadRow(f"field {name!r} holds something that is no message")
-        role = message.get("role", message.get("from"))
-        if role not in list(ROLES):
-            raise BadRow(f"field {name!r} has the role {str(role)[:40]!r}; known are {', '.join(ROLES)}")
-        text = text_of(message, "content" if "content" in message else "value")
-        messages.append({"role": ROLES[role], "content": text})
-    return messages
-
-
-def _reply(fields: dict, name: str) -> str:
-    """An answer as text, or as the last of a list of messages."""
-    if not isinstance(fields.get(name), list):
-        return text_of(fields, name)
-    last = _messages(fields, name)[-1]
-    if last["role"] != "assistant":
-        raise BadRow(f"field {name!r} does not end with an answer")
-    return last["content"]
 
 
 def own(fields: dict, place: str, columns: dict[str, str]) -> dict:

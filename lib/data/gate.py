@@ -24,7 +24,7 @@ from pathlib import Path
 from datasketch import MinHash, MinHashLSH
 
 from lib import SharpenError
-from lib.data import chat, formats
+from lib.data import chat, chats
 from lib.grade import scoring
 from lib.grade.calculator import wrong_marks, wrong_sums
 
@@ -34,6 +34,9 @@ CHECKS = {
     "exact duplicate": "asks what another row asks, but for case, spaces and punctuation",
     "near duplicate": "asks what another row asks, in other words",
     "shared group": "comes from a template, page or conversation of a held-out row",
+    "template": "cannot be written by the chat template",
+    "control token": "holds a token that steers the model, such as the end token",
+    "lost part": "has tools, their calls or results, or names that the chat template does not write",
     "rejected answer": "has a rejected answer that is empty, or is the chosen one",
     "too long": "would be cut at max_length, before its end token",
     "prompt tokens": "has a prompt whose tokens are no prefix of the row's tokens",
@@ -130,12 +133,14 @@ def audit(
             if rejected == normal(row["messages"][-1]["content"]):
                 same = "the rejected answer is the chosen one, but for case, spaces and punctuation"
                 findings.append(Finding("rejected answer", split, id, same))
-            versions.append(formats.with_rejected(row))
+            versions.append(chats.with_rejected(row))
         try:
             encoded = [chat.encode(version, tokenizer) for version in versions]
         except chat.EncodingError as error:
             findings.append(Finding(error.check, split, id, str(error)))
             continue
+        for check, reason, matters in chat.faults(row, tokenizer):
+            findings.append(Finding(check, split, id, reason, matters=matters))
         lengths[id] = max(len(version["input_ids"]) for version in encoded)
         learnt[id] = sum(label != chat.IGNORED for version in encoded for label in version["labels"])
         if lengths[id] > max_length and split in DROPPED_FROM:

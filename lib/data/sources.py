@@ -12,7 +12,7 @@ from types import SimpleNamespace
 from typing import NamedTuple
 
 from lib import SharpenError
-from lib.data import formats, pages, tasks, texts
+from lib.data import chats, formats, pages, tasks, texts
 from lib.run import untrusted
 from lib.run.paths import in_project
 from lib.run.settings import PrepareSettings, columns_of, parts_of
@@ -25,7 +25,7 @@ HUB = {  # repository and configuration; what has no rows of one type each (FinQ
 PARSERS = {
     "gsm8k": formats.gsm8k, "svamp": formats.svamp, "finqa": pages.finqa, "tatqa": pages.tatqa,
     "finance_reasoning": pages.finance_reasoning, "investopedia": formats.investopedia,
-    "trader_sft": formats.trader_sft, "trader_dpo": formats.trader_dpo, "corpus": formats.corpus,
+    "trader_sft": chats.trader_sft, "trader_dpo": chats.trader_dpo, "corpus": formats.corpus,
 }  # fmt: skip
 ENDINGS = (".jsonl", ".jsonl.gz", ".json", ".csv")
 UNSPLIT = ("investopedia", "trader_sft", "trader_dpo", "corpus", "own")  # come as one file, split by its groups

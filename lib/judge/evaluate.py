@@ -259,7 +259,7 @@ def ask(
     several splits are best asked together: fewer and fuller batches. In `folder` a hidden journal keeps
     what is answered, for an attempt that goes on after this one was stopped."""
     began, stop = time.monotonic(), ""
-    prompts = [chat.prompt_ids(row["messages"], tokenizer, row.get("plain", False)) for row in rows]
+    prompts = [chat.asked_ids(row, tokenizer) for row in rows]
     if any(row.get("plain") for row in rows):
         stop = chat.STOP
     name = f"{', '.join(labels.values())}, {calculator_text(calculator)}, {engine_name(model)}"
@@ -272,6 +272,8 @@ def ask(
     with memory.memory_told("evaluate", settings):
         answers = generate(model, tokenizer, prompts, settings.max_new_tokens, settings.eval_batch_size,
                            calculator, tell, [row["kind"] for row in rows], journal, stop, draws)  # fmt: skip
+    if not stop and chat.opening(tokenizer):  # the prompt has begun the answer's thinking
+        answers = [answer | {"completion": chat.opening(tokenizer) + answer["completion"]} for answer in answers]
     labels = labels | {"calculator": calculator, "engine": engine_name(model)}
     return [graded(row, answer, labels) for row, answer in zip(rows, answers)]
 

@@ -102,7 +102,7 @@ def _second_task(stage: runs.Stage, tokenizer) -> tuple[list[dict], int]:
     for file in loaded.files:
         stage.uses(file)
     graded = [row | {"split": source} for row in loaded.rows if row["gold"]]
-    lengths = [len(chat.prompt_ids(row["messages"], tokenizer)) for row in graded]
+    lengths = [len(chat.asked_ids(row, tokenizer)) for row in graded]
     fitting = [row for row, length in zip(graded, lengths) if length <= settings.max_length]
     if not fitting:
         raise SettingsError([f"also_ask = {settings.also_ask!r}: none of {len(loaded.rows)} rows has a gold and fits "

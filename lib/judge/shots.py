@@ -162,7 +162,7 @@ def _why_not(prompting: Prompting, questions: list[dict], shots: int, tokenizer,
     if any(len(examples_of(row, prompting.pool, shots)) < shots for row in questions):
         return "too few worked training rows have a gold and are of another group than the question"
     asked = prompting.before(questions, shots)
-    longest = max(len(chat.prompt_ids(row["messages"], tokenizer, row["plain"])) for row in asked)
+    longest = max(len(chat.asked_ids(row, tokenizer)) for row in asked)
     if longest + most <= context:
         return ""
     return f"the longest prompt has {longest:,} tokens, an answer up to {most:,}; the base reads {context:,}"

@@ -33,10 +33,10 @@ _NEWS = dict(
 _NEWS_WHAT = ("the whole text is learnt, the perplexity is of each block after its first sentence; "
               "Unsloth compiles on a GPU")  # fmt: skip
 _TRADER = dict(
-    base_model="deepseek-ai/DeepSeek-R1-Distill-Qwen-14B", chat_template="alpaca",  # its own cuts <think> out
+    base_model="deepseek-ai/DeepSeek-R1-Distill-Qwen-14B", thinking="keep",  # its template would cut it out
     max_length=4096, load_in_4bit=True, r=32, lora_alpha=64, lora_dropout=0.0, target_modules=LINEAR_MODULES,
     lr_scheduler_type="cosine", per_device_train_batch_size=1, gradient_accumulation_steps=8,
-    optim="adamw_8bit", gradient_checkpointing=True, calculator="off", max_new_tokens=512,
+    optim="adamw_8bit", gradient_checkpointing=True, calculator="off", max_new_tokens=2048,
     eval_batch_size=8, quantizations=("Q4_K_M",),
 )  # fmt: skip
 # Qwen3's bases: Apache-2.0 without terms to agree to, each size in the same plain form (no mixture of experts, no

@@ -284,6 +284,11 @@ class PrepareSettings(HeldOut, Trainer, Model):
     learn), context=NAME, group=NAME"""
     finqa_context: Literal["page", "facts"] = "page"
     """what FinQA's questions are asked on: the page, or its table and gold facts"""
+    learn: Literal["all", "last"] = "all"
+    """which answers of a conversation are learnt"""
+    thinking: Literal["keep", "last", "drop"] | None = None
+    """whose thinking is learnt: of all answers, those after the user's last message, none; none given: by the
+    chat template's own rule"""
     data_dir: str | None = None
     """a file, or a folder with gsm8k/train.jsonl, ...; none: ask the hub"""
     train_rows: Count | None

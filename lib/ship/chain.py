@@ -83,7 +83,7 @@ def ask_file(llama: LlamaCpp, path: Path, tokenizer: Any, rows: list[dict], sett
              name: str) -> tuple[list[dict], dict]:  # fmt: skip
     """`ask` of a GGUF file, through a server that lives only for it."""
     if rows[0]["gold"]:
-        prompts = [chat.prompt_ids(row["messages"], tokenizer) for row in rows]
+        prompts = [chat.asked_ids(row, tokenizer) for row in rows]
         longest = max(map(len, prompts)) + settings.max_new_tokens
     else:
         longest = max(len(chat.encode(row, tokenizer)["input_ids"]) for row in rows)

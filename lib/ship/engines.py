@@ -75,7 +75,7 @@ def started(
     if name == "torch":
         yield {}
         return
-    prompts = [chat.prompt_ids(row["messages"], tokenizer, row.get("plain", False)) for row in rows]
+    prompts = [chat.asked_ids(row, tokenizer) for row in rows]
     longest = max(map(len, prompts)) + settings.max_new_tokens
     made = folder / ".engine"
     made.mkdir(parents=True, exist_ok=True)

@@ -63,8 +63,8 @@ class RewardTrainer(GRPOTrainer):
 
     def __init__(self, model, settings: TrainSettings, folder: Path, **arguments):
         self.settings, self.keep = settings, disk.Log(folder / rollouts.FILE)
-        how, ends = settings.rollouts, chat.end_ids(arguments["processing_class"])
-        parts = [_part(name, how.max_completion_length, ends) for name in rewards.PARTS]
+        how, tokenizer = settings.rollouts, arguments["processing_class"]
+        parts = [_part(name, how.max_completion_length, tokenizer) for name in rewards.PARTS]
         sample = None if settings.grpo.use_vllm else self.sample
         super().__init__(model=model, reward_funcs=parts, rollout_func=sample, **arguments)
         self.filling = Marks(self.processing_class) if how.calculator else None
@@ -109,13 +109,14 @@ class RewardTrainer(GRPOTrainer):
     def _keep(self, output: dict) -> None:
         """The answers with their rewards and advantages, and what they say of the model."""
         ends, records = chat.end_ids(self.processing_class), []
+        begun = chat.opening(self.processing_class)
         masks = output["completion_mask"].bool()
         for row, ids, mask, advantage in zip(
             self.asked, output["completion_ids"], masks, output["advantages"].tolist(), strict=True
         ):
             tokens = ids[mask].tolist()
             answer = {
-                "completion": self.processing_class.decode(tokens, skip_special_tokens=True),
+                "completion": begun + self.processing_class.decode(tokens, skip_special_tokens=True),
                 "finished": tokens[-1] in ends, "tokens": len(tokens),
             }  # fmt: skip
             record = rollouts.record(row, answer, self.settings)
@@ -126,12 +127,13 @@ class RewardTrainer(GRPOTrainer):
             self._metrics["train"][f"groups/{name}"].append(share)
 
 
-def _part(name: str, most: int, ends: list[int]) -> Callable:
+def _part(name: str, most: int, tokenizer: Any) -> Callable:
     """One part of the reward as TRL's reward function, which has its name in the logs."""
+    begun, ends = chat.opening(tokenizer), chat.end_ids(tokenizer)
 
     def reward(completions, completion_ids, row, **ignored) -> list[float]:
         return [
-            _parts(text["content"], one, ids[-1] in ends, len(ids), most)[name]
+            _parts(begun + text["content"], one, ids[-1] in ends, len(ids), most)[name]
             for (text,), one, ids in zip(completions, row, completion_ids, strict=True)
         ]
 

@@ -12,7 +12,7 @@ from datasets import Dataset
 from trl import DPOTrainer
 from trl.trainer.utils import use_adapter
 
-from lib.data import chat, formats
+from lib.data import chat, chats
 from lib.grade import stats
 from lib.judge import evaluate
 from lib.run.memory import TrainingError
@@ -31,7 +31,7 @@ def encode(rows: list[dict], tokenizer, max_length: int) -> tuple[Dataset, list[
                             f"trainer = 'dpo' needs source = 'trader_dpo', whose rows have")  # fmt: skip
     kept, left_out = [], []
     for row in rows:
-        encoded = chat.encode(row, tokenizer), chat.encode(formats.with_rejected(row), tokenizer)
+        encoded = chat.encode(row, tokenizer), chat.encode(chats.with_rejected(row), tokenizer)
         chosen, rejected = (answer["input_ids"] for answer in encoded)
         if max(len(chosen), len(rejected)) > max_length:
             left_out.append(row["id"])
@@ -81,7 +81,7 @@ def rewards(model, tokenizer, rows: list[dict], settings: TrainSettings) -> list
     answer, in nats times beta (Rafailov 2023, equation 5)."""
     FastLanguageModel.for_inference(model)
     reference, by_side = "ref" if "ref" in model.peft_config else None, []
-    for answered in (rows, [formats.with_rejected(row) for row in rows]):
+    for answered in (rows, [chats.with_rejected(row) for row in rows]):
         now = evaluate.losses(model, tokenizer, answered, settings, "train")
         with use_adapter(model, reference):
             before = evaluate.losses(model, tokenizer, answered, settings, "train")

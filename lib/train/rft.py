@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from lib.data import chats
 from lib.judge.answers import grouped
 from lib.run import disk, runs
 from lib.run.memory import TrainingError
@@ -94,8 +95,7 @@ def right_answers(rows: list[dict], records: list[dict], most: int) -> list[dict
             if one["parts"]["right"]:
                 distinct.setdefault("".join(one["completion"].split()), one)
         for number, one in enumerate(list(distinct.values())[:most]):
-            answer = {"role": "assistant", "content": one["completion"].strip()}
-            messages = [*row["messages"][:-1], answer]
+            messages = [*chats.as_context(row["messages"][:-1]), chats.answer(one["completion"])]
             learnt.append(row | {"id": f"{row['id']}/{number}", "messages": messages, "worked": True})
     return learnt
 

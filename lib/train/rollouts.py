@@ -22,7 +22,7 @@ def fitting(rows: list[dict], tokenizer, settings: TrainSettings) -> tuple[list[
     """(rows with a gold whose prompt leaves room for the longest sampled answer, ids of the others)."""
     most, kept, left_out = settings.max_length - settings.rollouts.max_completion_length, [], []
     for row in rows:
-        if row["gold"] and len(chat.prompt_ids(row["messages"], tokenizer)) <= most:
+        if row["gold"] and len(chat.asked_ids(row, tokenizer)) <= most:
             kept.append(row)
         else:
             left_out.append(row["id"])

@@ -65,12 +65,6 @@ def test_the_embedded_template_is_the_codes_own(tokenizer):
 
 
 # --- other conversations ----------------------------------------------------------------------------------------------
-def test_of_several_answers_only_the_last_is_learnt(tokenizer):
-    encoded = chat.encode(conversation("Two?", "It is 2.", "Three?", "It is 3."), tokenizer)
-    assert chat.supervised_text(encoded, tokenizer) == "It is 3.</s>"
-    assert "It is 2.</s>" in tokenizer.decode(encoded["input_ids"])
-
-
 def test_what_follows_the_end_token_in_a_template_is_not_learnt(tokenizer):
     trailing = with_template(tokenizer, chat.TEMPLATE.replace("{{ eos_token }}", "{{ eos_token }}\n"))
     encoded = chat.encode(conversation("Two?", "It is 2."), trailing)

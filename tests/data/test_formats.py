@@ -69,43 +69,6 @@ def test_an_investopedia_row_is_its_context_then_its_question_and_its_topic_is_i
     assert row["group"] == "investopedia-Bonds" and row["gold"] is None
 
 
-def test_both_forms_of_a_conversation_give_the_same_messages():
-    older = {"conversations": [{"from": "system", "value": "Trade."}, {"from": "human", "value": "Buy?"},
-                               {"from": "gpt", "value": "No."}]}  # fmt: skip
-    newer = {"messages": [{"role": "system", "content": "Trade."}, {"role": "user", "content": "Buy?"},
-                          {"role": "assistant", "content": "No."}]}  # fmt: skip
-    assert formats.trader_sft(older, "a:1") == formats.trader_sft(newer, "a:1")
-    assert content(formats.trader_sft(newer, "a:1"))[1:] == [("user", "Buy?"), ("assistant", "No.")]
-
-
-@pytest.mark.parametrize(("messages", "reason"), [
-    (None, "missing, empty or no list"), ([], "missing, empty or no list"), ("Buy?", "missing, empty or no list"),
-    (["Buy?"], "no message"), ([{"role": "broker", "content": "x"}], "the role 'broker'"),
-    ([{"content": "x"}], "the role 'None'"), ([{"role": ["user"], "content": "x"}], "the role"),
-    ([{"role": "user", "content": "Buy?"}], "does not end with"),
-    ([{"role": "user", "content": "Buy?"}, {"role": "assistant", "content": ""}], "'content' is missing, empty"),
-    ([{"role": "assistant", "content": "Hi"}, {"role": "assistant", "content": "No."}], "does not end with"),
-])  # fmt: skip
-def test_a_conversation_without_a_question_and_its_answer_is_bad(messages, reason):
-    with pytest.raises(BadRow, match=reason):
-        formats.trader_sft({"messages": messages}, "x")
-
-
-def test_a_preference_pair_is_learnt_as_its_chosen_answer_and_keeps_the_rejected_one():
-    row = formats.trader_dpo({"prompt": "Buy?", "chosen": "No.", "rejected": "Yes!"}, "a:1")
-    assert content(row) == [("user", "Buy?"), ("assistant", "No.")] and row["rejected"] == "Yes!"
-    talk = {"prompt": [{"role": "user", "content": "Buy?"}], "chosen": [{"role": "assistant", "content": "No."}],
-            "rejected": [{"role": "assistant", "content": "Yes!"}]}  # fmt: skip
-    again = formats.trader_dpo(talk, "a:2")
-    assert again | {"id": row["id"]} == row, "the same prompt is one group, in either form"
-    for bad, reason in (({"rejected": "No."}, "are the same"), ({"rejected": " "}, "'rejected' is missing"),
-                        ({"chosen": None}, "'chosen' is missing"), ({"prompt": ""}, "'prompt' is missing"),
-                        ({"chosen": [{"role": "user", "content": "No."}]}, "does not end with an answer"),
-                        ({"prompt": [{"role": "assistant", "content": "Hi"}]}, "user's message")):  # fmt: skip
-        with pytest.raises(BadRow, match=reason):
-            formats.trader_dpo({"prompt": "Buy?", "chosen": "No.", "rejected": "Yes!"} | bad, "x")
-
-
 def test_your_own_columns_are_mapped_and_their_golds_typed():
     columns = {"question": "prompt", "answer": "reply", "context": "page", "group": "filing"}
     fields = {"prompt": "Margin?", "page": "Sales 4, profit 1.", "filing": "A/2019"}

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from lib.data import formats, tasks
+from lib.data import chats, tasks
 from lib.run import presets
 from tests.train import shown
 
@@ -136,7 +136,7 @@ def test_a_trainers_loss_and_gradients_are_those_of_the_kernel(qlora, layers, mo
                "warmup_steps": 0, "eval_steps": None, "load_in_4bit": False, "r": 4, "lora_alpha": 8}  # fmt: skip
     if trainer == "dpo":
         pairs = [{"prompt": "Is it worth " + "7 " * n + "?", "chosen": "It is not.", "rejected": "7"} for n in range(4)]
-        rows = [formats.trader_dpo(pair, f"pairs.jsonl:{n}") for n, pair in enumerate(pairs)]
+        rows = [chats.trader_dpo(pair, f"pairs.jsonl:{n}") for n, pair in enumerate(pairs)]
         changes |= {"trainer": "dpo", "source": "trader_dpo", "data_dir": str(tmp_path), "kinds": None}
     else:
         rows = [problem.row() for problem in tasks.generate("train", 4, 0)]

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from lib.data import formats, gate, sources
+from lib.data import chats, gate, sources
 from lib.run import parameters, presets
 from lib.run.paths import ROOT
 from lib.run.settings import SettingsError
@@ -30,7 +30,7 @@ def learning(qlora):
 
 def pair(number: int, chosen="The answer is no.", rejected="The answer is 7.") -> dict:
     question = f"Is the {PLACES[number % 20]} worth {number + 2} or more?"
-    return formats.trader_dpo({"prompt": question, "chosen": chosen, "rejected": rejected}, f"pairs.jsonl:{number}")
+    return chats.trader_dpo({"prompt": question, "chosen": chosen, "rejected": rejected}, f"pairs.jsonl:{number}")
 
 
 @pytest.fixture
@@ -232,11 +232,11 @@ def test_a_pair_is_left_out_whole_where_either_answer_is_too_long(learning, toke
 
     long, encode = "It may be " + "so and " * 60 + "so.", learning.preference.encode
     rows = [pair(0), pair(1, chosen=long), pair(2, rejected=long)]
-    longest = max(len(chat.encode(row, tokenizer)["input_ids"]) for row in (rows[0], formats.with_rejected(rows[0])))
+    longest = max(len(chat.encode(row, tokenizer)["input_ids"]) for row in (rows[0], chats.with_rejected(rows[0])))
     kept, left_out = encode(rows, tokenizer, longest)
     assert kept["id"] == [rows[0]["id"]] and left_out == [row["id"] for row in rows[1:]]
     assert learning.preference.answers(kept[0]) == [
-        chat.encode(row, tokenizer) for row in (rows[0], formats.with_rejected(rows[0]))
+        chat.encode(row, tokenizer) for row in (rows[0], chats.with_rejected(rows[0]))
     ]
     with pytest.raises(learning.qlora.TrainingError, match="no pair of 3 fits max_length = 4 tokens: raise it"):
         encode(rows, tokenizer, 4)
