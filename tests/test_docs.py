@@ -42,6 +42,8 @@ TESTED = {  # a command of the pages -> the test that does what it says; setting
         "test_cli.py::test_verdicts_are_written_in_the_order_of_the_answers",
     "python tests/benchmarks/bench_pass.py":
         "grade/test_stats.py::test_the_interval_of_pass_at_k_covers_95_percent",
+    "python tests/benchmarks/bench_protocols.py DATA":
+        "grade/test_protocols.py::test_the_sample_predictions_score_as_the_official_script_says",
     "sharpen sweep demo --grid r=8,32 --seeds 3":
         "pipeline/test_sweep.py::test_a_rehearsed_sweep_measures_its_cell_and_is_skipped_the_second_time",
     "sharpen serve demo": SERVED,

@@ -79,6 +79,7 @@ def _choice(lines: list[str], gold: tuple[str, ...]) -> Reading:
 
 # ---- markers
 
+LONGEST_LINE = 2000  # characters of a marked text that is compared as a whole
 MARKER = re.compile(
     r"(?=[#\\<ftmo]|^)(?:"  # the letters that a marker may begin with, looked at first: twice as fast
     r"#{4}|(?P<box>\\f?box(?:ed)?\s?\{)|<answer>"
@@ -112,13 +113,13 @@ def _boxed(text: str, start: int, end: int) -> str:
     return inside
 
 
-def _marked(text: str) -> Iterator[list[str]]:
+def _marked(text: str, longest: int = LONGEST_ANSWER) -> Iterator[list[str]]:
     """The plain lines after each of the last markers, last first, if there are any."""
     for marker in reversed(deque(MARKER.finditer(text), maxlen=20)):
         if marker["box"]:
             lines = [_boxed(text, *marker.span())]
         else:
-            first, *more = text[marker.end() : marker.end() + LONGEST_ANSWER].split("\n")
+            first, *more = text[marker.end() : marker.end() + longest].split("\n")
             lines = [first, *(LISTED.sub("", line) for line in more)]  # a bullet is not a minus
         lines = [line for line in map(plain, lines) if any(map(str.isalnum, line))]
         if lines:
@@ -152,3 +153,8 @@ def parse(text: str, unit: str = "none") -> Reading | None:
     """What `text` answers, a number unless `unit` is "choice" or "bool"; None for nothing, or two."""
     reading = next(readings(text, unit))
     return None if reading.error else reading
+
+
+def answer_line(text: str) -> str | None:
+    """The plain line after the last marker, in its own characters, and None where there is no marker."""
+    return next((lines[0] for lines in _marked(text, LONGEST_LINE)), None)

@@ -43,9 +43,9 @@ def summarise(results: list[dict], by: str = "kind") -> list[dict]:
     return table
 
 
-def share(results: Sequence[dict]) -> dict:
+def share(results: Sequence[dict], verdict: str = "correct") -> dict:
     """{"n", "accuracy", "low", "high"}: the share of right answers with its Wilson interval."""
-    interval = stats.wilson(sum(bool(right) for right in column(results, "correct")), len(results))
+    interval = stats.wilson(sum(bool(right) for right in column(results, verdict)), len(results))
     return {"n": interval.n, "accuracy": interval.estimate, "low": interval.low, "high": interval.high}
 
 
@@ -434,8 +434,8 @@ def side_by_side(results: list[dict], split: str, calculator: bool, count: int) 
 
 
 def ungraded(results: list[dict]) -> str:
-    """HTML: base and tuned answers to questions without a gold, beside their rows' own answers."""
-    by_model = grouped((result for result in results if not result["gold"]), "model")
+    """HTML: base and tuned answers to questions that nothing grades, beside their rows' own answers."""
+    by_model = grouped((row for row in results if not row["gold"] and not row.get("published")), "model")
     return _table(_in_pairs(by_model["base"], by_model["tuned"]), MODELS)
 
 

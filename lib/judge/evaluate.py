@@ -19,7 +19,7 @@ from lib.data import chat
 from lib.engine.client import Engine
 from lib.engine.marks import WINDOW, Marks
 from lib.grade import scoring
-from lib.judge import decode
+from lib.judge import beside, decode
 from lib.judge.answers import calculator_text, column
 from lib.judge.sampling import Drawing, Draws
 from lib.run import disk, memory, progress, runs
@@ -37,7 +37,8 @@ AskSettings = TrainSettings | EvaluateSettings | ProbeSettings | ExportSettings 
 def questions(data: Path, settings: EvaluateSettings) -> tuple[dict[str, list], list[dict], list[dict]]:
     """(rows with a gold by split, those of the test without one, test rows to read for their loss).
 
-    At most `eval_rows` of each split, and `show_answers` without a gold; a graded row says its split."""
+    At most `eval_rows` of each split; without a gold as many that a published protocol grades, and `show_answers` that
+    nothing does. A graded row says its split."""
     test = runs.read_rows(data / "test.jsonl")
     graded = {}
     for split, rows in (("test", test), ("test_seen", runs.read_rows(data / "test_seen.jsonl"))):
@@ -45,7 +46,9 @@ def questions(data: Path, settings: EvaluateSettings) -> tuple[dict[str, list], 
         if with_gold:
             graded[split] = with_gold[: settings.eval_rows]
     ungraded = [row for row in test if not row["gold"]]
-    return graded, ungraded[: settings.show_answers], test[: settings.eval_rows]
+    by_protocol = [row for row in ungraded if row.get("published")][: settings.eval_rows]
+    shown = [row for row in ungraded if not row.get("published")][: settings.show_answers]
+    return graded, by_protocol + shown, test[: settings.eval_rows]
 
 
 class Calculator(LogitsProcessor):
@@ -284,7 +287,7 @@ def graded(row: dict, answer: dict, labels: dict) -> dict:
     result = {
         "id": row["id"], "kind": row["kind"], "level": row.get("level"), "group": row["group"],
         "split": row.get("split", "test"), **labels, "question": question, "gold": row["gold"], **answer,
-    }  # fmt: skip
+    } | beside.verdict(row, answer["completion"])  # fmt: skip
     return result | (_verdict(answer, row["gold"]) if row["gold"] else {"reference": reference})
 
 

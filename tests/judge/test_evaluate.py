@@ -47,6 +47,14 @@ def test_questions_are_those_with_a_gold_by_split_and_a_few_without(tmp_path):
     assert ungraded == [rows[1], rows[2], rows[4]] and held_out == rows[:2]
 
 
+def test_rows_that_a_published_protocol_grades_are_asked_without_a_gold_too(tmp_path):
+    rows = [{"id": n, "gold": None} | ({"published": {"protocol": "tatqa"}} if n > 3 else {}) for n in range(9)]
+    (tmp_path / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "test_seen.jsonl").write_text("")
+    graded, ungraded, _ = evaluate.questions(tmp_path, SimpleNamespace(eval_rows=4, show_answers=1))
+    assert graded == {} and ungraded == [*rows[4:8], rows[0]]
+
+
 # --- generation -------------------------------------------------------------------------------------------------------
 def plain_greedy(model, prompt, count, ends=()):
     """The most likely token, one at a time: no cache, no padding, no generate()."""
@@ -358,6 +366,11 @@ def test_an_answer_without_a_gold_has_no_verdict_but_its_rows_own_answer(rows, t
     (result,) = evaluate.ask(None, tokenizer, [rows[0] | {"gold": None}], settings, False, {"model": "base"})
     assert result["reference"] == rows[0]["messages"][-1]["content"] and result["gold"] is None
     assert not {"correct", "error", "reading"} & result.keys()
+    published = {"protocol": "tatqa", "answer": ["Buy!"], "answer_type": "span", "scale": ""}
+    row = rows[0] | {"gold": None, "published": published}
+    (result,) = evaluate.ask(None, tokenizer, [row], settings, False, {"model": "base"})
+    assert result["published"] == published and result["published_correct"] and result["published_f1"] == 1.0
+    assert "correct" not in result and json.loads(json.dumps(result)) == result
 
 
 @pytest.mark.parametrize("text", ["<<10^64*10^64*10^64*10^64*10^64=", "<<max((0-8)^0.5,1)="])
