@@ -1,5 +1,5 @@
 """One parser a data set: the fields of a record -> a row with messages, typed gold and group
-(pages: `pages.py`)."""
+(those on report pages have modules of their own)."""
 
 import hashlib
 import json
@@ -9,7 +9,8 @@ import re
 from lib.grade import calculator, numerals, reading
 
 NUMERAL = re.compile(
-    r"\(?[-+]?\s?(?:US|S|A)?[$€£¥]?\s?[-+]?\d[\d,]*(?:\.\d+)?\s?(?:%|percent|thousand|million|billion)?\s?\)?"
+    r"(?:[$€£¥]\s?(?=\())?\(?[-+]?\s?(?:US|S|A)?[$€£¥]?\s?[-+]?"
+    r"\d[\d,]*(?:\.\d+)?\s?(?:%|percent|thousand|million|billion)?\s?\)?"
 )
 
 

@@ -7,12 +7,13 @@ import math
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from itertools import takewhile
 from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
 
 from lib import SharpenError
-from lib.data import chats, formats, pages, tasks, texts
+from lib.data import chats, convfinqa, finance_reasoning, finqa, formats, tasks, tatqa, texts
 from lib.run import untrusted
 from lib.run.paths import in_project
 from lib.run.settings import PrepareSettings, columns_of, parts_of
@@ -23,9 +24,18 @@ HUB = {  # repository and configuration; what has no rows of one type each (FinQ
     "investopedia": ("FinLang/investopedia-instruction-tuning-dataset", None),
 }  # fmt: skip
 PARSERS = {
-    "gsm8k": formats.gsm8k, "svamp": formats.svamp, "finqa": pages.finqa, "tatqa": pages.tatqa,
-    "finance_reasoning": pages.finance_reasoning, "investopedia": formats.investopedia,
+    "gsm8k": formats.gsm8k, "svamp": formats.svamp, "finqa": finqa.finqa, "tatqa": tatqa.tatqa,
+    "convfinqa": convfinqa.convfinqa, "finance_reasoning": finance_reasoning.finance_reasoning,
+    "investopedia": formats.investopedia,
     "trader_sft": chats.trader_sft, "trader_dpo": chats.trader_dpo, "corpus": formats.corpus,
+}  # fmt: skip
+EXPANDED = {"tatqa": tatqa.questions, "convfinqa": convfinqa.turns}  # a record of theirs holds several
+FILES = {  # names of published files; the first that is there is read
+    ("finqa", "test"): ("test", "dev"),
+    ("tatqa", "train"): ("train", "tatqa_dataset_train"),
+    ("tatqa", "test"): ("test", "tatqa_dataset_test_gold", "tatqa_dataset_dev"),
+    ("convfinqa", "train"): ("train", "train_turn"),
+    ("convfinqa", "test"): ("dev", "dev_turn", "test"),  # its published test has no answers
 }  # fmt: skip
 ENDINGS = (".jsonl", ".jsonl.gz", ".json", ".csv")
 UNSPLIT = ("investopedia", "trader_sft", "trader_dpo", "corpus", "own")  # come as one file, split by its groups
@@ -122,7 +132,7 @@ def _read(settings: PrepareSettings, split: str, place: Path | str, whole: bool)
     rejected: list[dict] = []
     rows = list(stream(settings, place, rejected))
     if settings.source == "finqa":
-        pages.by_report(rows)
+        finqa.by_report(rows)
     count, files = len(rows) + len(rejected), [place] if isinstance(place, Path) else []
     if not count:
         raise SourceError(f"{place}: no rows")
@@ -130,7 +140,7 @@ def _read(settings: PrepareSettings, split: str, place: Path | str, whole: bool)
         first = f"the first at {rejected[0]['place']}: {rejected[0]['reason']}"
         raise SourceError(f"{len(rejected)} of {count} rows are bad, {first}. Is this the right file?")
     if split == "test" and not whole:
-        return {"test": Loaded(rows[: settings.test_rows], rejected, files)}
+        return {"test": Loaded(_first(rows, settings.test_rows), rejected, files)}
     asked = {"validation": settings.validation_rows or 0}
     if whole:
         tests = settings.test_rows
@@ -144,26 +154,37 @@ def _read(settings: PrepareSettings, split: str, place: Path | str, whole: bool)
         groups = {row["group"] for row in rows}
         raise SourceError(f"{place}: {held} leave nothing to train on "
                           f"({len(rows)} rows in {len(groups)} groups); lower them")  # fmt: skip
-    loaded = {name: Loaded(parts[name][:most], [], files) for name, most in asked.items()}
+    loaded = {name: Loaded(_first(parts[name], most), [], files) for name, most in asked.items()}
     train = parts["train"][settings.skip_rows :]
     return loaded | {"train": Loaded(train[: settings.train_rows], rejected, files)}
 
 
 def _divide(rows: list[dict], asked: dict[str, int]) -> dict[str, list[dict]]:
     """Rows by split: the last groups go, whole, to the splits in turn until each has as many rows
-    as are asked for."""
-    groups = [row["group"] for row in rows]
-    sizes, last, split_of = Counter(groups), deque(dict.fromkeys(reversed(groups))), {}
+    as are asked for. Of a conversation the test has a row a turn, and the others have the whole one."""
+    last, split_of = deque(dict.fromkeys(row["group"] for row in reversed(rows))), {}
     parts: dict[str, list[dict]] = {name: [] for name in ("train", *asked)}
     for name, count in asked.items():
-        total = 0
+        sizes, total = Counter(row["group"] for row in rows if name == "test" or convfinqa.whole(row)), 0
         while last and total < count:
             group = last.popleft()
             split_of[group] = name
             total += sizes[group]
     for row in rows:
-        parts[split_of.get(row["group"], "train")].append(row)
+        name = split_of.get(row["group"], "train")
+        if name == "test":
+            parts[name].append(row)
+        elif convfinqa.whole(row):
+            parts[name].append(convfinqa.learnt(row))
     return parts
+
+
+def _first(rows: list[dict], most: int | None) -> list[dict]:
+    """The first rows, `most` of them and what is left of the last one's conversation."""
+    kept = rows[:most]
+    if kept and "conversation" in kept[-1]:
+        kept += takewhile(lambda row: row["conversation"] == kept[-1]["conversation"], rows[most:])
+    return kept
 
 
 def _mixture(settings: PrepareSettings, splits: Sequence[str]) -> dict[str, Loaded]:
@@ -211,10 +232,9 @@ def _format(settings: PrepareSettings) -> tuple[Callable, Callable | None]:
     match settings.source:
         case "own":
             return partial(formats.own, columns=columns_of(settings)), None
-        case "finqa":
-            return partial(pages.finqa, context=settings.finqa_context), None
-        case "tatqa":
-            return pages.tatqa, pages.tatqa_questions
+        case "finqa" | "tatqa" | "convfinqa":
+            shown = {"context": settings.page_context, "most": settings.nearest_sentences}
+            return partial(PARSERS[settings.source], **shown), EXPANDED.get(settings.source)
         case "corpus":  # two characters a token, so that blocks fit: the embedded base has 2.6 in minutes
             return formats.corpus, partial(formats.corpus_blocks, most=2 * settings.max_length)
     return PARSERS[settings.source], None
@@ -236,18 +256,20 @@ def _place(settings: PrepareSettings, split: str) -> tuple[Path | str, bool]:
         return name, whole
     path = _file(folder, settings.source, name)
     if path is None:
-        tried = " and ".join(f"{folder / part / name}.jsonl" for part in (settings.source, ""))
+        names = FILES.get((settings.source, name), (name,))
+        tried = " and ".join(f"{folder / part / ' or '.join(names)}.jsonl" for part in (settings.source, ""))
         raise SourceError(f"no {settings.source} rows: looked for {tried} (or {', '.join(ENDINGS[1:])}); "
                           f"a data_dir that names one file has it split by its groups")  # fmt: skip
     return _inside(path, folder), whole
 
 
-def _file(folder: Path, source: str, name: str) -> Path | None:
-    for stem in (folder / source / name, folder / name):
-        for ending in ENDINGS:
-            path = stem.with_name(f"{name}{ending}")
-            if path.is_file():
-                return path
+def _file(folder: Path, source: str, split: str) -> Path | None:
+    for inner in (folder / source, folder):
+        for name in FILES.get((source, split), (split,)):
+            for ending in ENDINGS:
+                path = inner / f"{name}{ending}"
+                if path.is_file():
+                    return path
     return None
 
 

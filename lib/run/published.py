@@ -50,6 +50,12 @@ _BEST = dict(
     per_device_train_batch_size=8, gradient_accumulation_steps=2, optim="adamw_8bit",
     gradient_checkpointing=True, accuracy_steps=100, max_new_tokens=400, eval_batch_size=64,
 )  # fmt: skip
+# Pages of filings and their questions: long rows, short answers. The data are read from files (data_dir).
+_FILINGS = _BEST | dict(
+    test_rows=None, max_length=4096, per_device_train_batch_size=2, gradient_accumulation_steps=8, few_shot="best",
+    max_new_tokens=320, eval_batch_size=8,
+)  # fmt: skip
+_FILINGS_WHAT = "from the published files (data_dir; data/README.md says where they are), Qwen3-4B-Base on one GPU"
 # A real model that pip fetches: 135 M parameters in 16 bit, small enough to train on a CPU. Four passes of four rows
 # are one step, so that 8 GB suffice.
 _SMOLLM2 = dict(
@@ -117,8 +123,8 @@ PUBLISHED: dict[str, dict] = {
         f"split by report, {_SMOLLM2_NAME}",
         reference=Reference(note="none: others ask FinQA's test, on whole pages"),
         settings=_SMOLLM2 | dict(
-            source="finqa", finqa_context="facts", train_rows=None, validation_rows=0, test_rows=180, max_length=1024,
-            max_new_tokens=200,
+            source="finqa", page_context="facts", train_rows=None, validation_rows=60, test_rows=180, max_length=1024,
+            few_shot="best", max_new_tokens=288,
         ),
     ),
     "llama32_3b_gsm8k": dict(
@@ -222,5 +228,20 @@ PUBLISHED: dict[str, dict] = {
         settings=_BEST | dict(
             base_model="unsloth/Qwen3-8B-Base", load_in_4bit=True, learning_rate=1e-4, eval_batch_size=32,
         ),
+    ),
+    "finqa_4b": dict(
+        description=f"FinQA: questions on pages of S&P 500 filings, worked step by step, {_FILINGS_WHAT}",
+        reference=references.FINQA,
+        settings=_FILINGS | dict(source="finqa"),
+    ),
+    "tatqa_4b": dict(
+        description=f"TAT-QA: questions on a table and its text, worked step by step, {_FILINGS_WHAT}",
+        reference=references.TATQA,
+        settings=_FILINGS | dict(source="tatqa"),
+    ),
+    "convfinqa_4b": dict(
+        description=f"ConvFinQA: conversations on such pages, every turn of the dev file asked, {_FILINGS_WHAT}",
+        reference=references.CONVFINQA,
+        settings=_FILINGS | dict(source="convfinqa"),
     ),
 }  # fmt: skip

@@ -16,6 +16,7 @@ from lib.run.settings import (
     FROM_HUB,
     GRADED,
     KIND_NAMES,
+    ON_PAGES,
     REWARDED,
     Settings,
     columns_of,
@@ -331,6 +332,16 @@ def only_the_hub_has_revisions(s):
 def only_generated_rows_have_kinds(s):
     if s.kinds is not None and "quant_tasks" not in _sources(s):
         return f"kinds = {short(s.kinds)}: only source = 'quant_tasks' has kinds; leave it out"
+
+
+@about("source", "mixture", "page_context")
+def what_is_asked_on_pages_has_a_context(s):
+    on_pages = [name for name in _sources(s) if name in ON_PAGES]
+    if s.page_context != "page" and not on_pages:
+        return f"page_context = {s.page_context!r}: only {', '.join(ON_PAGES)} ask on pages; set 'page'"
+    if s.page_context == "facts" and on_pages != ["finqa"]:
+        others = " and ".join(name for name in on_pages if name != "finqa")
+        return f"page_context = 'facts': {others} has no gold facts, only finqa has; set 'page' or 'nearest'"
 
 
 @about("kinds")

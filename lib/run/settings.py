@@ -13,10 +13,11 @@ from lib.run import untrusted
 
 Count = Annotated[int, Field(ge=1)]
 SOURCES = (
-    "quant_tasks", "gsm8k", "svamp", "finqa", "tatqa", "finance_reasoning", "investopedia", "trader_sft", "trader_dpo",
-    "corpus", "own",
+    "quant_tasks", "gsm8k", "svamp", "finqa", "tatqa", "convfinqa", "finance_reasoning", "investopedia", "trader_sft",
+    "trader_dpo", "corpus", "own",
 )  # fmt: skip
-GRADED = ("quant_tasks", "gsm8k", "svamp", "finqa", "tatqa", "finance_reasoning", "own")  # rows with golds
+ON_PAGES = ("finqa", "tatqa", "convfinqa")  # questions on a report's page
+GRADED = ("quant_tasks", "gsm8k", "svamp", *ON_PAGES, "finance_reasoning", "own")  # rows with golds
 FROM_HUB = ("gsm8k", "svamp", "investopedia")  # the others have no rows of one type each there, or are yours
 PART = (  # of a mixture: finqa@COMMIT=3:2000
     rf"(?P<source>{'|'.join(SOURCES)})(?:@(?P<revision>[\w./-]+))?"
@@ -282,8 +283,11 @@ class PrepareSettings(HeldOut, Trainer, Model):
     columns: tuple[Annotated[str, Field(pattern="^(question|answer|gold|context|group)=.+$")], ...] = ()
     """your columns where source = 'own': question=NAME, answer=NAME (or gold=NAME: no answer to
     learn), context=NAME, group=NAME"""
-    finqa_context: Literal["page", "facts"] = "page"
-    """what FinQA's questions are asked on: the page, or its table and gold facts"""
+    page_context: Literal["page", "nearest", "facts"] = "page"
+    """what finqa, tatqa and convfinqa ask on: the page; its table and the sentences nearest to the
+    question; or (finqa only) its table and gold facts"""
+    nearest_sentences: Count = 10
+    """sentences kept of a page where page_context = 'nearest'"""
     learn: Literal["all", "last"] = "all"
     """which answers of a conversation are learnt"""
     thinking: Literal["keep", "last", "drop"] | None = None

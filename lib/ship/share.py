@@ -18,7 +18,7 @@ from lib.run.stages import STAGES
 
 LICENCES = {  # of the data, as data/README.md has them
     "quant_tasks": "Apache-2.0", "gsm8k": "MIT", "svamp": "MIT", "finqa": "MIT", "tatqa": "CC-BY-4.0",
-    "finance_reasoning": "CC-BY-4.0", "investopedia": "CC-BY-NC-4.0",
+    "convfinqa": "MIT", "finance_reasoning": "CC-BY-4.0", "investopedia": "CC-BY-NC-4.0",
 }  # fmt: skip
 OWN = "of the uploader's own files: ask"
 FILES = (  # of the adapter's folder; no checkpoint, optimiser, log or row of data

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
-from lib.data import pages
+from lib.data import tatqa
 from lib.data.formats import BadRow
 from lib.grade import protocols, scoring
 from lib.judge import beside
@@ -32,7 +32,7 @@ def sample(data: Path) -> Iterator[tuple[dict, dict, list]]:
     """(record of the question, its `published`, the predicted answers with their scale), in the file's order."""
     predicted = json.loads((data / "tatqa/sample_prediction.json").read_text(encoding="utf-8"))
     for line in (data / "tatqa/dev.jsonl").read_text(encoding="utf-8").splitlines():
-        for record in pages.tatqa_questions(json.loads(line)):
+        for record in tatqa.questions(json.loads(line)):
             published = {"protocol": "tatqa"} | {name: record[name] for name in FIELDS}
             yield record, published, predicted[record["uid"]]
 
@@ -45,7 +45,7 @@ def table(data: Path) -> list[str]:
         scores.append(score)
         reread += protocols.grade(text, published).correct == score.correct
         try:
-            gold = pages.tatqa(record, record["uid"])["gold"]
+            gold = tatqa.tatqa(record, record["uid"])["gold"]
         except BadRow:
             wrong += 1
             continue

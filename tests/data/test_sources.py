@@ -79,6 +79,22 @@ def test_a_folder_of_the_files_alone_will_do(tmp_path):
     assert len(rows) == 3 and files == [tmp_path / "train.jsonl"]
 
 
+@pytest.mark.parametrize(("source", "names", "train", "test"), [
+    ("finqa", ["train", "dev", "test"], "train", "test"), ("finqa", ["train", "dev"], "train", "dev"),
+    ("tatqa", ["tatqa_dataset_train", "tatqa_dataset_dev", "tatqa_dataset_test_gold"], "tatqa_dataset_train",
+     "tatqa_dataset_test_gold"),
+    ("tatqa", ["tatqa_dataset_train", "tatqa_dataset_dev"], "tatqa_dataset_train", "tatqa_dataset_dev"),
+    ("convfinqa", ["train", "dev", "test", "train_turn", "dev_turn", "test_turn"], "train", "dev"),
+    ("convfinqa", ["train_turn", "dev_turn", "test_turn"], "train_turn", "dev_turn"),
+    ("convfinqa", ["train", "test"], "train", "test"), ("gsm8k", ["train", "dev", "test"], "train", "test"),
+])  # fmt: skip
+def test_published_files_are_found_under_their_own_names(tmp_path, source, names, train, test):
+    for name in names:
+        (tmp_path / f"{name}.json").write_text(json.dumps([EXAMPLES[source]] * 2))
+    loaded = sources.load(settings_for(tmp_path, source=source, validation_rows=0, test_rows=None, train_rows=None))
+    assert [loaded[split].files for split in ("train", "test")] == [[tmp_path / f"{n}.json"] for n in (train, test)]
+
+
 def test_counts_are_cut_and_blank_lines_keep_the_line_numbers(tmp_path):
     write(tmp_path / "gsm8k", [b"", GOOD[0], b"  ", *GOOD[1:9]])
     rows, rejected, _ = load(settings_for(tmp_path, train_rows=2), "train")
@@ -490,6 +506,9 @@ EXAMPLES = {
               "program": "add(1, 1), divide(#0, 1)", "exe_ans": 2.0, "facts": ["f"], "qa": None},
     "tatqa": {"table": [["x", "1"]], "paragraphs": [{"order": 1, "text": "a"}], "questions": [
               {"question": "q", "answer": ["5"], "scale": "", "derivation": "", "answer_type": "span"}]},
+    "convfinqa": {"id": "c", "pre_text": ["a"], "post_text": "b", "text": "t", "table": [["x", "1"]],
+                  "questions": ["q", "r?"], "programs": ["2", "add(1, 1), divide(#0, 1)"], "exe_ans": [2.0, 2.0],
+                  "answers": ["2", "2%"], "annotation": None},
     "finance_reasoning": {"question": "q? Answer to two decimal places.", "context": "{}", "ground_truth": 1.5},
     "investopedia": {"Topic": "t", "Context": "c", "Question": "q", "Answer": "a"},
     "trader_sft": {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]},

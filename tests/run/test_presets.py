@@ -17,7 +17,7 @@ from lib.run import references
 from lib.run.parameters import from_notebook
 from lib.run.paths import HUB_ID, ROOT, locate
 from lib.run.presets import PRESETS, REHEARSAL, REHEARSAL_AT_MOST, resolve
-from lib.run.settings import FIELDS, Part, SettingsError, TrainSettings, columns_of, parts_of
+from lib.run.settings import FIELDS, ON_PAGES, Part, SettingsError, TrainSettings, columns_of, parts_of
 from lib.run.stages import RUN_FIELDS, STAGES, names_of, notebook_of
 
 PLAIN = {"preset": "demo", "run": "trial", "outputs": None, "rehearse": False}
@@ -162,6 +162,10 @@ def test_none_means_all_where_it_means_something():
         ({"source": "gsm8k", "kinds": "CAGR"}, "only source = 'quant_tasks' has kinds"),
         ({"benchmarks": "pyproject.toml, no/such.jsonl"}, "benchmarks = 'no/such.jsonl': no such file"),
         ({"source": "gsm8k", "data_dir": str(ROOT), "dataset_revision": "main"}, "dataset_revision = 'main'"),
+        ({"page_context": "nearest"}, "only finqa, tatqa, convfinqa ask on pages; set 'page'"),
+        ({"source": "tatqa", "data_dir": str(ROOT), "page_context": "facts"}, "tatqa has no gold facts, only finqa"),
+        ({"source": "mixture", "mixture": "finqa, convfinqa", "data_dir": str(ROOT), "page_context": "facts"},
+         "convfinqa has no gold facts"),
         ({"source": "finqa"}, "finqa can only be read from files"),
         ({"source": "mixture"}, "source = 'mixture' needs one"),
         ({"mixture": "gsm8k"}, "source = 'quant_tasks' can have none"),
@@ -336,7 +340,7 @@ TABLE = {  # preset: (what its published result says, every setting that its sou
 
 def resolved(name, **named):
     """A preset's settings, with a folder of data where its sources can only be read from files."""
-    from_files = PRESETS[name].settings.source in ("corpus", "finqa", "mixture", "own", "trader_dpo")
+    from_files = PRESETS[name].settings.source in (*ON_PAGES, "corpus", "mixture", "own", "trader_dpo")
     return resolve(name, ({"data_dir": str(ROOT)} if from_files else {}), **named).settings
 
 
@@ -351,8 +355,8 @@ def test_every_setting_that_a_source_states_is_the_presets(name):
 
 def test_there_is_a_preset_for_each_published_set_up_and_for_each_size():
     real = {"smollm2_quant", "smollm2_gsm8k", "smollm2_finqa"}
-    demo = {"demo", "demo_rewards", "demo_rewards-sft"}
-    assert set(PRESETS) == {*demo, "own", *real, *TABLE, "trader_dpo", "best_1b", "best_4b", "best_8b"}
+    demo, filings = {"demo", "demo_rewards", "demo_rewards-sft"}, {f"{name}_4b" for name in ON_PAGES}
+    assert set(PRESETS) == {*demo, "own", *real, *TABLE, "trader_dpo", "best_1b", "best_4b", "best_8b", *filings}
     sft, more = resolved("demo_rewards-sft"), resolved("demo_rewards")
     assert (more.continue_from, more.skip_rows, more.golds_only) == ("demo_rewards-sft", sft.train_rows, True)
     assert sft.train_rows + more.train_rows == resolved("demo").train_rows
@@ -362,6 +366,21 @@ def test_there_is_a_preset_for_each_published_set_up_and_for_each_size():
         assert (settings.source, settings.test_rows, settings.devices) == ("gsm8k", 1319, 1)
         assert settings.base_model.startswith("unsloth/") and PRESETS[name].reference.goal.value == 43.67
     assert "DSR1/DSR1-Distill-Qwen-14B" in PRESETS["qwen_14b_finance"].description
+
+
+@pytest.mark.parametrize(("name", "start", "goal"), [
+    ("finqa", 60.0, 76.0), ("tatqa", None, 76.49), ("convfinqa", 66.0, 85.0),
+])  # fmt: skip
+def test_questions_on_filings_go_by_the_best_4b_on_their_published_files(name, start, goal):
+    settings, reference, best = resolved(f"{name}_4b"), PRESETS[f"{name}_4b"].reference, resolved("best_4b")
+    same = ("base_model", "chat_template", "load_in_4bit", "r", "lora_alpha", "target_modules", "learning_rate")
+    assert [getattr(settings, field) for field in same] == [getattr(best, field) for field in same]
+    assert (settings.source, settings.max_length, settings.page_context) == (name, 4096, "page")
+    assert (settings.train_rows, settings.test_rows, settings.few_shot) == (None, None, "best")
+    assert reference.goal.value == goal and (reference.start and reference.start.value) == start
+    assert f"{goal:g} % right, from {f'{start:g} % right' if start else references.UNKNOWN}" in references.in_words(
+        reference
+    )
 
 
 def test_a_goal_below_untuned_models_says_so_and_names_its_own_base_first():
