@@ -49,6 +49,35 @@ def share(results: Sequence[dict], verdict: str = "correct") -> dict:
     return {"n": interval.n, "accuracy": interval.estimate, "low": interval.low, "high": interval.high}
 
 
+def conversations(results: list[dict]) -> list[dict]:
+    """A row for each model, split and calculator: the share of conversations of which every turn is answered right.
+
+    Each turn was asked with the right answers before it. Conversations of which not all turns were asked are left
+    out; where there is none, so is the row."""
+    talks, table = [row for row in results if "conversation" in row], []
+    for (split, model, calculator), members in grouped(talks, "split", "model", "calculator").items():
+        turns = grouped(members, "conversation").values()
+        right = [{"correct": all(column(own, "correct"))} for own in turns if len(own) == own[0]["turns"]]
+        if right:
+            table.append({"split": split, "model": model, "calculator": calculator} | share(right))
+    return table
+
+
+def conversations_text(table: list[dict]) -> list[dict[str, str]]:
+    """Rows of `conversations` in words."""
+    return [{"asked": asked(row["split"], row["calculator"]), "model": row["model"], "conversations": str(row["n"]),
+             "every turn right [95 %]": percent(row)} for row in table]  # fmt: skip
+
+
+def talks_headline(table: list[dict], rehearse: bool) -> dict[str, str]:
+    """The same as lines of a headline."""
+    lines = {}
+    for (split, calculator), rows in grouped(table, "split", "calculator").items():
+        name = f"whole conversations, {asked(split, calculator)}{' (rehearsal, no result)' if rehearse else ''}"
+        lines[name] = "; ".join(f"{row['model']} {percent(row)}, n = {row['n']}" for row in rows)
+    return lines
+
+
 def _shares(members: list[dict]) -> dict:
     within = Counter()
     for answer in members:

@@ -288,6 +288,7 @@ def graded(row: dict, answer: dict, labels: dict) -> dict:
         "id": row["id"], "kind": row["kind"], "level": row.get("level"), "group": row["group"],
         "split": row.get("split", "test"), **labels, "question": question, "gold": row["gold"], **answer,
     } | beside.verdict(row, answer["completion"])  # fmt: skip
+    result |= {name: row[name] for name in ("conversation", "turns") if name in row}
     return result | (_verdict(answer, row["gold"]) if row["gold"] else {"reference": reference})
 
 

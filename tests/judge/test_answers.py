@@ -50,6 +50,20 @@ def test_the_summary_keeps_splits_and_calculator_apart(results):
     assert cells == {("test", True): 20, ("test_seen", True): 1, ("test", False): 1}
 
 
+def test_a_conversation_is_right_where_every_turn_of_it_is():
+    rights = {"a": [True, True], "b": [True, False], "c": [True], "d": [True, True, True]}  # of c a turn was not asked
+    turns = [
+        result(f"{name}{turn}", "tuned", right, conversation=name, turns=3 if name == "d" else 2)
+        for name, own in rights.items() for turn, right in enumerate(own)
+    ]  # fmt: skip
+    (row,) = answers.conversations([*turns, result("q1", "tuned", False)])
+    assert (row["n"], row["accuracy"]) == (3, 2 / 3) and row["low"] == stats.wilson(2, 3).low
+    assert answers.talks_headline([row], False) == {
+        "whole conversations, test, calculator on": "tuned 66.7 % [20.8, 93.9], n = 3",
+    }  # fmt: skip
+    assert answers.conversations([result("q1", "tuned", False)]) == []
+
+
 def test_pairs_count_flips_on_the_same_questions(results):
     others = [result("x", "tuned", True, split="test_seen"), result("q0", "base", False, calculator=False)]
     pair = answers.paired(results + others, "test", calculator=True)
