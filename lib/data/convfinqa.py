@@ -24,7 +24,7 @@ def turns(fields: dict) -> list[dict]:
         return [fields | {"turn": turn} for turn in range(1, count + 1)]
     if type(only) is not int or not 0 <= only < count:
         raise BadRow(f"field 'turn_ind' is {str(only)[:40]!r}: not one of the conversation's {count} turns, from 0")
-    name = str(fields.get("id")).removesuffix(f"_{only}")
+    name = text_of(fields, "id", False).removesuffix(f"_{only}")
     return [fields | {"turn": only + 1, "id": name}]
 
 

@@ -13,9 +13,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from lib.pipeline import execute
 from lib.run.presets import PRESETS
-from tests.test_presets_rehearsed import finance, grade_school, news, own, pairs
+from tests.test_presets_rehearsed import filings, finance, grade_school, news, own, pairs
 
 FILES = {"corpus": news, "mixture": finance, "gsm8k": grade_school, "own": own, "trader_dpo": pairs}
+FILES |= dict.fromkeys(("finqa", "tatqa", "convfinqa"), filings)
 
 if __name__ == "__main__":
     for name in sys.argv[1:] or PRESETS:

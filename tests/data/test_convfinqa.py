@@ -86,7 +86,7 @@ def test_percent_is_asked_for_where_the_answer_shows_it_or_the_question_says_so(
     ({"questions": []}, "'questions' is missing, empty"), ({"programs": ["1"]}, "do not have one entry a turn"),
     ({"questions": ["a", 5, "c"]}, "'questions' is missing, empty or no text"), ({"table": None}, "'table' is missing"),
     ({"exe_ans": [120.0, 100.0, 0.3]}, "gives 0.2, not 0.3"), ({"programs": ["120", "100", "f(1, 2)"]}, "unknown step"),
-    ({"annotation": {name: ["1"] for name in convfinqa.NAMES.values()} | {"turn_ind": 1}}, "'turn_ind' is '1'"),
+    ({"annotation": {name: ["1"] for name in convfinqa.NAMES.values()} | {"turn_ind": 1}}, "'turn_ind' is '1': not"),
 ])  # fmt: skip
 def test_a_conversation_that_lacks_something_is_bad(change, reason):
     with pytest.raises(BadRow, match=reason):
