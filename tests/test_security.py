@@ -209,13 +209,13 @@ def test_a_torn_gzip_file_is_named_and_a_whole_one_is_read(tmp_path):
         loading(tmp_path)
 
 
-def test_an_oversized_list_of_records_is_refused_before_it_is_read(tmp_path, monkeypatch):
-    from lib.data import sources
+def test_an_oversized_list_of_records_is_refused_before_it_is_parsed(tmp_path, monkeypatch):
+    from lib.data import files
 
     (tmp_path / "train.json").write_text(json.dumps([ROW]))
     assert len(loading(tmp_path)[0]) == 1
-    monkeypatch.setattr(sources, "LARGEST_JSON", 10)
-    with pytest.raises(sources.SourceError, match="train.json: has 0 MiB.*one record a line in a .jsonl file"):
+    monkeypatch.setattr(files, "LARGEST_JSON", 10)
+    with pytest.raises(files.SourceError, match="train.json: has over 0 MiB.*one record a line in a .jsonl file"):
         loading(tmp_path)
 
 

@@ -7,6 +7,7 @@ import math
 import re
 
 from lib.grade import calculator, numerals, reading
+from lib.run.settings import nearest
 
 NUMERAL = re.compile(
     r"(?:[$€£¥]\s?(?=\())?\(?[-+]?\s?(?:US|S|A)?[$€£¥]?\s?[-+]?"
@@ -30,8 +31,24 @@ def text_of(fields: dict, name: str, needed: bool = True) -> str:
     try:
         value.encode()
     except UnicodeEncodeError as error:  # half a surrogate pair, or bytes that were no UTF-8
-        raise BadRow(f"field {name!r} is not UTF-8 at character {error.start}") from None
+        raise BadRow(f"field {name!r} is not UTF-8 at character {error.start}: save the file as UTF-8") from None
     return value.strip()
+
+
+def texts_of(fields: dict, name: str) -> list[str]:
+    """The texts of a field that is a text, a list of texts, or empty."""
+    value = fields.get(name)
+    if not isinstance(value, list):
+        return [text_of(fields, name, False)]
+    return [text_of({name: part}, name, False) for part in value]
+
+
+def label_of(fields: dict, name: str) -> str:
+    """A field that says what a row belongs to, which is a text or a number; empty where there is none."""
+    value = fields.get(name)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return text_of(fields, name, False)
+    return f"{number_of(fields, name):.15g}" if isinstance(value, float) else str(value)
 
 
 def number_of(fields: dict, name: str) -> float:
@@ -153,29 +170,38 @@ def own(fields: dict, place: str, columns: dict[str, str]) -> dict:
 
     The gold is the marked answer (`#### 42`), or the whole answer where it is a number; else there
     is none. With a column of golds there is no answer to learn."""
-    asked, name = columns.get("question", "question"), columns.get("gold", columns.get("answer", "answer"))
+    asked, name = columns.get("question", "question"), gold_column(columns)
     for column in (asked, name):
         if column not in fields:
-            there = ", ".join(map(str, fields))[:200]
-            raise BadRow(f"there is no {column!r} (but {there}); name yours: columns=question=NAME,answer=NAME")
+            raise BadRow(f"there is no {column!r} (but {', '.join(fields)[:200]}); name yours: "
+                         f"columns=question=NAME,answer=NAME{nearest(column, fields)}")  # fmt: skip
     question = text_of(fields, asked)
-    if type(fields.get(name)) in (int, float):
+    if isinstance(fields[name], bool):
+        answer = f"#### {'yes' if fields[name] else 'no'}"
+    elif isinstance(fields[name], int | float):
         answer = f"{number_of(fields, name):.15g}"
     else:
         answer = text_of(fields, name)
     number, marked, gold = numeral(answer), reading.parse(answer), None
-    if marked and marked.reading == "marker":
+    if isinstance(fields[name], bool):
+        gold = {"value": fields[name], "unit": "bool"}
+    elif marked and marked.reading == "marker":
         gold = typed(marked.value, marked.unit, decimals_shown(marked))
     elif number:
         gold, answer = typed(number.value, number.unit, decimals_shown(number)), f"#### {answer}"
-    context = text_of(fields, columns.get("context", "context"), False)
-    group = text_of(fields, columns.get("group", "group"), False)
+    context = joined(*texts_of(fields, columns.get("context", "context")))
+    group = label_of(fields, columns.get("group", "group"))
     row = row_of("own", "own", place, joined(context, question), answer, gold, group)
     if "gold" not in columns:
         return row
     if gold is None:
         raise BadRow(f"field {name!r} is no number, nor does it end with '#### ' and one")
     return gold_only(row)
+
+
+def gold_column(columns: dict[str, str]) -> str:
+    """Which of your own columns the gold is read from."""
+    return columns.get("gold", columns.get("answer", "answer"))
 
 
 def corpus_blocks(fields: dict, most: int) -> list[dict]:

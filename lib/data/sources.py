@@ -1,8 +1,6 @@
 """Every data set as rows of one schema, streamed: id, source, kind, messages, gold, group; and
 mixtures of them."""
 
-import csv
-import json
 import math
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
@@ -12,11 +10,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
 
-from lib import SharpenError
-from lib.data import chats, convfinqa, finance_reasoning, finqa, formats, tasks, tatqa, texts
+from lib.data import chats, convfinqa, files, finance_reasoning, finqa, formats, tables, tasks, tatqa, texts
+from lib.data.files import SourceError
 from lib.run import untrusted
 from lib.run.paths import in_project
-from lib.run.settings import PrepareSettings, columns_of, parts_of
+from lib.run.settings import PrepareSettings, columns_of, nearest, parts_of
 
 SPLITS = ("train", "validation", "test", "test_seen")
 HUB = {  # repository and configuration; what has no rows of one type each (FinQA, TAT-QA, ...) is read from files
@@ -31,21 +29,31 @@ PARSERS = {
 }  # fmt: skip
 EXPANDED = {"tatqa": tatqa.questions, "convfinqa": convfinqa.turns}  # a record of theirs holds several
 FILES = {  # names of published files; the first that is there is read
-    ("finqa", "test"): ("test", "dev"),
+    ("finqa", "test"): ("test", "dev"), ("finqa", "validation"): ("validation", "dev"),
     ("tatqa", "train"): ("train", "tatqa_dataset_train"),
-    ("tatqa", "test"): ("test", "tatqa_dataset_test_gold", "tatqa_dataset_dev"),
-    ("convfinqa", "train"): ("train", "train_turn"),
+    ("tatqa", "validation"): ("validation", "dev", "tatqa_dataset_dev"),
+    ("tatqa", "test"): ("test", "tatqa_dataset_test_gold", "dev", "tatqa_dataset_dev"),
+    ("convfinqa", "train"): ("train", "train_turn"), ("convfinqa", "validation"): ("validation",),
     ("convfinqa", "test"): ("dev", "dev_turn", "test"),  # its published test has no answers
 }  # fmt: skip
-ENDINGS = (".jsonl", ".jsonl.gz", ".json", ".csv")
 UNSPLIT = ("investopedia", "trader_sft", "trader_dpo", "corpus", "own")  # come as one file, split by its groups
+NAMES = {  # of a split's file, without its ending
+    "train": ("train",), "validation": ("validation", "valid", "val", "dev"), "test": ("test",),
+}  # fmt: skip
+# Fields that change what a row means or is worth. Those that a source's parser does not use are told.
+MATTERS = frozenset((
+    "weight", "weights", "label", "labels", "score", "scores", "rating", "reward", "split", "is_correct", "correct",
+    "flagged", "reasoning", "reasoning_content", "thinking", "rationale", "explanation", "solution", "system",
+    "system_prompt", "instruction", "input", "history", "tools", "functions", "tool_calls", "choices", "options",
+    "images", "image", "table", "passage", "document", "answer", "gold", "unit", "units", "scale",
+))  # fmt: skip
+USED = {  # source -> those that its parser uses, beside the answer and the table
+    "trader_sft": ("label", "system", "tools", "functions", "instruction", "input", "history"),
+    "trader_dpo": ("system", "tools", "functions", "instruction", "input", "history"),
+    "tatqa": ("scale",),
+}  # fmt: skip
+EMPTY = (None, "", [], {})
 REJECTED_SHARE = 0.01  # above this share of bad rows a source is taken for the wrong file, not for a dirty one
-LARGEST_JSON = 256 << 20  # bytes of a .json file, which is parsed whole
-LONGEST_CELL = 1 << 20  # characters of a cell of a CSV file
-
-
-class SourceError(SharpenError):
-    """The data cannot be loaded; the message names the place and the remedy."""
 
 
 class Loaded(NamedTuple):
@@ -54,16 +62,17 @@ class Loaded(NamedTuple):
     rows: list[dict]
     rejected: list[dict]  # bad records: their place and the reason
     files: list[Path]  # local files that were read
+    notes: tuple[str, ...] = ()  # what a user should know of how they were read
 
 
 def load(settings: PrepareSettings, splits: Sequence[str] = SPLITS) -> dict[str, Loaded]:
     """The splits of the settings' source; a file is parsed once, whichever splits are in it.
 
     For generated tasks `test` has unseen phrasings and ranges, and `test_seen` (a fifth of it)
-    trained ones. Of one file, the groups of the last rows serve for validation, and for the test
-    where it has no file of its own (where test_rows is none, held_out_percent of the rows): no
-    group is in two splits. Bad records are told once, with train or the test's own file. Memory:
-    all rows of the files that are read."""
+    trained ones. The groups of the training file's last rows serve for validation, and for the
+    test, where these have no file of their own (where test_rows is none, held_out_percent of the
+    rows): no group is in two splits. Bad records and notes are told once, with the first split of
+    their file. Memory: all rows of the files that are read."""
     loaded = _whole(settings, splits)
     if settings.golds_only and "train" in loaded:
         rows = [formats.gold_only(row) for row in loaded["train"].rows if row["gold"]]
@@ -81,21 +90,26 @@ def _whole(settings: PrepareSettings, splits: Sequence[str]) -> dict[str, Loaded
         if split == "test_seen":
             loaded[split] = Loaded([], [], [])
             continue
-        place, whole = _place(settings, split)
+        place, within = _place(settings, split)
         if place not in read:
-            read[place] = _read(settings, split, place, whole)
+            read[place] = _read(settings, place, within)
         loaded[split] = read[place][split]
     return loaded
 
 
-def stream(settings: PrepareSettings, place: Path | str, rejected: list[dict]) -> Iterator[dict]:
+def stream(
+    settings: PrepareSettings, place: Path | str, rejected: list[dict], notes: list[str] | None = None
+) -> Iterator[dict]:  # fmt: skip
     """The rows of a file, a corpus's folder or a hub split (`train`), one at a time; what is bad
-    goes to `rejected`."""
+    goes to `rejected`, and to `notes` once all is read what a user should know of how it was."""
     parse, expand = _format(settings)
-    for where, raw in _records(settings, place, rejected):
+    notes, unused, used, seen = [] if notes is None else notes, Counter(), _used(settings), set()
+    for where, raw in _records(settings, place, rejected, notes):
         id = where.rsplit("/", 1)[-1]
         try:
-            parts = [_fields(raw)]
+            parts = [files.fields_of(raw)]
+            seen |= parts[0].keys()
+            unused.update(name for name in (MATTERS & parts[0].keys()) - used if parts[0][name] not in EMPTY)
             if expand:
                 parts = expand(parts[0])
         except formats.BadRow as error:
@@ -107,6 +121,14 @@ def stream(settings: PrepareSettings, place: Path | str, rejected: list[dict]) -
             except formats.BadRow as error:
                 place_of_part = f"{where}, part {number}" if expand else where
                 rejected.append({"place": place_of_part, "reason": str(error)})
+    for name, column in columns_of(settings).items() if settings.source == "own" and seen else ():
+        if name in ("context", "group") and column not in seen:
+            raise SourceError(f"{place}: no record has the column of {name}={column} "
+                              f"(but {', '.join(sorted(seen))[:200]}){nearest(column, seen)}")  # fmt: skip
+    if unused:
+        told = ", ".join(f"{name!r} (in {count:,} records)" for name, count in sorted(unused.items()))
+        name = place.name if isinstance(place, Path) else place
+        notes.append(f"{name}: {settings.source} does not use the fields {told}")
 
 
 # --- splits and mixtures --------------------------------------------------------------------------
@@ -126,27 +148,34 @@ def _generated(settings: PrepareSettings, split: str) -> Loaded:
     return Loaded(rows[settings.skip_rows :] if split == "train" else rows, [], [])
 
 
-def _read(settings: PrepareSettings, split: str, place: Path | str, whole: bool) -> dict[str, Loaded]:
-    """The splits in a place: all three where it is the `whole`, else the test alone, or training
-    and validation."""
+def _read(settings: PrepareSettings, place: Path | str, within: Sequence[str]) -> dict[str, Loaded]:
+    """The splits `within` a place: the test or the validation alone, or training and what has no
+    place of its own."""
     rejected: list[dict] = []
-    rows = list(stream(settings, place, rejected))
+    notes: list[str] = []
+    rows = list(stream(settings, place, rejected, notes))
+    notes += _left_beside(settings, place)
     if settings.source == "finqa":
         finqa.by_report(rows)
-    count, files = len(rows) + len(rejected), [place] if isinstance(place, Path) else []
+    count, local = len(rows) + len(rejected), [place] if isinstance(place, Path) else []
     if not count:
         raise SourceError(f"{place}: no rows")
     if len(rejected) > REJECTED_SHARE * count:
         first = f"the first at {rejected[0]['place']}: {rejected[0]['reason']}"
         raise SourceError(f"{len(rejected)} of {count} rows are bad, {first}. Is this the right file?")
-    if split == "test" and not whole:
-        return {"test": Loaded(_first(rows, settings.test_rows), rejected, files)}
-    asked = {"validation": settings.validation_rows or 0}
-    if whole:
-        tests = settings.test_rows
-        if tests is None:
-            tests = math.ceil(len(rows) * settings.held_out_percent / 100)
-        asked = {"test": tests} | asked
+    if "train" not in within:
+        (name,) = within
+        if name == "validation":
+            rows = [convfinqa.learnt(row) for row in rows if convfinqa.whole(row)]
+        kept = _first(rows, getattr(settings, f"{name}_rows"))
+        return {name: Loaded(kept, rejected, local, tuple(notes))}
+    asked = {}
+    if "test" in within:
+        asked["test"] = settings.test_rows
+        if settings.test_rows is None:
+            asked["test"] = math.ceil(len(rows) * settings.held_out_percent / 100)
+    if "validation" in within:
+        asked["validation"] = settings.validation_rows or 0
     parts = _divide(rows, asked)
     if not parts["train"][settings.skip_rows :]:
         asked = {"skip": settings.skip_rows} | asked
@@ -154,9 +183,9 @@ def _read(settings: PrepareSettings, split: str, place: Path | str, whole: bool)
         groups = {row["group"] for row in rows}
         raise SourceError(f"{place}: {held} leave nothing to train on "
                           f"({len(rows)} rows in {len(groups)} groups); lower them")  # fmt: skip
-    loaded = {name: Loaded(_first(parts[name], most), [], files) for name, most in asked.items()}
+    loaded = {name: Loaded(_first(parts[name], most), [], local) for name, most in asked.items()}
     train = parts["train"][settings.skip_rows :]
-    return loaded | {"train": Loaded(train[: settings.train_rows], rejected, files)}
+    return loaded | {"train": Loaded(train[: settings.train_rows], rejected, local, tuple(notes))}
 
 
 def _divide(rows: list[dict], asked: dict[str, int]) -> dict[str, list[dict]]:
@@ -206,6 +235,7 @@ def _mixture(settings: PrepareSettings, splits: Sequence[str]) -> dict[str, Load
             _interleaved([source.rows for source in sources], weights, most),
             [bad for source in sources for bad in source.rejected],
             [file for source in sources for file in source.files],
+            tuple(note for source in sources for note in source.notes),
         )
     return mixed
 
@@ -240,37 +270,58 @@ def _format(settings: PrepareSettings) -> tuple[Callable, Callable | None]:
     return PARSERS[settings.source], None
 
 
-def _place(settings: PrepareSettings, split: str) -> tuple[Path | str, bool]:
-    """(the file, folder or hub split that a split's rows are in, whether all splits are in it)."""
-    whole = settings.source in UNSPLIT
+def _place(settings: PrepareSettings, split: str) -> tuple[Path | str, tuple[str, ...]]:
+    """(the file, folder or hub split that a split's rows are in, the splits within it)."""
+    everything = ("train", "validation", "test")
+    alone = [] if settings.source in UNSPLIT else ["test"]  # splits with a place of their own
     if settings.data_dir:
         folder = Path(in_project(settings.data_dir))
         if folder.is_file():
-            return folder, True
+            return folder, everything
         if settings.source == "corpus":
             inner = folder / "corpus"
-            return (_inside(inner, folder) if inner.exists() else folder), True
-        whole = whole and not _file(folder, settings.source, "test")
-    name = "test" if split == "test" and not whole else "train"
+            return (_inside(inner, folder) if inner.exists() else folder), everything
+        test, validation = (_file(folder, settings.source, part) for part in ("test", "validation"))
+        if test:
+            alone = ["test"]
+        if settings.validation_rows != 0 and validation and validation != test:
+            alone.append("validation")
+    name = split if split in alone else "train"
+    within = (name,) if name in alone else tuple(part for part in everything if part not in alone)
     if not settings.data_dir:
-        return name, whole
+        return name, within
     path = _file(folder, settings.source, name)
     if path is None:
-        names = FILES.get((settings.source, name), (name,))
+        names = FILES.get((settings.source, name), NAMES[name])
         tried = " and ".join(f"{folder / part / ' or '.join(names)}.jsonl" for part in (settings.source, ""))
-        raise SourceError(f"no {settings.source} rows: looked for {tried} (or {', '.join(ENDINGS[1:])}); "
+        raise SourceError(f"no {settings.source} rows: looked for {tried} (or {', '.join(files.ENDINGS[1:])}); "
                           f"a data_dir that names one file has it split by its groups")  # fmt: skip
-    return _inside(path, folder), whole
+    return _inside(path, folder), within
 
 
 def _file(folder: Path, source: str, split: str) -> Path | None:
+    published = [(name,) for name in FILES.get((source, split), ())]
     for inner in (folder / source, folder):
-        for name in FILES.get((source, split), (split,)):
-            for ending in ENDINGS:
-                path = inner / f"{name}{ending}"
-                if path.is_file():
-                    return path
+        for names in published or [NAMES[split]]:
+            if path := files.find(inner, *names):
+                return path
     return None
+
+
+def _used(settings: PrepareSettings) -> set[str]:
+    """Fields of MATTERS that the source's parser uses."""
+    if settings.source != "own":
+        return {"answer", "table", *USED.get(settings.source, ())}
+    columns = columns_of(settings)
+    return {formats.gold_column(columns), *(columns.get(name, name) for name in ("question", "context", "group"))}
+
+
+def _left_beside(settings: PrepareSettings, place: Path | str) -> Iterator[str]:
+    """Tells of the other splits' files beside a training file that data_dir names."""
+    alone = settings.data_dir and place == Path(in_project(settings.data_dir))
+    if alone and place in files.named(place.parent, *NAMES["train"]):
+        for path in files.named(place.parent, *NAMES["validation"], *NAMES["test"]):
+            yield f"{place.name}: {path.name} beside it is not read, as data_dir names one file: name their folder"
 
 
 def _inside(path: Path, folder: Path) -> Path:
@@ -280,69 +331,22 @@ def _inside(path: Path, folder: Path) -> Path:
 
 
 def _records(
-    settings: PrepareSettings, place: Path | str, rejected: list[dict]
-) -> Iterator[tuple[str, object]]:  # fmt: skip
-    """(place, record): a JSON line as bytes, a dictionary, or the BadRow that it is."""
+    settings: PrepareSettings, place: Path | str, rejected: list[dict], notes: list[str]
+) -> files.Records:  # fmt: skip
     if isinstance(place, str):
         yield from _hub(settings, place)
     elif settings.source == "corpus":
         for number, text in enumerate(texts.documents(place, rejected), 1):
             yield f"document:{number}", {"text": text}
-    elif place.suffix == ".json":
-        for number, record in enumerate(_list(place), 1):
-            yield f"{place.name}:{number}", record
     else:
-        read = _table if place.suffix == ".csv" else _jsonl
-        with untrusted.opened(place) as file:
-            yield from read(file, place.name)
-
-
-def _list(place: Path) -> list:
-    """The records of a .json file."""
-    size = place.stat().st_size
-    if size > LARGEST_JSON:
-        raise SourceError(f"{place}: has {size >> 20:,} MiB, and a .json file of over {LARGEST_JSON >> 20} is not "
-                          f"read whole; one record a line in a .jsonl file may be of any size")  # fmt: skip
-    try:
-        records = json.loads(place.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise SourceError(f"{place}: is not JSON: {str(error)[:100]}") from None
-    if not isinstance(records, list):
-        raise SourceError(f"{place}: holds no list of records; one record a line belongs into a .jsonl file")
-    return records
-
-
-def _jsonl(file, name: str) -> Iterator[tuple[str, object]]:
-    for number, line, whole in untrusted.lines(file):
-        if not whole:
-            yield f"{name}:{number}", formats.BadRow(f"longer than {untrusted.LONGEST_LINE >> 20} MiB")
-        elif line.strip():
-            yield f"{name}:{number}", line
-
-
-def _table(file, name: str) -> Iterator[tuple[str, object]]:
-    """Rows of a CSV file with a header; the place is the row's last line. A bad byte stays a
-    surrogate, told later."""
-    csv.field_size_limit(LONGEST_CELL)
-    at = 0
-
-    def text(numbered) -> str:
-        nonlocal at
-        at, line, whole = numbered
-        if not whole:
-            raise csv.Error(f"longer than {untrusted.LONGEST_LINE >> 20} MiB")
-        return line.decode("utf-8", "surrogateescape")
-
-    numbered = untrusted.lines(file)
-    rows = csv.DictReader(map(text, numbered), strict=True)  # map goes on after an error, a generator would not
-    while True:
-        try:
-            row = next(rows)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            row = formats.BadRow(f"not CSV: {error}")
-        yield f"{name}:{at}", row
+        match files.ending_of(place).removesuffix(".gz"):
+            case ".csv" | ".tsv":
+                columns = columns_of(settings) if settings.source == "own" else {}
+                yield from tables.csv_records(place, formats.gold_column(columns), notes)
+            case ".parquet" | ".arrow" | ".feather":
+                yield from tables.arrow_records(place, notes)
+            case _:
+                yield from files.json_records(place, notes)
 
 
 def _hub(settings: PrepareSettings, split: str) -> Iterator[tuple[str, object]]:
@@ -361,19 +365,3 @@ def _hub(settings: PrepareSettings, split: str) -> Iterator[tuple[str, object]]:
         ) from error
     for number, row in enumerate(rows, 1):
         yield f"{repository}/{split}:{number}", row
-
-
-def _fields(raw) -> dict:
-    """A record's fields by their names in small letters (SVAMP has been published both ways)."""
-    if isinstance(raw, formats.BadRow):
-        raise raw
-    if isinstance(raw, bytes):
-        try:
-            raw = json.loads(raw)
-        except (ValueError, RecursionError) as error:
-            raise formats.BadRow(f"not JSON: {str(error)[:100]}") from None
-    if not isinstance(raw, dict):
-        raise formats.BadRow(f"is no object with fields, but {type(raw).__name__}")
-    if None in raw:
-        raise formats.BadRow("has more cells than the header has columns")
-    return {name.lower(): value for name, value in raw.items()}

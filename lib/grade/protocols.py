@@ -46,7 +46,7 @@ def grade(completion: str, published: dict, unit: str = "none") -> Score:
 # ---- FinQA
 _LITERAL = re.compile(r"\d+\.?\d*|\.\d+")
 _NO_NUMBER = re.compile(r"[^-\d.%]")  # in the value that a mark shows
-_HUNDREDFOLD = re.compile(r"100\*\(.*\)|.*\*100")
+_HUNDREDFOLD = re.compile(r"100\*(?:\(.*\)|[\d.]+/[\d.]+)|.*\*100")
 _EXACT = 30  # decimals of a value that goes on into later steps: fractions would grow with each
 
 
@@ -59,7 +59,7 @@ def finqa(completion: str, exe_ans: float | str, in_percent: bool = False) -> Sc
     no mark counts as it stands.
 
     FinQA's percents are fractions, so an answer with a percent sign is taken by the hundredth, and one without whose
-    mark is a hundredfold (`100*(...)`) may be. `in_percent`: this `exe_ans` is one of the few in percent.
+    mark is a hundredfold (`100*(...)`, `100*a/b`) may be. `in_percent`: this `exe_ans` is one of the few in percent.
 
     Source: Chen et al. 2021, FinQA, section 5; github.com/czyssrs/FinQA, code/evaluate/evaluate.py."""
     if exe_ans in ("yes", "no"):

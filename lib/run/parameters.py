@@ -11,7 +11,7 @@ from lib.run import untrusted
 from lib.run.paths import default_run, in_project, run_name_problems
 from lib.run.presets import Resolved, resolve
 from lib.run.rules import not_of, unknown
-from lib.run.settings import FIELDS, SettingsError, full_name, short
+from lib.run.settings import FIELDS, SettingsError, as_text, full_name, short
 from lib.run.stages import names_of
 
 RUN_PARAMETERS = ("preset", "run", "outputs", "rehearse", "changes")
@@ -55,7 +55,8 @@ def from_notebook(stage: str, namespace: Mapping[str, Any]) -> Request:
     if not isinstance(rehearse, bool):
         problems.append(f"rehearse = {short(rehearse)}: must be True or False")
     if outputs is not None and not _is_path(outputs):
-        problems.append(f"outputs = {short(outputs)}: must be a folder, or None for the project's outputs/")
+        problems.append(f"outputs = {short(outputs)}: must be a folder, or None for the project's outputs/"
+                        f"{as_text('outputs', outputs)}")  # fmt: skip
     problems += run_name_problems(run)
     try:
         resolved = resolve(preset, overrides, rehearse is True, stage)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lib.run import packages, untrusted
-from lib.run.settings import SettingsError, short
+from lib.run.settings import SettingsError, as_text, short
 
 ROOT = Path(__file__).resolve().parents[2]
 HUB_ID = r"(?a)(?!.*(--|\.\.))(\b[\w.-]{1,96}\b/)?\b[\w.-]{1,96}\b"  # the hub's own rule, without its slow import
@@ -23,7 +23,8 @@ def run_name_problems(run: Any) -> list[str]:
     """Why `run` cannot name a folder under outputs/ (an empty list: it can)."""
     if isinstance(run, str) and re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}", run) and ".." not in run:
         return []
-    return [f"run = {short(run)}: must be a name of letters, digits, '.', '_' and '-', without '..'"]
+    rule = "must be a name of letters, digits, '.', '_' and '-', without '..'"
+    return [f"run = {short(run)}: {rule}{as_text('run', run)}"]
 
 
 def locate(name: str) -> str:

@@ -19,6 +19,7 @@ from lib.run.settings import (
     ON_PAGES,
     REWARDED,
     Settings,
+    as_text,
     columns_of,
     flat,
     full_name,
@@ -158,6 +159,8 @@ def refusal(name: str, value: Any) -> str:
     hints = [nearest(part, choices) for part in parts if part not in choices]
     hint = next(filter(None, hints), "")
     about = " ".join((field.description or "").split())
+    if any(form["type"] == "string" and "enum" not in form for form in _forms(name)):
+        hint = hint or as_text(name, value)
     shown = short(value) if field.repr else "(not shown)"  # it may be a secret
     return f"{name} = {shown}: must be {allowed(name)}{hint}" + (about and f" ({about})")
 

@@ -302,7 +302,7 @@ class PrepareSettings(HeldOut, Trainer, Model):
     golds_only: bool = False
     """keep the training rows' questions and golds, not their worked answers"""
     validation_rows: Annotated[int, Field(ge=0)] | None
-    """rows for the held-out loss; 0: no such"""
+    """rows for the held-out loss; 0: no such; none: all of a validation file"""
     test_rows: Count | None
     """test rows, over all kinds; none: all there are, or held_out_percent"""
     kinds: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
@@ -592,7 +592,8 @@ def parts_of(settings: Settings) -> list[Part]:
 
 def columns_of(settings: Settings) -> dict[str, str]:
     """{"question": the name of your column, ...}, in small letters."""
-    return dict(pair.lower().split("=", 1) for pair in settings.columns)
+    pairs = (pair.lower().split("=", 1) for pair in settings.columns)
+    return {name: column.strip() for name, column in pairs}
 
 
 def short(value: Any) -> str:
@@ -604,6 +605,13 @@ def short(value: Any) -> str:
     if len(text) <= 100:
         return text
     return f"{text[:60]}...{text[-20:]}"
+
+
+def as_text(name: str, value: Any) -> str:
+    """The end of a message: how to give as text what became a number on its way; empty where the value is none."""
+    if not isinstance(value, int | float):
+        return ""
+    return f"; papermill -p and YAML make it a number: give text, by papermill -r {name} VALUE or in quotes"
 
 
 def nearest(name: Any, choices: Any) -> str:

@@ -19,7 +19,7 @@ from lib import SharpenError
 
 JSON_BYTES = 64 << 20  # of a JSON file that is parsed whole; the largest tokenizer.json of a hub model has half of it
 LONGEST_LINE = 16 << 20  # bytes; a filing with its tables has at most some five million
-# A gzip file may give so many times its own size, and so many bytes however small it is: text gives 3 to 20 times, a
+# A packed file may give so many times its own size, and so many bytes however small it is: text gives 3 to 20 times, a
 # bomb 1,000 times.
 GZIP_RATIO, GZIP_BYTES = 100, 64 << 20
 PICKLES = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth")
@@ -128,7 +128,7 @@ def _size_of_file(path: Path) -> int:
 def opened(path: Path) -> io.BufferedIOBase:
     """A data file for reading bytes, unpacked where it ends in .gz: torn, it is named; a bomb stops at its limit."""
     size = _size_of_file(path)
-    if path.suffix == ".gz":
+    if path.suffix.lower() == ".gz":
         return io.BufferedReader(_Unpacked(path, size), 1 << 20)
     return open(path, "rb")
 
@@ -144,6 +144,10 @@ def lines(file: io.BufferedIOBase) -> Iterator[tuple[int, bytes, bool]]:
         if number == 1:
             line = line.removeprefix(b"\xef\xbb\xbf")  # a byte order mark
         yield number, line, whole
+
+
+def out_of_proportion(path: Path) -> UntrustedError:
+    return UntrustedError(f"{path} unpacks to over {GZIP_RATIO} times its size: unpack it yourself")
 
 
 class _Unpacked(io.RawIOBase):
@@ -162,7 +166,7 @@ class _Unpacked(io.RawIOBase):
             raise UntrustedError(f"{self.path} is no whole gzip file ({error}): fetch it again") from None
         self.left -= len(part)
         if self.left < 0:
-            raise UntrustedError(f"{self.path} unpacks to over {GZIP_RATIO} times its size: unpack it yourself")
+            raise out_of_proportion(self.path)
         buffer[: len(part)] = part
         return len(part)
 

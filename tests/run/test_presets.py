@@ -499,6 +499,18 @@ def test_run_names_stay_inside_outputs(run):
     assert "run = " in notebook_refusal(run=run) and "must be a name" in notebook_refusal(run=run)
 
 
+def test_a_name_that_papermill_made_a_number_is_refused_with_the_way_to_give_text():
+    for stage, given in (
+        ("train", {"run": 2024}), ("train", {"run": 7.5}), ("train", {"run": True}), ("train", {"outputs": 2024}),
+        ("prepare", {"dataset_revision": float("inf")}), ("prepare", {"changes": {"data_dir": 2024}}),
+        ("train", {"base_model": 7}),
+    ):  # fmt: skip
+        (name, value), = (given.get("changes") or given).items()
+        told = notebook_refusal(stage, **given)
+        assert f"{name} = {value!r}: must be" in told and f"by papermill -r {name} VALUE or in quotes" in told
+    assert "papermill -r" not in notebook_refusal(run="a/b", learning_rate="fast")
+
+
 def test_only_none_stands_for_the_usual_run_and_folder():
     for none in (None, "none", "None"):
         request = from_notebook("train", PLAIN | {"run": none, "outputs": none})
