@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable
 from itertools import takewhile
 
+from lib.data import formats
 from lib.data.formats import BadRow, digest, joined, row_of, text_of
 
 ROLES = {
@@ -67,6 +68,18 @@ def trader_dpo(fields: dict, place: str) -> dict:
         raise BadRow("fields 'chosen' and 'rejected' are the same")
     row = row_of("trader_dpo", "preference", place, "", "", None, digest(context))
     return row | {"messages": [*context, chosen], "rejected": whole(rejected)} | tools_of(fields)
+
+
+def own(fields: dict, place: str, columns: dict[str, str]) -> dict:
+    """Your own rows (`formats.own`), whose question, and then also the answer, may be a list of messages."""
+    question, name = columns.get("question", "question"), formats.gold_column(columns)
+    if not isinstance(fields.get(question), list):
+        return formats.own(fields, place, columns)
+    *before, asked, said = conversation([*messages_of(fields, question), *_side(fields, name)])["messages"]
+    row = formats.own(fields | {question: asked["content"], name: said["content"]}, place, columns)
+    last = [mine | plain for mine, plain in zip((asked, said), row["messages"], strict=True)]
+    last[0]["role"] = asked["role"]
+    return row | {"messages": [*before, *last]} | tools_of(fields)
 
 
 def with_rejected(row: dict) -> dict:

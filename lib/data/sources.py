@@ -261,7 +261,7 @@ def _format(settings: PrepareSettings) -> tuple[Callable, Callable | None]:
     source."""
     match settings.source:
         case "own":
-            return partial(formats.own, columns=columns_of(settings)), None
+            return partial(chats.own, columns=columns_of(settings)), None
         case "finqa" | "tatqa" | "convfinqa":
             shown = {"context": settings.page_context, "most": settings.nearest_sentences}
             return partial(PARSERS[settings.source], **shown), EXPANDED.get(settings.source)

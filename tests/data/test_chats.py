@@ -199,6 +199,18 @@ def test_a_preference_pair_is_learnt_as_its_chosen_answer_and_keeps_the_rejected
             chats.trader_dpo({"prompt": "Buy?", "chosen": "No.", "rejected": "Yes!"} | bad, "x")
 
 
+def test_your_own_columns_may_hold_messages(tokenizer):
+    columns = {"question": "prompt", "answer": "completion", "context": "page"}
+    talk = [("user", "Buy?"), ("assistant", "No."), ("user", "At which price?")]
+    record = {"prompt": [{"role": role, "content": text} for role, text in talk], "page": "It costs 12.",
+              "completion": [{"role": "assistant", "content": "<think>Half.</think>6"}]}  # fmt: skip
+    row = chats.own(record, "mine:1", columns)
+    assert learnt(row, tokenizer) == ["No.</s>", "<think>\nHalf.\n</think>\n\n#### 6</s>"]
+    assert row["gold"]["value"] == 6 and content(row)[2] == ("user", "It costs 12.\n\nAt which price?")
+    plain = {"prompt": "At which price?", "completion": "6", "page": "It costs 12."}
+    assert content(chats.own(plain, "mine:1", columns)) == [content(row)[2], ("assistant", "#### 6")]
+
+
 # --- which answers ----------------------------------------------------------------------------------------------------
 def test_one_answer_alone_is_learnt_where_the_setting_says_so(tokenizer):
     row = said("One?", "It is 1.", "Two?", "It is 2.")
