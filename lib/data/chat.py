@@ -4,6 +4,7 @@ import html
 import re
 from collections.abc import Iterator
 from contextlib import suppress
+from datetime import date
 from functools import lru_cache
 from itertools import groupby
 
@@ -26,6 +27,7 @@ PLAIN = {"system": "", "user": "Question: ", "assistant": "Answer: ", "tool": "R
 STOP = f"\n\n{PLAIN['user'].strip()}"  # where a model that writes on has ended its answer
 UNTOLD = {"verbose": False}  # transformers warns of a prompt that is longer than a model reads; none such is asked
 IGNORED = -100  # the label that torch's cross entropy leaves out
+TODAY = re.compile(r"""strftime_now\s*\(\s*(['"])(.*?)\1\s*\)""")  # what transformers gives to templates
 THINK = re.compile(r"<think>\s*$")  # at a prompt's end: the template opens the thinking
 UNTHOUGHT = r"(?:<think>\s*</think>\s*)?"  # what some templates put before an answer without thinking
 PLACE = "\ue000{}\ue001"  # stands for an answer's text in what a template writes
@@ -54,7 +56,18 @@ def load_tokenizer(settings: Model):
     if not tokenizer.chat_template:
         problem = f"base_model = {settings.base_model!r} has no chat template"
         raise SettingsError([f"{problem}: set chat_template, e.g. 'llama-3' or 'chatml'"])
+    tokenizer.chat_template = dated(tokenizer.chat_template, settings.template_date)
     return tokenizer
+
+
+def dated(template: str, day: str) -> str:
+    """A template that prints today's date, with `day` (ISO 8601) in its place: else what is asked would change from
+    day to day. SettingsError where it asks for the time in another way than by `strftime_now('FORMAT')`."""
+    template = TODAY.sub(lambda asked: repr(date.fromisoformat(day).strftime(asked[2])), template)
+    if re.search(r"strftime_now\s*\(", template):
+        raise SettingsError(["the base's chat template prints the time in a way that cannot be held still: set another "
+                             "(chat_template)"])  # fmt: skip
+    return template
 
 
 def has_template(settings: Model) -> bool:

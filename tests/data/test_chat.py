@@ -96,11 +96,21 @@ def test_an_answer_without_tokens_is_refused(tokenizer):
 def test_a_base_without_a_template_is_refused_with_the_remedy(tmp_path, tokenizer):
     for name in ("tokenizer.json", "tokenizer_config.json", "config.json"):
         shutil.copy(f"{ROOT}/data/base/{name}", tmp_path)
-    settings = SimpleNamespace(base_model=str(tmp_path), chat_template=None)
+    settings = SimpleNamespace(base_model=str(tmp_path), chat_template=None, template_date="2026-01-01")
     with pytest.raises(SettingsError, match="has no chat template: set chat_template, e.g. 'llama-3'"):
         chat.load_tokenizer(settings)
     (tmp_path / "chat_template.jinja").write_text(chat.TEMPLATE)
     assert chat.load_tokenizer(settings).chat_template == tokenizer.chat_template
+
+
+def test_a_template_that_prints_the_date_prints_the_settings_own(tokenizer):
+    print_date = "Today is {{ strftime_now('%d %b %Y') }}."
+    template = "{% if strftime_now is defined %}" + print_date + "{% endif %}" + chat.TEMPLATE
+    dated = with_template(tokenizer, chat.dated(template, "2024-07-26"))
+    assert "Today is 26 Jul 2024." in tokenizer.decode(chat.encode(conversation("Two?", "It is 2."), dated)["input_ids"])
+    assert chat.dated(chat.TEMPLATE, "2024-07-26") == chat.TEMPLATE
+    with pytest.raises(SettingsError, match="cannot be held still: set another"):
+        chat.dated("{{ strftime_now(format) }}", "2024-07-26")
 
 
 # --- what the notebook shows ------------------------------------------------------------------------------------------
