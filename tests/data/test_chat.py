@@ -107,7 +107,8 @@ def test_a_template_that_prints_the_date_prints_the_settings_own(tokenizer):
     print_date = "Today is {{ strftime_now('%d %b %Y') }}."
     template = "{% if strftime_now is defined %}" + print_date + "{% endif %}" + chat.TEMPLATE
     dated = with_template(tokenizer, chat.dated(template, "2024-07-26"))
-    assert "Today is 26 Jul 2024." in tokenizer.decode(chat.encode(conversation("Two?", "It is 2."), dated)["input_ids"])
+    ids = chat.encode(conversation("Two?", "It is 2."), dated)["input_ids"]
+    assert "Today is 26 Jul 2024." in tokenizer.decode(ids)
     assert chat.dated(chat.TEMPLATE, "2024-07-26") == chat.TEMPLATE
     with pytest.raises(SettingsError, match="cannot be held still: set another"):
         chat.dated("{{ strftime_now(format) }}", "2024-07-26")
