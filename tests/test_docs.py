@@ -44,6 +44,8 @@ TESTED = {  # a command of the pages -> the test that does what it says; setting
         "grade/test_stats.py::test_the_interval_of_pass_at_k_covers_95_percent",
     "python tests/benchmarks/bench_protocols.py DATA":
         "grade/test_protocols.py::test_the_sample_predictions_score_as_the_official_script_says",
+    "python tests/benchmarks/fuzz_numerals.py":
+        "grade/test_sentences.py::test_a_spelling_by_unicodes_tables_is_read_or_refused_and_never_misread",
     "sharpen sweep demo --grid r=8,32 --seeds 3":
         "pipeline/test_sweep.py::test_a_rehearsed_sweep_measures_its_cell_and_is_skipped_the_second_time",
     "sharpen serve demo": SERVED,

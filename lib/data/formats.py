@@ -5,14 +5,10 @@ import hashlib
 import json
 import math
 import re
+from collections import Counter
 
 from lib.grade import calculator, numerals, reading
 from lib.run.settings import nearest
-
-NUMERAL = re.compile(
-    r"(?:[$€£¥]\s?(?=\())?\(?[-+]?\s?(?:US|S|A)?[$€£¥]?\s?[-+]?"
-    r"\d[\d,]*(?:\.\d+)?\s?(?:%|percent|thousand|million|billion)?\s?\)?"
-)
 
 
 class BadRow(ValueError):
@@ -87,16 +83,6 @@ def decimals_of(value: float) -> int:
     return max(0, len(digits.partition(".")[2].rstrip("0")) - int(exponent or 0))
 
 
-def numeral(text: str) -> numerals.Reading | None:
-    """The number that a text is from end to end (`$1,496.5`, `(32)`, `45 %`), else None."""
-    if len(text) > 40 or not NUMERAL.fullmatch(numerals.normal(text).strip()):
-        return None
-    number = numerals.first_number(numerals.plain(numerals.normal(text)))
-    if number.error:
-        return None
-    return number
-
-
 def decimals_shown(number: numerals.Reading) -> int:
     """Digits after the point that a text showed (-6: whole millions), as far as a gold can say
     it."""
@@ -168,8 +154,8 @@ def own(fields: dict, place: str, columns: dict[str, str]) -> dict:
     """Your own rows; `columns` says which of your columns is the question, answer, gold, context and
     group.
 
-    The gold is the marked answer (`#### 42`), or the whole answer where it is a number; else there
-    is none. With a column of golds there is no answer to learn."""
+    The gold is what the marked answer states (a number, yes or no, a choice's letter: `reading.stated`), or the whole
+    answer where it is a number; else there is none. With a column of golds there is no answer to learn."""
     asked, name = columns.get("question", "question"), gold_column(columns)
     for column in (asked, name):
         if column not in fields:
@@ -182,21 +168,30 @@ def own(fields: dict, place: str, columns: dict[str, str]) -> dict:
         answer = f"{number_of(fields, name):.15g}"
     else:
         answer = text_of(fields, name)
-    number, marked, gold = numeral(answer), reading.parse(answer), None
-    if isinstance(fields[name], bool):
-        gold = {"value": fields[name], "unit": "bool"}
-    elif marked and marked.reading == "marker":
-        gold = typed(marked.value, marked.unit, decimals_shown(marked))
-    elif number:
-        gold, answer = typed(number.value, number.unit, decimals_shown(number)), f"#### {answer}"
+    stated, gold = reading.stated(answer), None
+    if stated.unit in ("bool", "choice") and not stated.error:
+        gold = {"value": stated.value, "unit": stated.unit}
+    elif not stated.error:
+        gold = typed(stated.value, stated.unit, decimals_shown(stated))
+    if stated.reading == "whole":
+        answer = f"#### {answer}"
     context = joined(*texts_of(fields, columns.get("context", "context")))
     group = label_of(fields, columns.get("group", "group"))
     row = row_of("own", "own", place, joined(context, question), answer, gold, group)
     if "gold" not in columns:
         return row
     if gold is None:
-        raise BadRow(f"field {name!r} is no number, nor does it end with '#### ' and one")
+        raise BadRow(f"field {name!r} is no number, nor does it end with '#### ' and one; it holds {stated.error}")
     return gold_only(row)
+
+
+def golds_told(rows: list[dict]) -> str:
+    """How many rows have a gold, and what the answers of the others hold instead."""
+    others = Counter(reading.stated(row["messages"][-1]["content"]).error for row in rows if not row["gold"])
+    told = f"{len(rows) - others.total():,} of {len(rows):,} rows have a gold"
+    if others:
+        told += "; others: " + ", ".join(f"{count:,} hold {why or 'an answer'}" for why, count in others.most_common())
+    return told
 
 
 def gold_column(columns: dict[str, str]) -> str:

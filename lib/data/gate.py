@@ -27,6 +27,7 @@ from lib import SharpenError
 from lib.data import chat, chats
 from lib.grade import scoring
 from lib.grade.calculator import wrong_marks, wrong_sums
+from lib.grade.numerals import every_number
 
 Splits = dict[str, list[dict]]  # rows by split: train, validation, test_seen, test
 DROPPED_FROM = ("train", "validation")
@@ -469,7 +470,7 @@ def _answer_faults(row: dict) -> list[tuple[str, str]]:
     answer, gold, faults = row["messages"][-1]["content"], row.get("gold"), []
     if gold:
         verdict = scoring.grade(answer, gold)
-        working = re.sub(r"(?<=\d) (?=\d{3}\b)", "", answer.rpartition("####")[0])
+        working = answer.rpartition("####")[0]
         if not verdict.correct:
             reads = "has no marked answer"
             if verdict.value is not None:
@@ -485,7 +486,8 @@ def _answer_faults(row: dict) -> list[tuple[str, str]]:
 
 
 def _stands_in(working: str, value: float) -> bool:
-    numbers = [*read(working, ones=True)[0], *map(float, re.findall(r"\d+(?:\.\d+)?", working))]
+    """Is it a number of the working, in digits or words, or 100 or 1000 times one?"""
+    numbers = [*every_number(working), *read(working, ones=True)[0]]
     scaled = (abs(number) * scale for number in numbers for scale in (1, 100, 0.01, 1000, 0.001))
     return not numbers or any(math.isclose(number, value, rel_tol=1e-3, abs_tol=0.005) for number in scaled)
 

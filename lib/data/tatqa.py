@@ -3,7 +3,7 @@
 import re
 
 from lib.data import pages
-from lib.data.formats import BadRow, decimals_shown, digest, joined, number_of, numeral, row_of, text_of, typed
+from lib.data.formats import BadRow, decimals_shown, digest, joined, number_of, row_of, text_of, typed
 from lib.data.working import as_percent, working
 from lib.grade import numerals, scoring
 from lib.grade.calculator import CalculatorError, calculate
@@ -121,7 +121,7 @@ def _spans(fields: dict) -> list[str]:
 def _span(text: str, scale: str) -> tuple[str, dict | None]:
     """(answer, gold) of one span: a number as it is shown, a few words as a choice, or a longer
     text without gold."""
-    number = numeral(text)
+    number = numerals.numeral(text)
     if number is None:
         answer, gold = f"#### {text}", {"value": text, "unit": "choice"}
         if len(text.split()) <= SHORT and scoring.grade(answer, gold).correct:
@@ -135,6 +135,6 @@ def _span(text: str, scale: str) -> tuple[str, dict | None]:
 
 def _scaled(text: str, scale: str) -> str:
     """A span, with its scale where it is a number that does not say it itself."""
-    if numeral(text) is None or re.search(r"[a-z%]{4}|%", text):
+    if numerals.numeral(text) is None or re.search("[a-z%]", numerals.priced(numerals.normal(text.lower()))):
         return text
     return text + SCALES[scale][1]

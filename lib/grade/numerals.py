@@ -1,14 +1,27 @@
-"""A line of text -> the number that it shows, in the numerals of markdown, LaTeX and accounts.
+"""A line of text -> the numbers that it shows, in the numerals of markdown, LaTeX and accounts.
 
-Nothing is computed (`6*7` is no number) or guessed (`1,2` is neither 12 nor 1.2), and no text can raise or take
-more than linear time.
+Nothing is computed (`6*7` is no number) or guessed, and no text can raise or take more than linear time.
+
+A comma before three digits groups and a point is decimal, as in English: `1,234` is 1234 and `1.234` is not. Two signs
+that can only be meant the other way are read so: `1.234,56`, `1 234,50`, `1.234.567`. These are ambiguous, and read as
+no number:
+
+- `1,2`, `3,5 %`, `0,123`: one comma, before other than three digits (a decimal or a list; it is not guessed at);
+- `1.234 €`, `kr 1.234`: three digits after one point beside money that is written with a decimal comma, and
+  `1.234 Mio.`, `1,234 Mio.` before a scale that is not English, and `1,234 %`, with its space;
+- `5 mil`, `5 bln`: a scale that has two values (`words.TWO_VALUES`), `5T` without money before it (tonnes), and an
+  unknown word between a number and its currency, as in `5 E Ft`;
+- `12.34,5,6`, `1,23,4`: groups that no country writes; `△5`, a minus in Japanese accounts and a rise elsewhere.
 """
 
 import math
 import re
 import unicodedata
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+
+from lib.grade.words import CURRENCIES, ENGLISH, HAN, HAN_UNITS, LETTER, SCALE_WORDS, SCALES, UNIT_WORDS
 
 AS_RATIO = {"ratio": 1.0, "multiple": 1.0, "percent": 1e-2, "basis points": 1e-4}
 LONGEST_ANSWER = 300  # characters read after a marker, so that a line without end stays cheap
@@ -28,7 +41,9 @@ class Reading:
 # ---- plain text
 
 MINUSES = frozenset("-\u2010\u2011\u2012\u2013\u2014\u2015\u2212\u02d7\u2796")
-SUPERSCRIPTS = re.compile("(?<=[0-9)])[\u2070\u00b9\u00b2\u00b3\u2074-\u2079\u207a\u207b]{1,9}")
+RAISED = "[\u2070\u00b9\u00b2\u00b3\u2074-\u2079\u207a\u207b]{1,9}"
+SUPERSCRIPTS = re.compile(f"(?<=[0-9)]){RAISED}")
+NOTE_SIGNS = re.compile(f"(?<=[^\\W\\d_]){RAISED}|(?<=%){RAISED}")  # of a footnote
 
 
 @lru_cache(maxsize=4096)
@@ -49,6 +64,7 @@ def normal(text: str) -> str:
     if text.isascii():
         return text
     text = SUPERSCRIPTS.sub(lambda run: "^" + unicodedata.normalize("NFKC", run[0]), text)
+    text = NOTE_SIGNS.sub("", text)
     return text.translate({ord(character): _fold(character) for character in set(text) if character > "\x7f"})
 
 
@@ -63,18 +79,14 @@ LATEX = [
     (re.compile(r"\\(?:text(?:bf|rm|it)?|math(?:rm|bf|it)|mbox|underline|left|right|displaystyle)(?![a-zA-Z])"), " "),
     (re.compile(r"\\(?:times|cdot)(?![a-zA-Z])"), " x "),
     (re.compile(r"\\approx(?![a-zA-Z])"), " = "),
+    (re.compile(r"\\pm(?![a-zA-Z])"), " \u00b1 "),
     (re.compile(r"\\(?:gt|succ|rightarrow|to)(?![a-zA-Z])"), " > "),
-    (re.compile(r"\\\$"), "USD "),
+    (re.compile(r"\bB?R\\\$"), "BRL "),
+    (re.compile(r"(?:\b[A-Z]{1,2})?\\\$"), "USD "),
     (re.compile(r"[\\{}]"), ""),  # other commands stay, glued to their argument: "sqrt4" is no number
 ]
 POWER = re.compile(r"(?<=\d)\*\*(?=[-+(\d])")  # 10**3; other double stars are bold type
 DASHES = re.compile("--+")  # a typewriter's dash is no minus
-CURRENCIES = re.compile(
-    r"(?:\b(?:US|CA|AU|HK|NZ|C|A|S))?\$|[\u00a3\u00a5\u20a0-\u20bf]|\bRs\.?(?![a-z])"
-    r"|(?<![a-z])(?:USD|EUR|GBP|JPY|INR|CNY|RMB|CHF|CAD|AUD|HKD|SGD|NZD|SEK|NOK|DKK|KRW|BRL|MXN|ZAR)(?![a-z])"
-    r"|\b(?:dollars?|euros?|pounds?|rupees?|yen|yuan|francs?)\b",
-    re.IGNORECASE,
-)
 
 
 def plain(line: str) -> str:
@@ -84,89 +96,172 @@ def plain(line: str) -> str:
             line = pattern.sub(replacement, line)
     line = POWER.sub("^", line).replace("**", "")
     line = DASHES.sub(" ", line)
-    if line.count("$") % 2 == 0:  # pairs delimit mathematics; an escaped dollar is "USD" by now
+    if "$" in line and _delimits(line.replace("$$", "$").split("$")):
         line = line.replace("$", "")
     return " ".join(line.replace("`", "").replace("_", " ").split()).strip("*: ")
 
 
+def _delimits(parts: list[str]) -> bool:
+    """Do the dollars between these parts delimit mathematics? They come in pairs (an escaped one is "USD" by now), and
+    no digit follows the second of a pair, by pandoc's rule: `$5, up from $3` is money."""
+    return len(parts) % 2 == 1 and not any(part.lstrip()[:1].isdigit() for part in parts[2::2])
+
+
+def priced(line: str) -> str:
+    """Each sign, code or name of money as `$`, or as `€` where it is one of a place with a decimal comma."""
+    return CURRENCIES.sub(lambda match: "€" if match["comma"] else "$", line)
+
+
 # ---- numbers
 
-
-def _digits(separator: str) -> str:
-    """A pattern for 1234567, 1,234,567, 1 234 567 or 12,34,567; `separator` names its group."""
-    western = rf"[1-9]\d{{0,2}}(?P<{separator}>[, '\u2019])\d{{3}}(?:(?P={separator})\d{{3}})*+"
-    return rf"(?:(?:{western}|[1-9]\d?(?:,\d\d)+,\d{{3}}|\d+)(?:\.\d+)?|\.\d+)(?!\d|[.,]\d)"
-
-
-WORDS = "hundred|thousands?|millions?|billions?|trillions?|lakhs?|crores?|mil|mln|mn|bn|tn"
+RUN = r"(?:\d++(?:[.,'\u2019]\d++|(?<!\d\d\d\d)[ ]\d{3}(?!\d))*+|\.\d++)"  # whole, so that no part of it is read
+HANS = "".join(HAN)
 NUMBER = re.compile(
-    rf"""(?<![\w.,\u221a\u00b1])(?P<before>\$\s?)?(?P<open>\(\s?)?(?P<sign>(?:[-+]|minus\b|negative\b)\s?)?
-    (?P<inner>\$\s?)?(?P<sign_after>[-+]\s?)?(?:(?P<whole>\d{{1,9}})[ ](?=\d{{1,9}}\s?/\s?\d))?
-    (?P<main>{_digits("comma")})(?:\s?/\s?(?P<below>{_digits("comma_below")}))?
+    rf"""(?<![\w.,\u221a\u00b1\u25b3\u25b2])(?P<before>[$\u20ac]\s?)?(?P<open>\(\s?)?
+    (?P<sign>(?:[-+]|(?:minus|negative|moins|menos|meno)\b|[\u8d1f\u8ca0])\s?)?
+    (?P<inner>[$\u20ac]\s?)?(?P<sign_after>[-+]\s?)?(?P<rate>%\s?|\u767e\u5206\u4e4b)?
+    (?:(?P<whole>\d{{1,9}})[ ](?=\d{{1,9}}\s?/\s?\d))?(?P<main>{RUN})(?:\s?/\s?(?P<below>{RUN}))?
     (?:\s?[x*\u00d7\u00b7\u22c5]\s?10\s?\^\s?\(?(?P<power>[-+]?\d{{1,9}})\)?|e(?P<exponent>[-+]?\d{{1,9}}))?
-    (?:(?:(?(before)\s?|(?(inner)\s?))|\s(?=[kmbnt]{{1,2}}\s?\$))(?P<short>k|mm?|mn|bn?|tn?)(?![a-z\d])
-      |[ -]?(?P<long>{WORDS})(?![a-z]))?
-    (?:\s?(?P<unit>%|(?:percent(?:age)?(?:\ points?)?|per\ cent|pct|p\.?p\.?t?s?|bps?|basis\ points?|[x\u00d7]|times)
-      (?![a-z\d])))?
-    (?P<after>\s?\$)?(?P<close>\s?\))?(?(close)(?:\s?(?P<outer>%|(?:{WORDS}|k|m)(?![a-z])))?)""",
+    (?:(?:(?(before)\s?|(?(inner)\s?))|\s(?=(?-i:[kKMBT])(?!\.?\w)|[kmbnt]{{1,2}}\s?[$\u20ac]))
+       (?P<short>k|mm?|mn|bn?|tn?)(?![{LETTER}\d])
+      |[ -]?(?:de[ ])?(?P<long>(?:{SCALE_WORDS})(?:[ ](?:{SCALE_WORDS}))?)(?![{LETTER}])
+       (?:\.(?=\s?(?:[$\u20ac(),]|(?-i:[a-z])|$)))?
+      |\s?(?P<han>[{HANS}]{{1,3}}(?![\u5206\u514b\u7c73\u74e6])(?:\s?\d[\d,.]*+[{HANS}]{{1,3}}){{0,3}}))?
+    (?:\s?(?P<unit>[%\u2030\u2031]|(?:{UNIT_WORDS})(?![{LETTER}\d])|{HAN_UNITS}))?
+    (?P<behind>-(?=\s?[$\u20ac]?[\s.]?$))?(?P<after>(?:\s(?:de|di)\s|\sd'|\s?)[$\u20ac](?!\s?\.?\d))?(?P<close>\s?\))?
+    (?(close)(?:\s?(?P<outer>%|(?:{SCALE_WORDS}|k|m)(?![{LETTER}])))?)""",
     re.ASCII | re.IGNORECASE | re.VERBOSE,
 )
-SCALES = {"k": 1e3, "h": 1e2, "m": 1e6, "b": 1e9, "t": 1e12, "l": 1e5, "c": 1e7}  # by the first letter
-UNIT_NAMES = {"%": "percent", "p": "percent", "b": "basis points"} | dict.fromkeys("x\u00d7t", "multiple")
-OPERATORS = frozenset(["+", "-", "*", "x", "\u00d7", "\u00b7", "\u22c5", "/", "\u00f7", "^", ":"])
-CONNECTED = re.compile(r"(?:\bor|\band|\bto|\bbut|[,;/+&|-]|\u00b1|^)$", re.IGNORECASE)
-ALTERNATIVE = re.compile(r"\bor$", re.IGNORECASE)
-DENIED = re.compile(r"\bnot$", re.IGNORECASE)
-EQUALS = re.compile(r"[=\u2248]|\b(?:is|are|was|were|equals?|rounded (?:up |down |off )?to)\b", re.IGNORECASE)
-ASIDE = re.compile(
-    r"\.\s|;|\b(?:because|since|which|where|as)\b"
-    r"|\bto (?:the nearest|\w{1,9} (?:decimals?|digits?|places?|significant|sig|d\.?p))\b",  # rounded to 2 decimals
+SHORT_SCALES = {"k": 1e3, "m": 1e6, "b": 1e9, "t": 1e12}  # by the first letter
+UNIT_NAMES = {"b": "basis points", "\u2031": "basis points"} | dict.fromkeys("x\u00d7t\u500d\ubc30", "multiple")
+ENGLISH_STYLE = re.compile(
+    r"(?:[1-9]\d{0,2}(?P<group>[, '\u2019])\d{3}(?:(?P=group)\d{3})*+|[1-9]\d?(?:,\d\d)+,\d{3}|\d+)(?:\.\d+)?|\.\d+"
+)
+DATE = re.compile(r"\d\d?[./]\d\d?[./](?:\d\d){1,2}|\d\d?/(?:19|20)\d\d|(?:19|20)\d\d/\d\d")
+COMMA_STYLE = re.compile(
+    r"[1-9]\d{0,2}(?P<group>[. '\u2019])\d{3}(?:(?P=group)\d{3})*+,\d+|[1-9]\d{0,2}(?:\.\d{3}){2,}"
+)
+MORE = re.compile(  # an unknown scale (5 E, 5L, 5 xyz $), or a fraction in words
+    rf"\s?(?!(?:in|as|of|per|de|di|d)\b)[{LETTER}]{{1,12}}\.?\s?[$\u20ac](?!\s?[-(]?[.\d])|\s?(?-i:[B-HJ-Z])(?!\.?\w)"
+    r"|\s?and an? (?:half|third|quarter)",
     re.IGNORECASE,
 )
-LABEL = re.compile(r"[a-z][^:=]*:\s(?=[-+(]{0,2}\$?[-+(]{0,2}\.?\d[^:=]*$)", re.IGNORECASE)  # "After 5 years: 42"
-DIGIT = re.compile("[0-9]")
 SEPARATORS = str.maketrans("", "", ", '\u2019")
+COMMA_SEPARATORS = str.maketrans(",", ".", ". '\u2019")
 
 
-def _scale(word: str) -> float:
-    word = word.lower()
-    return 1e3 if word.startswith("th") else SCALES.get(word[:1], 1.0)
+def _decimal(digits: str, doubtful: str = "") -> tuple[float, float] | None:
+    """(value, one unit of its last digit) of digits with separators, or None if they are ambiguous.
 
-
-def _number(match: re.Match, aside: bool = False) -> Reading | None:
-    """The number of a match; `aside`: parentheses, right after another number, are no accounting minus."""
-    part = match.groupdict("")
-    main = part["main"].translate(SEPARATORS)
-    value, step = float(main), 10.0 ** -len(main.partition(".")[2])
-    if part["below"]:
-        below = float(part["below"].translate(SEPARATORS))
-        if below == 0:
+    Three digits after a single `doubtful` separator are."""
+    if ENGLISH_STYLE.fullmatch(digits):
+        whole, separator, after = digits.partition("." if "." in digits else ",")
+        if separator and separator in doubtful and len(after) == 3 and len(whole) < 4 and whole[:1] not in ("", "0"):
             return None
-        value, step = float(part["whole"] or 0) + value / below, 0.0
-    money = part["before"] or part["inner"] or part["after"]
-    factor = _scale(part["outer"])
-    word = part["short"] + part["long"]
-    if money or word not in ("t", "T"):  # $5t are trillions, 5t are tonnes
-        factor *= _scale(word)
-    power = part["power"] + part["exponent"]
-    factor *= float(f"1e{power or 0}")  # from text: an absurd power is infinite, not a huge integer
-    value *= factor
-    if not math.isfinite(value):
+        digits = digits.translate(SEPARATORS)
+    elif COMMA_STYLE.fullmatch(digits):
+        digits = digits.translate(COMMA_SEPARATORS)
+    else:
         return None
-    signs = (part["sign"] + part["sign_after"]).lower()
-    if "-" in signs or "n" in signs or (part["open"] and part["close"] and not aside):  # minus, negative
-        value = -value
+    return float(digits), 10.0 ** -len(digits.partition(".")[2])
+
+
+def number_of(match: re.Match, aside: bool = False) -> Reading | None:
+    """The number of a match, or None if it is ambiguous or infinite; `aside`: parentheses, right after another number,
+    are no accounting minus."""
+    part = match.groupdict("")
+    money = part["before"] + part["inner"] + part["after"]
+    scale = (part["long"] or part["outer"].strip("%")).lower()
+    shown = part["unit"].lower() or "%" * (part["outer"] == "%")
+    doubtful = ""
+    if set(scale.split()) - ENGLISH - SHORT_SCALES.keys():
+        doubtful = ".,"
+    elif "\u20ac" in money and not (scale or part["short"]):
+        doubtful = "."
+    elif shown == "%" and match.string[match.start("unit") - 1] == " ":
+        doubtful = ","
+    found, factor = _decimal(part["main"], doubtful), _factor(part, scale, money)
+    if not (found and factor) or DATE.fullmatch(match[0].strip(" ()")) or MORE.match(match.string, match.end()):
+        return None
+    value, step = found
+    if part["below"]:
+        below = _decimal(part["below"])
+        if not below or not below[0]:
+            return None
+        value, step = float(part["whole"] or 0) + value / below[0], 0.0
+    value, step = value * factor, step * factor
+    for digits, powers in re.findall(rf"(\d[\d,.]*)([{HANS}]+)", part["han"]):  # 1億2,000万
+        more = _decimal(digits)
+        if not more:
+            return None
+        step = math.prod(HAN[power] for power in powers)
+        value += more[0] * step
     unit = "none"
-    if part["unit"]:
-        unit = UNIT_NAMES[part["unit"][0].lower()]
-    elif part["outer"] == "%":
-        unit = "percent"
+    if shown == "\u2030" or "mil" in shown:
+        value, step, unit = value / 10, step / 10, "percent"
+    elif shown or part["rate"]:
+        unit = UNIT_NAMES.get(shown[:1], "percent")
     elif money:
         unit = "currency"
-    return Reading(value + 0.0, unit, step * factor)  # + 0.0: zero has no sign
+    if not math.isfinite(value):
+        return None
+    signs = (part["sign"] + part["sign_after"] + part["behind"]).lower()
+    accounting = part["open"] and part["close"] and not aside
+    if signs.strip(" +") or accounting:  # a minus, or a word for it
+        value = -value
+    return Reading(value + 0.0, unit, step)  # + 0.0: zero has no sign
 
 
-def _same(a: Reading, b: Reading) -> bool:
+def _factor(part: dict[str, str], scale: str, money: str) -> float | None:
+    """What the scale, sign or power beside a number multiplies it by, or None if that has two values."""
+    short = part["short"].lower()
+    factor = SCALES.get(scale) or SHORT_SCALES.get(scale)
+    if not factor:  # "hundred thousand"
+        words = scale.split()
+        if not SCALES.keys() >= set(words):
+            return None
+        factor = math.prod(SCALES[word] for word in words)
+    if short == "t" and not part["before"] + part["inner"]:  # 5t are tonnes, $5t trillions
+        if part["short"] == "T" or money:
+            return None
+    elif short:
+        factor *= SHORT_SCALES[short[0]]
+    han = re.match(f"[{HANS}]*", part["han"])[0]
+    factor *= math.prod(HAN[power] for power in han)
+    power = part["power"] + part["exponent"]
+    return factor * float(f"1e{power or 0}")  # from text: an absurd power is infinite, not a huge integer
+
+
+def numeral(text: str) -> Reading | None:
+    """The number that a text is from end to end (`$1,496.5`, `(32)`, `120 bps`, `5e-05`), else None."""
+    match = len(text) <= 60 and NUMBER.fullmatch(priced(plain(normal(text))).rstrip("."))
+    return number_of(match) if match else None
+
+
+def last_number(text: str) -> Reading:
+    """The last number anywhere in a text: what most public graders read."""
+    end = max(map(text.rfind, "0123456789")) + 1
+    start = max(text.rfind("\n", 0, end) + 1, end - LONGEST_ANSWER)
+    line = priced(plain(text[start : end + 60].partition("\n")[0]))
+    last, previous = None, 0
+    for match in NUMBER.finditer(line):
+        follows = previous and not line[previous : match.start()].strip()
+        last, previous = number_of(match, aside=bool(follows)), match.end()
+    return last or Reading(None, error="no answer")
+
+
+def every_number(text: str) -> Iterator[float]:
+    """All that the numerals of a text may be taken for: with what stands beside them, and without it."""
+    for line in normal(text).split("\n"):
+        for match in NUMBER.finditer(priced(plain(line))):
+            if number := number_of(match, aside=True):
+                yield number.value
+            for digits in filter(None, (match["main"], match["below"])):
+                if found := _decimal(digits):
+                    yield found[0]
+
+
+def same(a: Reading, b: Reading) -> bool:
     """Are two numbers the same, as rounded as the rougher: 5.2 million and 5,200,000, or 33 % and 0.33?"""
     for ratios in ({}, AS_RATIO):  # as they stand, then by their units
         scale_a, scale_b = ratios.get(a.unit, 1.0), ratios.get(b.unit, 1.0)
@@ -175,54 +270,3 @@ def _same(a: Reading, b: Reading) -> bool:
         if abs(value - b.value * scale_b) <= rough:
             return True
     return False
-
-
-def first_number(line: str) -> Reading:
-    """The one number that a marked line answers with."""
-    line = CURRENCIES.sub("$", line)
-    for aside in ASIDE.finditer(line):
-        if DIGIT.search(line, 0, aside.start()):
-            line = line[: aside.start()]
-            break
-    if label := LABEL.match(line):
-        line = line[label.end() :]
-    for part in reversed(EQUALS.split(line)):  # "6*7 = 42" and "42 = 6*7" both answer 42
-        if reading := _answer(part):
-            return reading
-    return Reading(None, error="no answer")
-
-
-def _answer(part: str) -> Reading | None:
-    """The number that one side of an equation answers with, or an error if it names two."""
-    matches = list(NUMBER.finditer(part))
-    starts = [0, *(match.end() for match in matches)]
-    gaps = [part[start : match.start()].strip() for start, match in zip(starts, matches)]
-    joined = [False, *map(_joins, gaps[1:], matches[1:]), False]
-    first, chained = None, True
-    for place, (gap, match) in enumerate(zip(gaps, matches)):
-        chained = chained and CONNECTED.search(gap)  # "12, 13 or 14", but not "12 in 2019 and 2020"
-        if joined[place] or joined[place + 1] or DENIED.search(gap):
-            continue
-        number = _number(match)
-        if first is None:
-            first, chained = number, True
-        elif number and (chained or ALTERNATIVE.search(gap)) and not match["open"] and not _same(first, number):
-            return Reading(None, error="conflicting answers")
-    return first
-
-
-def _joins(gap: str, match: re.Match) -> bool:
-    """Does a number go on with what stands before it? Then neither is an answer."""
-    return gap in OPERATORS or (gap == "" and bool(match["sign"] or match["sign_after"]))
-
-
-def last_number(text: str) -> Reading:
-    """The last number anywhere in a text: what most public graders read."""
-    end = max(map(text.rfind, "0123456789")) + 1
-    start = max(text.rfind("\n", 0, end) + 1, end - LONGEST_ANSWER)
-    line = CURRENCIES.sub("$", plain(text[start : end + 60].partition("\n")[0]))
-    last, previous = None, 0
-    for match in NUMBER.finditer(line):
-        follows = last is not None and not line[previous : match.start()].strip()
-        last, previous = _number(match, aside=follows) or last, match.end()
-    return last or Reading(None, error="no answer")

@@ -5,8 +5,9 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from numbers import Real
 
-from lib.grade.numerals import AS_RATIO, Reading, first_number, normal, plain
+from lib.grade.numerals import AS_RATIO, NUMBER, Reading, normal, plain, priced
 from lib.grade.reading import TRUTH, labels_of, parse, readings, truth
+from lib.grade.sentences import first_number
 
 __all__ = ["TOLERANCES", "UNITS", "Gold", "Reading", "Verdict", "grade", "parse"]
 Gold = dict  # "value": a number, text or bool; "unit": of UNITS; "decimals": digits shown; "tolerance": relative
@@ -72,6 +73,8 @@ def _target(value, unit, decimals, tolerance) -> _Target:
         return _Target(reading.value, "bool")
     if isinstance(value, str):
         reading = first_number(line)
+        if reading.error and NUMBER.fullmatch(priced(line)):
+            raise ValueError(f"gold value {value!r} is ambiguous; give a number without separators, such as 18.5")
         if reading.error and bare:
             return _labels(line)
         number, step, unit = reading.value, reading.step, unit or reading.unit

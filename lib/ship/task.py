@@ -10,12 +10,12 @@ from typing import Any
 import yaml
 
 from lib import __version__
-from lib.grade import harness, numerals, reading, scoring
+from lib.grade import harness, numerals, reading, scoring, sentences, words
 from lib.run import disk, runs
 
 VERSION = "0.4.13"  # of lm-evaluation-harness, by which such a task was run
 GRADER = "sharpen_task"
-GRADED_BY = (numerals, reading, scoring, harness)  # each imports only what stands before it
+GRADED_BY = (words, numerals, sentences, reading, scoring, harness)  # each imports only what stands before it
 
 
 def export(run_folder: Path, to: Path | None = None, echo: Callable[[str], Any] = print) -> Path:

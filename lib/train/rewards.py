@@ -8,7 +8,7 @@ import unicodedata
 
 from lib.grade import calculator, scoring
 from lib.grade.numerals import CURRENCIES, LONGEST_ANSWER, NUMBER, normal, plain
-from lib.grade.reading import MARKER
+from lib.grade.reading import MARKER, after_thinking
 from lib.run.settings import Rewards
 
 PARTS = tuple(Rewards.model_fields)
@@ -36,7 +36,7 @@ def right(completion: str, gold: dict, finished: bool = True) -> float:
         return 0.0
     if "~~" in completion or any(unicodedata.category(character) == "Cf" for character in completion):
         return 0.0  # struck out, or with signs that are not seen
-    text, said = normal(completion), []
+    text, said = after_thinking(normal(completion)), []
     begins = [marker.span() for marker in MARKER.finditer(text)]
     for (begin, end), following in zip(begins, [*begins[1:], (None, None)]):
         if text[end : following[0]].strip(" $*:\n"):  # a marker right before another, as "Answer: \\boxed{42}"
@@ -65,7 +65,7 @@ def _is_alone(said: str, gold: dict) -> bool:
 
 def shape(completion: str, finished: bool = True) -> float:
     """1 where the answer has one marker, on its last line, and ends there."""
-    text = normal(completion)
+    text = after_thinking(normal(completion))
     return float(finished and len(MARKER.findall(text)) == 1 and "\n" not in _last(text))
 
 

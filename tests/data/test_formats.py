@@ -6,7 +6,7 @@ import pytest
 
 from lib.data import formats
 from lib.data.formats import BadRow
-from lib.grade import scoring
+from lib.grade import numerals, scoring
 
 
 def content(row):
@@ -36,16 +36,18 @@ def test_a_number_that_is_none_or_not_finite_is_bad(value):
 @pytest.mark.parametrize(("text", "value", "unit", "decimals"), [
     ("$1,496.5", 1496.5, "currency", 1), ("(32)", -32, "none", 0), ("45 %", 45, "percent", 0),
     ("-0.60", -0.6, "none", 2), ("$14.7 million", 14.7e6, "currency", -5), ("2019", 2019, "none", 0),
-    ("\u2212 3", -3, "none", 0),
+    ("\u2212 3", -3, "none", 0), ("120 bps", 120, "basis points", 0), ("8.71x", 8.71, "multiple", 2),
+    ("$ 14.04bn", 14.04e9, "currency", -7), ("EUR 137", 137, "currency", 0), ("42.", 42, "none", 0),
+    ("1.40E+04", 14000, "none", -2), ("5e-05", 5e-5, "none", 5), ("1.234,56", 1234.56, "none", 2),
 ])  # fmt: skip
 def test_a_text_that_is_a_number_from_end_to_end_shows_its_decimals(text, value, unit, decimals):
-    found = formats.numeral(text)
+    found = numerals.numeral(text)
     assert (found.value, found.unit, formats.decimals_shown(found)) == (value, unit, decimals)
 
 
-@pytest.mark.parametrize("text", ["over 50 countries", "1.1 and 2.2", "5 pens", "FY 2019", "12/2019", "", "$", "1,2,"])
+@pytest.mark.parametrize("text", ["over 50 countries", "1.1 and 2.2", "5 pens", "FY 2019", "12/2019", "", "$", "18,5"])
 def test_a_text_with_a_number_in_it_is_no_number(text):
-    assert formats.numeral(text) is None
+    assert numerals.numeral(text) is None
 
 
 # --- rows -------------------------------------------------------------------------------------------------------------
@@ -75,7 +77,7 @@ def test_your_own_columns_are_mapped_and_their_golds_typed():
     cases = [  # the reply, the assistant's text, (value, unit, decimals) of the gold
         ("1/4 = 25%\n#### 25.0%", "1/4 = 25%\n#### 25.0%", (25, "percent", 1)),
         ("$1,250.50", "#### $1,250.50", (1250.5, "currency", 2)),
-        (42, "#### 42", (42, "none", 0)), (0.5, "#### 0.5", (0.5, "none", 1)),
+        (42, "#### 42", (42, "none", 0)), (0.5, "#### 0.5", (0.5, "none", 1)), (5e-05, "#### 5e-05", (5e-5, "none", 5)),
         ("About a quarter of sales, or 25 %.", "About a quarter of sales, or 25 %.", None),
     ]
     for reply, text, gold in cases:
@@ -89,6 +91,31 @@ def test_your_own_columns_are_mapped_and_their_golds_typed():
         formats.own(fields, "x", columns)
     with pytest.raises(BadRow, match="field 'reply' is missing, empty"):
         formats.own(fields | {"reply": " "}, "x", columns)
+
+
+@pytest.mark.parametrize(("answer", "gold"), [
+    ("The answer is no, because only 2 of 7 funds grew.", {"value": False, "unit": "bool"}),
+    ("Answer: Yes, it rose 4% against 2016.", {"value": True, "unit": "bool"}),
+    ("Answer: C (Bond 3)", {"value": "C", "unit": "choice"}), ("#### B. Buy 5", {"value": "B", "unit": "choice"}),
+    ("Final answer: The 5-year growth is 3.2 %", formats.typed(3.2, "percent", 1)),
+    ("<think>the answer is 9</think>\n#### 8", formats.typed(8, "none", 0)),
+])  # fmt: skip
+def test_a_gold_is_what_the_answer_states_and_no_number_of_its_explanation(answer, gold):
+    row = formats.own({"question": "q", "answer": answer}, "x:1", {})
+    assert row["gold"] == gold and scoring.grade(answer, row["gold"]).correct
+
+
+def test_it_is_told_how_many_rows_have_a_gold_and_what_the_others_hold():
+    answers = ["#### 5", "#### 18,5", "#### 3 or 4", "#### 5 and 6", "Answer: Kestrel, with 3 funds", "Rates rise.",
+               "12 and then 15", "<think>5"]  # fmt: skip
+    rows = [formats.own({"question": "q", "answer": answer}, f"x:{n}", {}) for n, answer in enumerate(answers)]
+    assert formats.golds_told(rows) == (
+        "1 of 8 rows have a gold; others: 2 hold several numbers, 2 hold only text, 1 hold an ambiguous number, "
+        "1 hold a number among words, 1 hold no marker"
+    )
+    assert formats.golds_told(rows[:1]) == "1 of 1 rows have a gold"
+    with pytest.raises(BadRow, match="field 'g' is no number, nor .* and one; it holds an ambiguous number"):
+        formats.own({"question": "q", "g": "18,5"}, "x:1", {"gold": "g"})
 
 
 def test_a_document_is_packed_into_blocks_of_whole_sentences_and_loses_nothing():

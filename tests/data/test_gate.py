@@ -297,6 +297,9 @@ def test_a_gold_that_the_worked_answer_contradicts_is_found(tokenizer):
     ("48 + 16 = <<48+16=64>>64 points.", "64", True), ("The difference is .50-.25 = $0.25 a can.", "25", True),
     ("17 000/5 = 3 400 people.", "3400", True), ("240/12 = 20 dozen", "20", True), ("It took three days.", "3", True),
     ("It falls by 5-8 = -3.", "-3", True), ("No numbers here.", "7", True), ("", "7", True), ("1*1 = 1", "1", True),
+    (r"We get \$ 14{,}040.", "14040", True), ("也就是1.404万。", "14040", True), ("0.1404 lakh rupees", "14040", True),
+    ("Das sind 14.040,00 EUR.", "14040", True), ("$1.404 \\times 10^{4}$", "14040", True),
+    ("So 14{,}400.", "14040", False),
 ])  # fmt: skip
 def test_the_marked_answer_must_stand_in_the_working(tokenizer, working, marked, stands):
     """The first two are rows of GSM8K, whose golds are read from the marker and so cannot contradict it."""

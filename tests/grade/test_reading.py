@@ -35,6 +35,9 @@ NUMBERS = {
         "1,234,567": 1234567, "1 234 567": 1234567, "1\u2009234\u2009567.8": 1234567.8, "1\u00a0234": 1234,
         "1\u2019234\u2019567": 1234567, "1_234_567": 1234567, r"1\_234": 1234, "12,34,567": 1234567,
         "1,00,000": 100000, "1,23,45,678.90": 12345678.9, "1,234.": 1234, "1,234.5.": 1234.5, r"1{,}234": 1234,
+        "1.234,56": 1234.56,
+        "\u20ac1.234,56": 1234.56, "1.234.567": 1234567, "1 234,50 kr": 1234.5, "12\u202f345,67 \u20ac": 12345.67,
+        "1\u2019234,5": 1234.5, "R$ 1.234.567,89": 1234567.89, "z\u0142 1 000 000,5": 1000000.5,
     },
     "powers": {
         "1.5e-3": 0.0015, "1.5E-3": 0.0015, "1.5e+3": 1500, "1.5e\u22123": 0.0015, "1.5 x 10^-3": 0.0015,
@@ -78,7 +81,8 @@ NUMBERS = {
     },
 }  # fmt: skip
 NOTHING = [
-    "1,2", "1,23", "1,2345", "12,345,67", "1,234,56", "1234,567", "0,5", "1.234.567", "1.234,56", "3/0", "21*2", "3:4",
+    "1,2", "1,23", "1,2345", "12,345,67", "1,234,56", "1234,567", "0,5", "3,5 %", "\u20ac3,50", "18,5", "3/0", "21*2",
+    "3:4",
     "1-1/2", "1/2/3", "10^6", "42 or 43", "42 (or 43)", "42 and 43", "42 to 43", "42-43", "42\u201343", "42 \u00b1 1",
     "between 42 and 43", "not 42", "N/A", "NaN", "inf", "infinity", "none", "forty-two", "\u0664\u0662", "4 2", "$",
     "half a million", "x2.5", "e5", r"\sqrt{4}", "__import__('os')",
@@ -127,7 +131,11 @@ def test_the_unit_shown_is_kept(unit, text):
         "Answer (rounded): 42", "Q: how many?\nA: 42", "**A:** 42", "Answer: 41\nQuestion: 5?\nAnswer: 42",
         "<answer>42</answer>", r"\boxed{42}", r"\boxed {42}", r"\boxed{\boxed{42}}", r"\fbox{42}", r"\boxed{x=42}",
         r"\boxed{42\text{ dollars}}", r"\boxed{42", r"$$\boxed{42}$$", r"\boxed{42}\%",
-        r"\boxed{42} \text{bps}", "The answer is 41.\n#### 42",
+        r"\boxed{42} \text{bps}", "The answer is 41.\n#### 42", "### Answer: 42", "## Answer\n\n42", "**Answer**\n42",
+        "\\boxed{\n42\n}", "\\[\\boxed{\n\\text{42}\n}\\]", "Final answer:\n```\n42\n```", "Answer: the sum is\n42",
+        "#### 42\nSo the answer is reasonable.", "Answer: 42\n(The answer is rounded to 2 decimals.)",
+        "Answer: 42\nThe answer is based on 2021 data.", "<think>\nthe answer is 41\n</think>\n#### 42",
+        "41</think>\nA: 42",
     ],
 )  # fmt: skip
 def test_a_marker_marks(text):
@@ -142,10 +150,30 @@ def test_what_is_no_marker_does_not_mark(text):
     assert grade(text, 42).reading != "marker"
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "#### 42\nThe answer is wrong.", "#### 42\n#### none", "<think>\n#### 42",
+        "<think>#### 42</think>\nSo 41 are left.", "#### 41\n<think>42",
+        "Final answer:\n\n| Year | NPV |\n|---|---|\n| 2024 | 42 |", '{"answer": 42}',
+    ],
+)  # fmt: skip
+def test_an_answer_taken_back_thought_or_in_a_table_does_not_count(text):
+    assert not grade(text, 42).correct
+    assert "think" not in text or not grade(text, 42).correct_lenient
+
+
+def test_a_remark_about_the_answer_hides_no_choice_or_truth_value():
+    choice = {"value": "B", "unit": "choice"}
+    assert grade("Answer: B\n(Note that the answer is rounded to one decimal.)", choice).correct
+    assert not grade("Answer: A\nThe answer is rounded.", choice).correct
+    assert grade("Answer: Yes\n\nThe answer is based on the 2022 filing.", True).correct
+
+
 CHOICES = {
     "B": ["B", "b", "(b)", "B)", "B.", "[B]", "Option B", "Choice B", "It is B", "B. Fund Beta", "(B) Fund Beta",
           r"\text{B}", r"\textbf{(B)}", "**B**: because", "B: 1.2", "Fund B, since A has more risk", "\uff22",
-          "the best is B"],
+          "the best is B", "B: hold the bond", "B - Fund Beta", "B \u2014 Fund Beta", "Option B: hold", "B (Fund 2)"],
     "Alpha": ["alpha", "ALPHA.", "Fund Alpha", "Alpha Fund", "Alpha has the higher ratio", "Alpha (1.2 vs 1.1)"],
     "Alpha, Beta, Gamma": [
         "Alpha > Beta > Gamma", "Gamma < Beta < Alpha", "Alpha; Beta; Gamma", "Alpha / Beta / Gamma",
@@ -157,11 +185,12 @@ CHOICES = {
     "the plan is closed": ["the plan is closed", "The plan is closed."],
 }  # fmt: skip
 OTHERS = {
-    "B": ["A", "AB", "A or B", "B and C", "B/C", "Neither", "Both", "not B", "A. Fund Beta", "USD"],
+    "B": ["A", "AB", "A or B", "B and C", "B/C", "B: 1.2, C: 1.3", "B: best, C: worst", "B - C", "Neither",
+          "Both", "not B", "A. Fund Beta", "USD"],
     "Alpha": ["Alphabet", "Beta", "Alpha > Beta", "Alpha or Beta"],
     "Alpha, Beta, Gamma": ["Gamma, Beta, Alpha", "Alpha, Beta", "Alpha", "Alpha < Beta < Gamma"],
     "USD": ["EUR", "$", "dollars"],
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(("gold", "text"), [(gold, text) for gold, texts in CHOICES.items() for text in texts])
@@ -192,9 +221,9 @@ def test_a_truth_value_is_read_with_its_negation(value, text):
 
 def test_no_code_is_evaluated():
     """No source holds a call that could run a text, and a text that would leave a trace leaves none."""
-    from lib.grade import numerals, reading, scoring
+    from lib.grade import numerals, reading, scoring, sentences, words
 
-    for module in (numerals, reading, scoring):
+    for module in (words, numerals, sentences, reading, scoring):
         with open(module.__file__, encoding="utf-8") as file:
             source = file.read().replace("re.compile(", "")
         assert not re.search(r"\b(?:eval|exec|compile|literal_eval|__import__|sympify|loads)\(", source)

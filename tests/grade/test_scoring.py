@@ -172,14 +172,14 @@ def test_numbers_are_read_as_they_are_written(text, value):
 
 
 @pytest.mark.parametrize(
-    "text", ["1,2", "1,2345", "12,345,67", "1234,567", "0,123", "1.234.567", "1.234,56", r"\sqrt{4}", "\u00b15", "B12"]
+    "text", ["1,2", "1,2345", "12,345,67", "1234,567", "0,123", "1.23.456", "1.234,56,7", r"\sqrt{4}", "\u00b15", "B12"]
 )
 def test_malformed_numbers_are_not_guessed_at(text):
     assert parse("#### " + text) is None
 
 
 def test_a_group_of_a_malformed_number_is_not_read_alone():
-    assert parse("#### 1 000 000,5") is None and parse("#### 1,234,5678") is None
+    assert parse("#### 1 000 00,5") is None and parse("#### 1,234,5678") is None
 
 
 def test_metres_are_not_millions():
@@ -387,6 +387,8 @@ def test_true_is_not_one():
 
 def test_a_bare_number_is_a_gold_and_a_spelt_number_brings_its_unit_and_digits():
     assert grade("#### 5", 5).correct and grade("#### yes", True).correct and grade("#### 0.125", "12.5%").error
+    assert grade("#### 1234.5", "1 234,50").correct and not grade("#### 1", "1 234,50").correct
+    assert grade("#### 3,200,000", "3.2 Mio").correct and not grade("#### 3.2", "3.2 Mio").correct
     assert grade("#### 12.54%", "12.5%").correct and grade("#### $1.2 million", "$1,200,000").correct
 
 
@@ -394,7 +396,8 @@ def test_a_bare_number_is_a_gold_and_a_spelt_number_brings_its_unit_and_digits()
     "bad",
     [
         gold(5, "furlong"), gold("B", "percent"), gold(math.nan), gold(math.inf), gold("5", "bool"), gold("x", "count"),
-        gold(10**400), gold(5, ["percent"]), gold(5, 5), gold(None), gold([5]), gold(""), gold(" ", "choice"), {}, [5],
+        gold(10**400), gold("18,5"), gold("5 mil"), gold("1.234 \u20ac", "currency"),
+        gold(5, ["percent"]), gold(5, 5), gold(None), gold([5]), gold(""), gold(" ", "choice"), {}, [5],
         gold(5, tolerance="1%"), gold(5, tolerance=-1), gold(5, tolerance=True), gold(5, tolerance=math.nan),
         gold(5, decimals="2"), gold(5, decimals=1.5), gold(5, decimals=400), gold(5, decimals=True), None,
     ],
