@@ -1,39 +1,28 @@
-"""The data gate: which rows may not be trained on or trusted, and why.
-
-What a duplicate is. Rows made from one template differ in their numbers alone and are different
-questions, while one question in other words has the same numbers. So numbers and words are two
-signals. The numbers of a question form a multiset (`1,200`, `$1200` and `twelve hundred` are the
-same; 1 is left out, as `one` is mostly no number). Its words form a set without case, order,
-endings and function words, so that order and punctuation say nothing. MinHash (Broder 1997, by
-datasketch) over the numbers, or over the words where there is no number, finds candidates in linear
-time; the Jaccard similarities of both then decide; how alike the words must be depends on the
-golds: `_alike` has the numbers.
+"""The data gate: which rows may not be trained on or trusted, and why. `duplicates` finds those that ask the same.
 
 Who goes. The training row, never the test row; of two copies in one split the later one.
 """
 
 import json
 import math
-import re
 import statistics
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from datasketch import MinHash, MinHashLSH
-
 from lib import SharpenError
 from lib.data import chat, chats
+from lib.data.duplicates import DROPPED_FROM, Finding, Splits, duplicates
+from lib.data.questions import asked, normal, read
 from lib.grade import scoring
 from lib.grade.calculator import wrong_marks, wrong_sums
 from lib.grade.numerals import every_number
 
-Splits = dict[str, list[dict]]  # rows by split: train, validation, test_seen, test
-DROPPED_FROM = ("train", "validation")
 CHECKS = {
     "exact duplicate": "asks what another row asks, but for case, spaces and punctuation",
     "near duplicate": "asks what another row asks, in other words",
+    "another gold": "asks what another row asks, with another gold: one of the two is wrong",
     "shared group": "comes from a template, page or conversation of a held-out row",
     "template": "cannot be written by the chat template",
     "control token": "holds a token that steers the model, such as the end token",
@@ -51,22 +40,6 @@ CHECKS = {
 
 class GateError(SharpenError):
     """The data must not be trained on; the message names the rows and the remedy."""
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing that is wrong with a row; `other` is the id of the row that it collides with.
-
-    `matters`: gate "stop" raises and "drop" leaves the row out of training; else it is only shown.
-    """
-
-    check: str  # one of CHECKS
-    split: str
-    row: str
-    reason: str
-    other: str | None = None
-    other_split: str | None = None  # or a benchmark's file name
-    matters: bool = True
 
 
 @dataclass(frozen=True)
@@ -100,8 +73,8 @@ class Audit:
         """The near duplicates with both questions, those that matter first: for a reader to
         judge."""
         rows = [row for part in (*splits.values(), *benchmarks.values()) for row in part]
-        asked = {row["id"]: _asked(row) for row in rows}
-        return [{"matters": f.matters, "row": asked[f.row], "other": asked[f.other], "why": f.reason}
+        texts = {row["id"]: asked(row) for row in rows}
+        return [{"matters": f.matters, "row": texts[f.row], "other": texts[f.other], "why": f.reason}
                 for f in self.of("near duplicate")]  # fmt: skip
 
     def left_in(self, rows: list[dict]) -> list[Finding]:
@@ -239,181 +212,16 @@ def repeated_ids(splits: Splits) -> list[str]:
     return [id for id, count in counts.items() if count > 1]
 
 
-# --- duplicates -----------------------------------------------------------------------------------
-PUT_AFTER = {"test_seen": 1, "validation": 2, "train": 3}  # the test; of two rows the later one goes
-PERMUTATIONS, BANDS = 64, (16, 4)  # finds a pair of similarity 0.8 with probability 0.9998, of 0.6 with 0.89
-STOP = frozenset(
-    "a an the of to in on at by for from with and or but if is are was were be been it its he she they him her them "
-    "his their this that these those as so than then there what which how many much do does did will would can could "
-    "has have had i you we my your our not no".split()
-)
-SMALL = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen " \
-        "seventeen eighteen nineteen"  # fmt: skip
-TENS = "twenty thirty forty fifty sixty seventy eighty ninety"
-VALUES = {word: float(value) for value, word in enumerate(SMALL.split())}
-VALUES |= {word: 10.0 * value for value, word in enumerate(TENS.split(), 2)}
-VALUES |= {"twice": 2.0, "double": 2.0, "thrice": 3.0, "triple": 3.0, "half": 0.5}
-SCALES = {"dozen": 12.0, "hundred": 1e2, "thousand": 1e3, "million": 1e6, "billion": 1e9}
-TOKEN = re.compile(r"(?<![\w.)])-(?=\.?\d)|\d[\d,]*(?:\.\d+)?|\.\d+|[^\W\d_]+")
-
-
-@dataclass(frozen=True)
-class _Question:
-    """A row's question as it is compared."""
-
-    split: str
-    id: str
-    group: str | None
-    gold: float | str | bool | None
-    text: str  # `normal`
-    sequence: list[float]  # the numbers as they come
-    words: frozenset[str]
-    numbers: frozenset[str]  # the multiset of numbers as a set: the second 5 is another member than the first
-
-
-def normal(text: str) -> str:
-    """The text without case, spacing and punctuation; numbers keep their points, signs and units
-    (8-4 is not 8+4)."""
-    return " ".join(re.findall(r"\.?\d(?:[\d.,]*\d)?|\w+|[-+*/^%$€£¥<>=]", text.lower()))
-
-
-def read(text: str, ones: bool = False) -> tuple[list[float], frozenset[str]]:
-    """(the numbers in order, in digits or words, 1 only if asked; the content words by their first
-    five letters)."""
-    numbers, words, value, spelt, sign = [], set(), None, False, 1.0  # value: the number so far
-    for token in [*TOKEN.findall(text.lower()), ""]:
-        if token in SCALES:
-            if value is None:
-                value = 1.0
-            value, spelt = value * SCALES[token], True
-        elif spelt and token == "and" and value % 100 == 0:
-            continue  # two hundred and fifty
-        elif spelt and token in VALUES and _continues(value, VALUES[token]):
-            value += VALUES[token]
-        else:
-            if value is not None:
-                numbers.append(sign * value)
-                sign = 1.0
-            value, spelt = VALUES.get(token), token in VALUES
-            if token[:1].isdecimal() or token[:1] == ".":
-                value = float(token.replace(",", ""))
-            elif token == "-":
-                sign = -1.0
-            elif value is None and len(token) > 1 and token not in STOP:
-                words.add(token[:5].rstrip("s"))
-    return [number for number in numbers if ones or abs(number) != 1], frozenset(words)
-
-
-def _continues(value: float, word: float) -> bool:
-    """Does a number word go on with the one before it: `twenty` with `five`, `two hundred` with
-    `fifty`?"""
-    tens, hundreds = value % 100 >= 20 and value % 10 == 0, value >= 100 and value % 100 == 0
-    return tens and 0 < word < 10 or hundreds and 2 <= word < 100
-
-
-def duplicates(splits: Splits, benchmarks: Splits | None = None) -> list[Finding]:
-    """Rows that ask what another row asks: for each, the most alike row of each split that was put
-    before its own.
-
-    The order is benchmarks, test, test_seen, validation, train, so that `other` is the row to
-    keep."""
-    benchmarks = benchmarks or {}
-    order = sorted(splits, key=lambda name: PUT_AFTER.get(name, 0))
-    known = [question for name, rows in benchmarks.items() for question in _questions(name, rows)]
-    asked = known + [question for name in order for question in _questions(name, splits[name])]
-    index, findings = MinHashLSH(num_perm=PERMUTATIONS, params=BANDS), []
-    sketches = MinHash.generator(map(_signal, asked), num_perm=PERMUTATIONS)
-    for number, sketch in enumerate(sketches):
-        if number >= len(known):
-            others = [asked[other] for other in index.query(sketch)]
-            findings += _most_alike(asked[number], others, benchmarks)
-        index.insert(number, sketch)
-    return findings
-
-
-def _signal(question: _Question) -> list[bytes]:
-    """What MinHash compares."""
-    return [member.encode() for member in question.numbers or question.words]
-
-
-def _asked(row: dict) -> str:
-    """The last question of a row's conversation."""
-    return [message["content"] for message in row["messages"] if message["role"] == "user"][-1]
-
-
-def _questions(split: str, rows: list[dict]) -> Iterator[_Question]:
-    for row in rows:
-        text = _asked(row)
-        sequence, words = read(text)
-        numbers = frozenset(f"{n} {k}" for n, times in Counter(sequence).items() for k in range(times))
-        gold = (row.get("gold") or {}).get("value")
-        yield _Question(split, row["id"], row.get("group"), gold, normal(text), sequence, words, numbers)
-
-
-def _most_alike(row: _Question, others: list[_Question], benchmarks: Splits) -> list[Finding]:
-    best, findings = {}, []
-    for other in others:
-        if other.split in benchmarks and row.split not in DROPPED_FROM:
-            continue
-        alike = _alike(row, other)
-        if alike:
-            alikeness, reason = alike
-            best[other.split] = max(best.get(other.split, (0.0,)), (alikeness, other.id, reason))
-    for split, (alikeness, id, reason) in best.items():
-        check = "exact duplicate" if alikeness == 2 else "near duplicate"
-        leak = row.split == "train" and split != row.split
-        matters = row.split in DROPPED_FROM and (leak or check == "exact duplicate")
-        reason = f"{check} of {id} in {split}: {reason}"
-        findings.append(Finding(check, row.split, row.id, reason, id, split, matters))
-    return findings
-
-
-def _alike(a: _Question, b: _Question) -> tuple[float, str] | None:
-    """(how alike two questions are, in what), 2 where they are equal; None where they are different
-    questions.
-
-    The limits lie between what `tests/benchmarks/bench_gate.py` plants and what GSM8K and the
-    generated tasks hold."""
-    numbers = _jaccard(a.numbers, b.numbers)
-    if numbers < 0.6 and (a.numbers or b.numbers):
-        return None
-    numeric = _is_number(a.gold) and _is_number(b.gold)
-    same = a.gold == b.gold is not None or (numeric and math.isclose(a.gold, b.gold, rel_tol=1e-3))
-    golds = "no golds to compare"  # names may be changed
-    if same:
-        golds = "equal golds"
-    elif numeric:
-        golds = "DIFFERENT golds"
-    if a.text == b.text:
-        return 2.0, f"the same question, {golds}"
-    words, few = _jaccard(a.words, b.words), 0.1
-    if numbers == 1 and len(a.numbers) >= 4:  # chance seldom gives two questions four equal numbers
-        few = 0.0
-    if not a.numbers and not b.numbers:
-        duplicate = words >= 0.6
-    elif same:
-        duplicate = numbers >= 0.8 and words >= few or numbers >= 0.6 and words >= 0.25
-    elif numeric:  # numbers that changed places ask something else, and so may rows of one page
-        duplicate = a.sequence == b.sequence and words >= 0.6 and (a.group is None or a.group != b.group)
-    else:
-        duplicate = numbers >= 0.8 and words >= 0.1 + few or numbers >= 0.6 and words >= 0.4
-    if not duplicate:
-        return None
-    return (numbers + words) / 2, f"{numbers:.0%} of the numbers and {words:.0%} of the words, {golds}"
-
-
-def _jaccard(a: frozenset, b: frozenset) -> float:
-    return len(a & b) / max(len(a | b), 1)
-
-
+# --- benchmarks -----------------------------------------------------------------------------------
 def read_benchmark(path: Path) -> list[dict]:
     """Rows of a benchmark's JSON lines, as far as duplicates need them: questions, and golds where
     they are numbers.
 
-    A line holds `messages`, or a `question`, `problem` or `prompt` (with the `body` that comes
-    before it, if any) and perhaps an `answer`. GateError names the line that does not."""
+    A line holds `messages` (a whole conversation, which need not end with an answer), or a `question`, `problem` or
+    `prompt` (with the `body` that comes before it, if any) and perhaps an `answer`. GateError names the line that
+    does not."""
     rows = []
-    with open(path, encoding="utf-8") as file:
+    with open(path, encoding="utf-8-sig") as file:
         for number, line in enumerate(file, 1):
             if line.strip():
                 rows.append(_benchmark_row(line, f"{path.name}:{number}"))
@@ -429,18 +237,30 @@ def _benchmark_row(line: str, place: str) -> dict:
         if not isinstance(gold, dict):
             gold = None
         if "messages" in fields:
-            question = _asked(fields)
+            messages = [{"role": message["role"], "content": _text(message)} for message in fields["messages"]]
         else:
             question = next(fields[name] for name in ("question", "problem", "prompt") if name in fields)
             answer = scoring.parse(str(fields.get("answer", "")))
             gold = {"value": answer.value} if answer else None
-        if not isinstance(question, str):
-            raise TypeError
-        if body:
-            question = f"{body} {question}"
-    except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError, StopIteration):
+            messages = [{"role": "user", "content": f"{body} {question}" if body else _text({"content": question})}]
+        if not any(message["role"] == "user" and message["content"] for message in messages):
+            raise ValueError
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, StopIteration):
         raise GateError(f"benchmark {place}: no JSON object with messages, question, problem or prompt") from None
-    return {"id": place, "messages": [{"role": "user", "content": question}], "gold": gold}
+    if messages[-1]["role"] != "assistant":
+        messages.append({"role": "assistant", "content": ""})  # as in all rows
+
+    return {"id": place, "messages": messages, "gold": gold}
+
+
+def _text(message: dict) -> str:
+    """A message's text, which may come in parts; a call of a tool has none."""
+    content = message.get("content") or ""
+    if isinstance(content, list):
+        content = "\n".join(part["text"] for part in content if part.get("type") == "text")
+    if not isinstance(content, str):
+        raise TypeError
+    return content
 
 
 # --- groups, golds --------------------------------------------------------------------------------

@@ -1,11 +1,14 @@
-"""Does the gate find planted leaks, and only those? `python tests/benchmarks/bench_gate.py [folder with gsm8k/]`
+"""Does the gate find planted leaks alone? `python -m tests.benchmarks.bench_gate [folder with gsm8k/ | costs]`
 
 In place of 1 % of the training rows stand paraphrases of test rows, each edited in several ways. Reported are the share
 of planted rows found (wanted: 95 % or more) and of the other training rows that are called leaks (1 % or less).
-Without golds (`golds: no`) a benchmark gives no answers, and wording and numbers alone decide.
+Without golds (`golds: no`) a benchmark gives no answers, and wording and numbers alone decide. Before that come sets
+without duplicates, with their findings and the share that is found of rewordings of every tenth row. With `costs`: what
+a growing number of rows costs.
 """
 
 import re
+import resource
 import sys
 import time
 from collections.abc import Callable
@@ -15,8 +18,9 @@ from pathlib import Path
 
 import numpy as np
 
-from lib.data import gate, sources, tasks
+from lib.data import gate, questions, sources, tasks
 from lib.run import presets
+from tests.benchmarks.gate_rows import MADE, row
 
 SHARE = 0.01
 SYNONYMS = dict(pair.split("/") for pair in """
@@ -33,7 +37,7 @@ SYNONYMS = dict(pair.split("/") for pair in """
 """.split())  # fmt: skip
 NAMES = "Priya Tomas Ingrid Kwame Yuki Leila Bruno Sadie Omar Freya Nadia Hugo Amara Felix Greta Ravi".split()
 FILLER = "lorem ipsum dolor amet consectetur adipiscing elit tempor incididunt labore magna aliqua".split()
-NUMBER_WORDS = {*gate.VALUES, *gate.SCALES}
+NUMBER_WORDS = {*questions.VALUES, *questions.SCALES}
 SMALL = dict(enumerate("zero one two three four five six seven eight nine ten eleven twelve".split()))
 
 
@@ -157,7 +161,41 @@ def gsm8k(data_dir: str) -> dict[str, list[dict]]:
     return {split: part.rows for split, part in sources.load(settings, ("train", "test")).items()}
 
 
+def many(count: int, rng) -> list[dict]:
+    """Short questions with golds: a vocabulary as skewed as a language's, and a few templates."""
+    words = rng.zipf(1.3, (count, 12)).clip(max=50_000)
+    rows = []
+    for number, (drawn, amount) in enumerate(zip(words.tolist(), rng.integers(2, 900, (count, 3)).tolist())):
+        text = " ".join("bdfgklmnprstvz"[word % 14] + "aeiou"[word % 5] + np.base_repr(word, 26) for word in drawn)
+        question = f"{text}: {amount[0]} at {amount[1]} dollars each, less {amount[2]}. How much is left?"
+        rows.append(row(str(number), question, round(float(rng.lognormal(5, 2)), 2)))
+    return rows
+
+
+def costs() -> None:
+    line = "{:>12}{:>8}{:>12}{:>10}".format
+    print(line("rows", "CPU s", "peak MiB", "findings"))
+    for count in (10_000, 100_000, 1_000_000):
+        rows = many(count, np.random.default_rng(0))
+        start = time.process_time()
+        findings = len(gate.duplicates({"test": rows[: count // 20], "train": rows[count // 20 :]}))
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
+        print(line(f"{count:,}", f"{time.process_time() - start:.0f}", f"{peak:,}", findings), flush=True)
+
+
+def clean_sets() -> None:
+    print("{:<26}{:>6}{:>10}{:>8}".format("set without duplicates", "rows", "findings", "found"))
+    for name, make in MADE.items():
+        rows, said = make(1000, np.random.default_rng(3))
+        leaks = gate.duplicates({"test": rows[:100], "train": rows[100:] + said[:100]})
+        recall = len({f.row for f in leaks if f.matters} & {one["id"] for one in said[:100]})
+        print(f"{name:<26}{len(rows):>6}{len(gate.duplicates({'train': rows})):>10}{recall:>7}%", flush=True)
+
+
 if __name__ == "__main__":
+    if sys.argv[1:] == ["costs"]:
+        sys.exit(costs())
+    clean_sets()
     data = {"demo kinds": generated(tasks.DEMO_KINDS, 900), "all kinds": generated(tuple(tasks.KINDS), 1900)}
     if len(sys.argv) > 1 and (Path(sys.argv[1]) / "gsm8k/train.jsonl").is_file():
         data["gsm8k"] = gsm8k(sys.argv[1])

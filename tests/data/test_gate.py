@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from lib.data import chat, gate, sources, tasks
+from lib.data import chat, gate, questions, sources, tasks
 from tests.benchmarks import bench_gate
 
 
@@ -68,29 +68,25 @@ def test_of_copies_in_one_split_the_later_ones_go_but_none_of_the_test():
     assert pairs({"test": copies}) == [("exact duplicate", "x-4", "x-3", False)]
 
 
-def test_the_last_question_of_a_conversation_is_compared():
-    talk = row("t-1", "Hello")
-    talk["messages"] = [*talk["messages"], *row("x", "How far is it?")["messages"]]
-    assert pairs({"train": [talk], "test": CLEAN["test"]}) == [("exact duplicate", "t-1", "c-2", True)]
-
-
-def test_one_question_with_two_golds_is_told_as_such():
-    (found,) = gate.duplicates(
-        {"train": [row("a", "What is 2 + 2?", gold=4)], "test": [row("b", "What is 2 + 2", gold=5)]}
-    )
+def test_one_question_with_two_golds_is_a_finding_of_its_own():
+    rows = [row("a", "What is 2 + 2?", gold=4), row("b", "what is 2 + 2", gold=5), row("c", "What is 2 + 2?", gold=5)]
+    assert pairs({"train": rows[:1], "test": rows[1:2]}) == [("another gold", "a", "b", True)]
+    assert pairs({"train": rows}) == [("another gold", "b", "a", True), ("exact duplicate", "c", "b", True)]
+    assert pairs({"test": rows[:2]}) == [("another gold", "b", "a", False)]
+    (found,) = gate.duplicates({"train": rows[:2]})
     assert "DIFFERENT golds" in found.reason
 
 
 def test_numbers_keep_their_decimal_points_and_separators():
     for a, b in [("1.5", "15"), ("1.5", "1 5"), ("1.05", "10.5"), ("1,234", "1.234"), ("12", "1 2")]:
-        assert gate.normal(f"Is {a} much?") != gate.normal(f"Is {b} much?")
-    assert gate.normal("It is 1.5. And 2, then 3!") == gate.normal("it is 1.5 and 2 then 3")
+        assert questions.normal(f"Is {a} much?") != questions.normal(f"Is {b} much?")
+    assert questions.normal("It is 1.5. And 2, then 3!") == questions.normal("it is 1.5 and 2 then 3")
 
 
 @pytest.mark.parametrize("a, b", [("Compute 8-4.", "Compute 8+4."), ("Is -5 much?", "Is 5 much?"),
                                   ("Is .5 much?", "Is 5 much?"), ("Take 5% of it.", "Take $5 of it.")])  # fmt: skip
 def test_other_sums_are_no_exact_duplicates(a, b):
-    assert gate.normal(a) != gate.normal(b)
+    assert questions.normal(a) != questions.normal(b)
 
 
 # --- near duplicates --------------------------------------------------------------------------------------------------
@@ -101,11 +97,11 @@ def test_other_sums_are_no_exact_duplicates(a, b):
     ("three hundred twenty one", [321]), ("at 5%.", [5]), ("zero, 0", [0, 0]),
 ])  # fmt: skip
 def test_numbers_are_read_in_digits_and_in_words(text, numbers):
-    assert gate.read(text)[0] == numbers
+    assert questions.read(text)[0] == numbers
 
 
 def test_words_lose_case_order_endings_and_function_words():
-    assert gate.read("The prices of apples: how MUCH?")[1] == gate.read("How much is the APPLE priced?")[1]
+    assert questions.read("The prices of apples: how MUCH?")[1] == questions.read("How much is the APPLE priced?")[1]
 
 
 TEMPLATE = "A deposit of ${:,} earns {}% a year, compounded {}. What is it worth after {} years?"
@@ -167,6 +163,7 @@ def test_planted_rephrasings_of_generated_rows_are_found():
     assert recall >= 0.95 and alarms <= 0.01
 
 
+@pytest.mark.slow
 def test_planted_paraphrases_of_gsm8k_are_found(published_data):
     splits = bench_gate.gsm8k(str(published_data))
     recipes, made = ["synonyms, order", "synonyms, names, shape", "spelling, order, names"], {}
@@ -195,6 +192,19 @@ def test_training_rows_are_compared_with_a_benchmark_but_the_test_is_not(tmp_pat
     splits = CLEAN | {"train": [row("a", "Bo gets twelve of Ann's 31 pens. How many pens has Ann now?", gold=19)]}
     (found,) = gate.duplicates(splits, {"bench.jsonl": rows})
     assert (found.row, found.other, found.other_split, found.matters) == ("a", "bench.jsonl:1", "bench.jsonl", True)
+
+
+def test_a_benchmark_with_a_byte_order_mark_is_read_and_its_conversations_whole(tmp_path):
+    path = tmp_path / "bench.jsonl"
+    turns = [{"role": "user", "content": "A mill sells 37 sacks at 3 euros each. What does it earn?"},
+             {"role": "assistant", "content": None, "tool_calls": []}, {"role": "tool", "content": "111"},
+             {"role": "user", "content": [{"type": "text", "text": "And how is that worked out?"}]}]  # fmt: skip
+    path.write_text(json.dumps({"messages": turns}), encoding="utf-8-sig")
+    (read,) = gate.read_benchmark(path)
+    assert [message["role"] for message in read["messages"]] == ["user", "assistant", "tool", "user", "assistant"]
+    assert read["messages"][3]["content"] == "And how is that worked out?"
+    leak = row("a", "What does a mill earn that sells 37 sacks at 3 euros each?", gold=111)
+    assert pairs({"train": [leak]}, {"bench.jsonl": [read]}) == [("near duplicate", "a", "bench.jsonl:1", True)]
 
 
 @pytest.mark.parametrize("bad", ["{", "[1]", "null", '{"text": "x"}', '{"question": 3}', '{"messages": []}',
@@ -305,9 +315,7 @@ def test_the_marked_answer_must_stand_in_the_working(tokenizer, working, marked,
     """The first two are rows of GSM8K, whose golds are read from the marker and so cannot contradict it."""
     splits = {"train": [row("a", "x", f"{working}\n#### {marked}", float(marked))]}
     found = [f.reason for f in audited(tokenizer, splits).findings if f.check == "contradicted gold"]
-    assert found == (
-        [] if stands else [f"{float(marked)!r} is marked, but stands nowhere in the working"]
-    )
+    assert found == ([] if stands else [f"{float(marked)!r} is marked, but stands nowhere in the working"])
 
 
 def test_wrong_arithmetic_is_shown_and_stops_nothing(tokenizer):
@@ -376,8 +384,13 @@ def test_what_matters_and_is_still_in_training_is_left_in(tokenizer):
 
 
 def test_values_are_grouped_by_kind_and_golds_that_are_no_numbers_left_out():
-    rows = [row("a", "x", gold=5, kind="one"), row("b", "y", gold=2.5, kind="two"), row("c", "z", kind="one"),
-            row("d", "w", gold={"value": "Iris", "unit": "choice"}, kind="two"), row("e", "v", gold=7, kind="one")]
+    rows = [
+        row("a", "x", gold=5, kind="one"),
+        row("b", "y", gold=2.5, kind="two"),
+        row("c", "z", kind="one"),
+        row("d", "w", gold={"value": "Iris", "unit": "choice"}, kind="two"),
+        row("e", "v", gold=7, kind="one"),
+    ]
     assert gate.numeric_golds(rows) == {"a": 5, "b": 2.5, "e": 7}
     assert gate.by_kind(rows, gate.numeric_golds(rows)) == {"one": [5, 7], "two": [2.5]}
 
