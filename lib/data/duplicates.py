@@ -382,7 +382,7 @@ def _overlap(whole: _Evidence, gold_bits: float, running_text: bool) -> bool:
 def _few(evidence: _Evidence, gold_bits: float) -> float:
     """How alike the words must be where the numbers are: the more these say, the less."""
     said = evidence.number_bits + gold_bits
-    return 0.0 if said >= 24 else 0.05 if said >= 15 else 0.1 if said >= 12 else 0.2
+    return 0.0 if said >= 24 else 0.06 if said >= 15 else 0.1 if said >= 12 else 0.2
 
 
 def _rest_is_alike(texts: _Texts, rest_a: dict, rest_b: dict, gold_bits: float, whole: Content) -> bool:
