@@ -1,36 +1,32 @@
-# make setup    an environment from environment.yml, in ./.conda or ./.venv (again: a second, if nothing changed)
+# make setup    an environment in ./.venv from environment.yml (again: a second, if nothing changed)
 # make run      the whole job with the demo preset: sharpen run demo (another: make run PRESET=...)
 # make test     set-up, lint and every test
 # make test-quick   the tests that need no notebook, browser, GPU, llama.cpp or patience
 # make lint     ruff
 # make audit    known vulnerabilities of the pinned packages, by pip-audit (asks pypi.org)
 # make lab      JupyterLab in notebooks/
+# make site     the demo's report and notebooks, executed, as web pages in site/
 # make clean    removes the environment and caches; never outputs/ or data/
 #
-# ENV_TOOL=venv chooses a .venv where conda exists; PYTHON=python3.12 chooses its Python.
-# A CPU-only machine gets the small torch with: PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make setup
+# PYTHON=python3.12 chooses the environment's Python. A machine without an NVIDIA GPU gets the small build of torch;
+# TORCH_INDEX= (with nothing behind it) takes what the package index has.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help setup colab run test test-quick lint audit lab clean
+.PHONY: help setup run test test-quick lint audit lab site clean
 
 PRESET ?= demo
-ENV_TOOL ?= $(notdir $(firstword $(shell command -v micromamba mamba conda)))
-ifeq ($(filter-out venv,$(ENV_TOOL)),)
-ENV_DIR := .venv
-else
-ENV_DIR := .conda
-endif
 # Asked for venv and ensurepip too, because some systems ship Python without them.
-USABLE := -c 'import sys, venv, ensurepip; sys.exit(sys.version_info[:2] not in [(3, 11), (3, 12)])' 2>/dev/null
-PYTHON ?= $(shell for p in python3.11 python3.12 python3; do $$p $(USABLE) && { echo $$p; break; }; done)
-BIN := $(ENV_DIR)/bin
-STAMP := $(ENV_DIR)/.sharpen-setup
-UNFINISHED := $(ENV_DIR).unfinished
-# --no-warn-conflicts: pip would report on Unsloth's wishes, which environment.yml explains.
-PIP_INSTALL := $(BIN)/python -m pip install --quiet --no-warn-conflicts
+USABLE := -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do $$p $(USABLE) && { echo $$p; break; }; done)
+ifeq ($(shell uname; command -v nvidia-smi),Linux)
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+endif
+BIN := .venv/bin
+STAMP := .venv/.sharpen-setup
+UNFINISHED := .venv.unfinished
 # Two test processes, a file at a time; tests/conftest.py puts the longest first.
 PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
@@ -40,37 +36,32 @@ help:
 setup: $(STAMP)
 
 # The stamp comes last; a set-up that was interrupted leaves $(UNFINISHED), and may have left half a package,
-# so the next one starts afresh (pip's cache keeps that quick).
+# so the next one starts afresh (a cache keeps that quick).
+# uv takes seconds where pip takes minutes, but reads none of pip's settings: where those name an index, pip installs.
+# torch comes alone from its own index, so that nothing else can. --no-warn-conflicts: pip would report on Unsloth's
+# wishes, which environment.yml explains.
 $(STAMP): environment.yml pyproject.toml
-ifeq ($(ENV_DIR),.venv)
-	@[ -x $(BIN)/pip ] || $(PYTHON) $(USABLE) || { \
-	  echo "make setup needs conda, or Python 3.11 or 3.12 with venv; $(or $(PYTHON),what is here) will not do." \
-	  "Install one (Debian, Ubuntu: apt install python3.11-venv; elsewhere: python.org, conda-forge.org)" \
-	  "or name it: make setup PYTHON=/path/to/python3.12" >&2; exit 1; }
-endif
-	@[ ! -e $(UNFINISHED) ] || { echo "the last set-up was interrupted: starting $(ENV_DIR) afresh"; rm -rf $(ENV_DIR); }
+	@[ -x $(BIN)/pip ] || $(PYTHON) $(USABLE) || { [ -z "$(PYTHON)" ] && command -v uv >/dev/null; } || { \
+	  echo "make setup needs Python 3.11, 3.12 or 3.13 with venv; $(or $(PYTHON),what is here) will not do." \
+	  "Install one (Debian: apt install python3-venv; elsewhere: python.org), or uv, which fetches one, or name it:" \
+	  "make setup PYTHON=/path/to/python3.12. With conda: conda env create -f environment.yml" >&2; exit 1; }
+	@[ ! -e $(UNFINISHED) ] || { echo "the last set-up was interrupted: starting .venv afresh"; rm -rf .venv; }
 	@touch $(UNFINISHED)
-ifeq ($(ENV_DIR),.venv)
-	@[ -x $(BIN)/pip ] || $(PYTHON) -m venv $(ENV_DIR)
-else
-	@[ -x $(BIN)/pip ] || $(ENV_TOOL) create --yes --quiet --prefix ./$(ENV_DIR) --override-channels \
-	  --channel conda-forge "$$(sed -n 's/^ *- \(python=.*\)/\1/p' environment.yml)" pip
-endif
-	@if [ "$$(uname)" = Linux ] && ! command -v nvidia-smi >/dev/null \
-	  && [ -z "$${PIP_EXTRA_INDEX_URL:-}$${PIP_INDEX_URL:-}$${PIP_FIND_LINKS:-}" ]; then \
-	  echo "no NVIDIA GPU here; for a small torch: PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make setup"; fi
-	@echo "installing the packages of environment.yml into $(ENV_DIR) (a few minutes)"
-	@grep == environment.yml | grep -v -e --no-deps | sed 's/^ *- //' | $(PIP_INSTALL) -r /dev/stdin
-	@grep -e '==.*--no-deps' environment.yml | sed 's/^ *- //' | $(PIP_INSTALL) --no-deps -r /dev/stdin
-	@$(PIP_INSTALL) --no-deps --no-build-isolation -e .
+	@[ -x $(BIN)/pip ] || $(if $(PYTHON),$(PYTHON) -m venv,uv venv --quiet --seed --python 3.12) .venv
+	@pinned() { grep == environment.yml | sed 's/^ *- //'; }; \
+	uv=$$(command -v uv || echo $(BIN)/uv); install="$$uv pip install --quiet --python $(BIN)/python"; \
+	if $(BIN)/pip config list | grep -q -e index-url -e find-links || \
+	  ! { command -v $$uv >/dev/null || $(BIN)/pip install --quiet "$$(pinned | grep ^uv==)"; }; \
+	then install="$(BIN)/pip install --quiet --no-warn-conflicts"; fi; \
+	echo "installing environment.yml into .venv by $$(basename $${install%% *}) (uv: under a minute; pip: some)"; \
+	[ -z "$(TORCH_INDEX)" ] || $$install --no-deps --index-url $(TORCH_INDEX) "$$(pinned | grep ^torch==)" 2>/dev/null || \
+	  echo "no torch from $(TORCH_INDEX): the package index's build comes, with 3 GB for GPUs" >&2; \
+	pinned | grep -v -e --no-deps | $$install -r /dev/stdin; \
+	pinned | grep -e --no-deps | $$install --no-deps -r /dev/stdin; \
+	$$install --no-deps --no-build-isolation -e .
 	@touch $(STAMP)
 	@rm $(UNFINISHED)
 	@echo "ready: $(BIN)/sharpen doctor"
-
-# Colab runs notebooks in its own Python, so the packages go there.
-colab:
-	@grep == environment.yml | grep -v -e --no-deps | sed 's/^ *- //' | pip install --quiet -r /dev/stdin
-	@grep -e '==.*--no-deps' environment.yml | sed 's/^ *- //' | pip install --quiet --no-deps -r /dev/stdin
 
 run: setup
 	$(BIN)/sharpen run $(PRESET)
@@ -93,8 +84,16 @@ audit: setup
 lab: setup
 	$(BIN)/jupyter-lab notebooks
 
+# The demo's or another preset's run, for people who look before they install.
+site: run
+	rm -rf site && mkdir site && cp outputs/$(PRESET)/report.html site/
+	$(BIN)/jupyter-nbconvert --to html --output-dir site outputs/$(PRESET)/notebooks/*.ipynb
+	cd site && { echo '<!doctype html><meta charset="utf-8"><title>Sharpen</title><h1>Sharpen: $(PRESET)</h1><ul>'; \
+	  for page in *.html; do echo "<li><a href=\"$$page\">$${page%.html}</a></li>"; done; echo '</ul>'; } >.index
+	mv site/.index site/index.html
+
 clean:
-	rm -rf .venv .conda .audit *.unfinished *.egg-info build .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .audit site *.unfinished *.egg-info build .pytest_cache .ruff_cache .hypothesis
 	find . -name .git -prune -o -type d \( -name __pycache__ -o -name .ipynb_checkpoints \
 	  -o -name unsloth_compiled_cache \) -prune -exec rm -rf {} +
 	@echo "left as they are: data/ and outputs/ (delete a run with: rm -r outputs/<run>)"

@@ -44,17 +44,18 @@ def report(found: list[Check]) -> str:
 
 def python() -> Check:
     detail = f"{platform.python_version()} at {sys.prefix}"
-    if sys.version_info[:2] in [(3, 11), (3, 12)]:
+    if (3, 11) <= sys.version_info[:2] <= (3, 13):
         return Check("python", "ok", detail)
-    return Check("python", "fail", detail, "Sharpen needs 3.11 or 3.12: make setup PYTHON=python3.11")
+    return Check("python", "fail", detail, "Sharpen needs 3.11 to 3.13: make clean && make setup PYTHON=python3.12")
 
 
 def pins() -> dict[str, str]:
-    """Package name to version, from the pip section of environment.yml, which comes last."""
+    """Package name to version, from the pip section of environment.yml, which comes last; its last line is us."""
     import yaml
 
     environment = yaml.safe_load((REPOSITORY / "environment.yml").read_text())
-    return dict(line.split("==") for line in environment["dependencies"][-1]["pip"])
+    *pinned, _ = environment["dependencies"][-1]["pip"]
+    return dict(line.split("==") for line in pinned)
 
 
 def installed(package: str) -> str | None:
@@ -102,7 +103,7 @@ def device() -> Check:
     if not shutil.which("nvidia-smi") or torch.version.cuda:
         return Check("device", "ok", detail)
     return Check("device", "warn", f"{detail}; a GPU is here, but torch is a CPU build",
-                 "make clean, then make setup without PIP_EXTRA_INDEX_URL")  # fmt: skip
+                 "make clean && make setup")  # fmt: skip
 
 
 def memory() -> Check:

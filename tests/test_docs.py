@@ -15,7 +15,8 @@ from lib.run.presets import resolve
 from lib.train import scale
 
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "outputs/README.md", ROOT / "data/README.md"])
-STARTS = ("sharpen ", "make ", "papermill ", "pytest ", "python ", "OMP_NUM_THREADS=", "SHARPEN_KILLS=", "PIP_EXTRA")
+STARTS = ("sharpen ", "make ", "papermill ", "pytest ", "python ", "OMP_NUM_THREADS=", "SHARPEN_KILLS=", "conda env ",
+          "docker ")  # fmt: skip
 NAMED = r"…|^sharpen \S+$|COMMAND|PRESET|^papermill -p$|--help|--set$"  # only spoken of
 FINISHED = "test_notebooks.py::test_commands_about_a_finished_run_work_as_they_are_typed"
 SERVED = "ship/test_serve.py::test_a_stopped_server_takes_no_more_ends_what_runs_and_leaves_nothing"
@@ -28,6 +29,7 @@ TESTED = {  # a command of the pages -> the test that does what it says; setting
     "sharpen settings --of demo --yaml again.yaml": "test_cli.py::test_a_runs_file_resolves_to_its_settings",
     "sharpen settings --markdown > docs/settings.md":
         "test_cli.py::test_the_page_of_settings_is_what_the_command_prints",
+    "conda env create -f environment.yml": "test_setup.py::test_the_pins_fit_together_as_conda_installs_them",
     "sharpen doctor": "test_doctor.py::test_a_line_for_each_check_with_its_remedy",
     "sharpen status": FINISHED,
     "sharpen clean": FINISHED,
@@ -82,7 +84,8 @@ NEEDS = {  # what they need, or why no test runs them
     "python tests/benchmarks/bench_decode.py": "minutes, alone on a quiet machine",
     "python tests/benchmarks/bench_export_task.py": "an environment with lm-evaluation-harness, and minutes",
     "python tests/benchmarks/bench_pipeline.py": "many minutes, alone on a quiet machine",
-    "PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make setup": "an empty machine",
+    "docker build": "a Docker engine",
+    "docker run": "a Docker engine",
 }
 
 

@@ -44,6 +44,13 @@ def test_a_python_that_should_have_vllm_and_has_none_is_named_with_the_remedy(mo
     assert doctor.vllm().state == "ok"
 
 
+@pytest.mark.parametrize("version, state", [((3, 10), "fail"), ((3, 11), "ok"), ((3, 13), "ok"), ((3, 14), "fail")])
+def test_a_python_that_will_not_do_is_told_with_one_that_will(monkeypatch, version, state):
+    monkeypatch.setattr(doctor.sys, "version_info", version)
+    found = doctor.python()
+    assert found.state == state and ("PYTHON=python3.12" in found.remedy) == (state == "fail")
+
+
 def test_versions_names_each_package_that_is_missing_or_differs():
     numpy = importlib.metadata.version("numpy")
     assert doctor.versions({"numpy": numpy}).state == "ok"

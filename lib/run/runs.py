@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import shutil
+import sys
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -22,6 +23,7 @@ from lib.run.settings import flat
 from lib.run.stages import STAGES, YOURS, notebook_of
 
 NOT_COMPLETE = "not complete yet"
+DRIVE = Path("/content/drive")  # where Colab mounts it
 _CONTROL = ("manifest.json", "started.json")
 
 Hashes = dict[str, str]
@@ -212,8 +214,15 @@ class Stage:
 
 
 def start(stage: str, namespace: Mapping[str, Any]) -> Stage:
-    """The stage that a notebook is, by its parameters (its `globals()`): SettingsError names all that is wrong."""
-    return begin(from_notebook(stage, namespace))
+    """The stage that a notebook is, by its parameters (its `globals()`): SettingsError names all that is wrong.
+
+    In Colab, outputs in Google Drive are there when the machine is gone: Drive is mounted (it asks) where they lie."""
+    request = from_notebook(stage, namespace)
+    if "google.colab" in sys.modules and request.outputs.is_relative_to(DRIVE):
+        from google.colab import drive
+
+        drive.mount(str(DRIVE))
+    return begin(request)
 
 
 def begin(request: Request) -> Stage:

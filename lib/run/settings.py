@@ -231,7 +231,7 @@ class CloudSettings(Block):
     role_arn: Annotated[str, Field(pattern=r"^arn:aws[a-z-]*:iam::\d{12}:role/\S+$")] | None = None
     """SageMaker's execution role, arn:aws:iam::ACCOUNT:role/NAME; it may use the bucket"""
     image_uri: str | None = None
-    """training container with Python 3.11 or 3.12, pip, make, and CUDA"""
+    """training container with Python 3.11 to 3.13, pip, make, and CUDA"""
     instance_type: Annotated[str, Field(pattern=r"^ml\.\S+$")] | None = None
     """SageMaker's name, as ml.g5.12xlarge"""
     instance_count: int = Field(1, ge=1, le=128)

@@ -40,7 +40,7 @@ SOURCES = (
 )  # fmt: skip
 START = (  # at most 256 characters in one line, by SageMaker's rules
     "mkdir /opt/sharpen && cd /opt/sharpen && tar xf /opt/ml/input/data/code/source.tar && "
-    "if make setup ENV_TOOL=venv; then exec .venv/bin/python -m lib.ship.cloud_entry; "
+    "if make setup; then exec .venv/bin/python -m lib.ship.cloud_entry; "
     "else echo make setup failed >/opt/ml/output/failure; exit 1; fi"
 )
 REMEDIES = {  # AWS's error codes, and what helps
@@ -493,7 +493,7 @@ def sky(preset: str, run_folder: Path, overrides: dict[str, Any], rehearse: bool
         "num_nodes": asked.instance_count,
         "resources": resources,
         "file_mounts": mounts,
-        "setup": "make setup ENV_TOOL=venv\n",
+        "setup": "make setup\n",
         "run": f"SHARPEN_ML_ROOT={SKY_ROOT.replace('~', '$HOME')} .venv/bin/python -m lib.ship.cloud_entry\n",
     }
     head = (f"# sky jobs launch {folder / 'sky.yaml'}   (a managed job: started again where its machines are lost)\n"
@@ -528,7 +528,7 @@ def service(run_folder: Path, settings: CloudSettings) -> Path:
         "resources": resources,
         "file_mounts": mounts,
         "secrets": {KEY: None},
-        "setup": "make setup ENV_TOOL=venv\n",
+        "setup": "make setup\n",
         "run": f".venv/bin/python -m lib.cli serve {shlex.quote(run)} --host 0.0.0.0 --port {SERVICE_PORT}\n",
     }
     if "export" not in stages or "Modelfile" not in runs.read(run_folder, "export")["outputs"]:  # no file for llama.cpp

@@ -77,8 +77,7 @@ def command(settings: Settings, plan: Path, worker: str = WORKER) -> list[str]:
     return [
         sys.executable, "-m", "torch.distributed.run", *where,
         "--nproc-per-node", str(settings.devices // settings.nodes), f"--max-restarts={RESTARTS}",
-        "--shutdown-timeout=5", "--redirects=3", "--log-dir", str(plan.parent),
-        "-m", worker, str(plan),
+        "--redirects=3", "--log-dir", str(plan.parent), "-m", worker, str(plan),
     ]  # fmt: skip
 
 
@@ -146,6 +145,7 @@ def environment() -> dict[str, str]:
     return os.environ | {
         "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1",  # no bars in log files
         "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",  # else most restarts hung (measured, torch 2.13)
+        "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "5",  # seconds; the option of that name came after Colab's torch 2.11
     }
 
 

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import grimp
 import nbformat
@@ -390,3 +391,20 @@ def test_shown_settings_tell_their_origin_rehearsal_and_no_markup(outputs):
     assert "<script>" not in page and "&lt;script&gt;" in page
     assert "override" in page and "rehearsal" in page and "preset" in page
     assert "REHEARSAL" not in repr(start(outputs, "evaluate", run="real"))
+
+
+def test_outputs_in_colabs_drive_are_there_before_anything_is_written(outputs, monkeypatch):
+    mounted = []
+
+    def mount(place):
+        mounted.append(place)
+        assert not outputs.exists()
+
+    colab = ModuleType("google.colab")
+    colab.drive = SimpleNamespace(mount=mount)
+    monkeypatch.setitem(sys.modules, "google.colab", colab)
+    runs.start("prepare", {"preset": "demo", "run": "elsewhere", "outputs": str(outputs.with_name("elsewhere"))})
+    monkeypatch.setattr(runs, "DRIVE", outputs.parent)
+    assert mounted == []
+    runs.start("prepare", {"preset": "demo", "run": "trial", "outputs": str(outputs)})
+    assert mounted == [str(outputs.parent)] and (outputs / "trial/data").is_dir()

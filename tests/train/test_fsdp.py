@@ -350,6 +350,16 @@ def test_several_machines_are_started_by_the_same_command():
     assert words[-3:] == ["-m", "lib.train.fsdp_worker", "run/plan.json"]
 
 
+def test_lost_ranks_are_ended_after_5_seconds_without_an_option_that_colabs_torchrun_lacks(monkeypatch):
+    from torch.distributed.launcher.api import LaunchConfig
+
+    name = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"
+    monkeypatch.setenv(name, fsdp.environment()[name])
+    assert LaunchConfig(min_nodes=1, max_nodes=1, nproc_per_node=1).shutdown_timeout == 5
+    words = fsdp.command(presets.resolve("demo", {"devices": 2}).settings, Path("run/plan.json"))
+    assert not any("shutdown" in word for word in words)  # torch 2.11 has neither; it waits 30 seconds
+
+
 TRACKED = {"report_to": "tensorboard"}
 
 
