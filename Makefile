@@ -37,7 +37,8 @@ setup: $(STAMP)
 
 # The stamp comes last; a set-up that was interrupted leaves $(UNFINISHED), and may have left half a package,
 # so the next one starts afresh (a cache keeps that quick).
-# uv takes seconds where pip takes minutes, but reads none of pip's settings: where those name an index, pip installs.
+# uv takes seconds where pip takes minutes, but reads none of pip's settings: indexes and links are passed on to it, and
+# as pip does it then takes the newest from any of them.
 # torch comes alone from its own index, so that nothing else can. --no-warn-conflicts: pip would report on Unsloth's
 # wishes, which environment.yml explains.
 $(STAMP): environment.yml pyproject.toml
@@ -49,16 +50,20 @@ $(STAMP): environment.yml pyproject.toml
 	@touch $(UNFINISHED)
 	@[ -x $(BIN)/pip ] || $(if $(PYTHON),$(PYTHON) -m venv,uv venv --quiet --seed --python 3.12) .venv
 	@pinned() { grep == environment.yml | sed 's/^ *- //'; }; \
-	uv=$$(command -v uv || echo $(BIN)/uv); install="$$uv pip install --quiet --python $(BIN)/python"; \
-	if $(BIN)/pip config list | grep -q -e index-url -e find-links || \
-	  ! { command -v $$uv >/dev/null || $(BIN)/pip install --quiet "$$(pinned | grep ^uv==)"; }; \
-	then install="$(BIN)/pip install --quiet --no-warn-conflicts"; fi; \
+	setting() { $(BIN)/pip config list | sed -n "s/^[^=]*\.$$1='\(.*\)'$$/\1/p" | head -n 1; }; \
+	given() { [ -z "$$2" ] || export "$$1=$$2"; }; \
+	given UV_DEFAULT_INDEX "$$(setting index-url)"; given UV_FIND_LINKS "$$(setting find-links)"; \
+	given UV_EXTRA_INDEX_URL "$$(setting extra-index-url)"; export UV_INDEX_STRATEGY=unsafe-best-match; \
+	pip="$(BIN)/pip install --quiet --no-warn-conflicts"; install=$$pip; \
+	uv=$$(command -v uv || echo $(BIN)/uv); \
+	if command -v $$uv >/dev/null || $$pip "$$(pinned | grep ^uv==)"; \
+	then install="$$uv pip install --quiet --python $(BIN)/python"; fi; \
+	all() { pinned | grep -v -e --no-deps | $$install -r /dev/stdin && \
+	  pinned | grep -e --no-deps | $$install --no-deps -r /dev/stdin && $$install --no-deps --no-build-isolation -e .; }; \
 	echo "installing environment.yml into .venv by $$(basename $${install%% *}) (uv: under a minute; pip: some)"; \
 	[ -z "$(TORCH_INDEX)" ] || $$install --no-deps --index-url $(TORCH_INDEX) "$$(pinned | grep ^torch==)" 2>/dev/null || \
 	  echo "no torch from $(TORCH_INDEX): the package index's build comes, with 3 GB for GPUs" >&2; \
-	pinned | grep -v -e --no-deps | $$install -r /dev/stdin; \
-	pinned | grep -e --no-deps | $$install --no-deps -r /dev/stdin; \
-	$$install --no-deps --no-build-isolation -e .
+	all || { [ "$$install" != "$$pip" ] && echo "uv could not (see above): pip installs, in minutes" >&2 && install=$$pip && all; }
 	@touch $(STAMP)
 	@rm $(UNFINISHED)
 	@echo "ready: $(BIN)/sharpen doctor"

@@ -154,6 +154,11 @@ def set_up(place, *arguments: str, **environment: str) -> tuple[list[str], str]:
     return [re.sub(r" --(quiet|no-warn-conflicts|python \S+)", "", call) for call in calls], done.stdout + done.stderr
 
 
+def installs(calls: list[str]) -> list[str]:
+    """The calls but for those that read pip's settings."""
+    return [call for call in calls if call != "pip config list"]
+
+
 TORCH = next(line for line in PIP_LINES if line.startswith("torch=="))
 REST = ["install -r /dev/stdin", "install --no-deps -r /dev/stdin", "install --no-deps --no-build-isolation -e ."]
 
@@ -161,38 +166,48 @@ REST = ["install -r /dev/stdin", "install --no-deps -r /dev/stdin", "install --n
 def test_set_up_takes_the_small_torch_alone_from_its_index_and_is_done_once(place):
     calls, said = set_up(place)
     small = f"install --no-deps --index-url {SMALL_TORCH} {TORCH}"
-    assert calls == ["pip config list", *(f"uv pip {call}" for call in [small, *REST])] and "by uv" in said
+    assert installs(calls) == [f"uv pip {call}" for call in [small, *REST]] and "by uv" in said
     assert set_up(place)[0] == []
 
 
 def test_set_up_says_so_where_the_small_torch_is_not_to_be_had(place):
     calls, said = set_up(place, FAILING="*whl/cpu*")
-    assert calls[2:] == [f"uv pip {call}" for call in REST] and f"no torch from {SMALL_TORCH}" in said
+    assert installs(calls)[1:] == [f"uv pip {call}" for call in REST] and f"no torch from {SMALL_TORCH}" in said
 
 
 def test_set_up_leaves_torch_to_the_package_index_with_a_gpu_or_where_it_is_told(place):
-    assert set_up(place, "TORCH_INDEX=")[0][1:] == [f"uv pip {call}" for call in REST]
+    assert installs(set_up(place, "TORCH_INDEX=")[0]) == [f"uv pip {call}" for call in REST]
     (place / ".venv/.sharpen-setup").unlink()
     (place / "bin/nvidia-smi").symlink_to(place / "bin/git")
-    assert set_up(place)[0][1:] == [f"uv pip {call}" for call in REST]
+    assert installs(set_up(place)[0]) == [f"uv pip {call}" for call in REST]
 
 
 def test_set_up_fetches_uv_and_does_without_it_where_it_must(place):
     (place / "bin/uv").unlink()
     calls, said = set_up(place, "TORCH_INDEX=", FAILING="*uv==*")
     uv = next(line for line in PIP_LINES if line.startswith("uv=="))
-    assert calls[1:] == [f"pip install {uv}", *(f"pip {call}" for call in REST)] and "by pip" in said
+    assert installs(calls) == [f"pip install {uv}", *(f"pip {call}" for call in REST)] and "by pip" in said
 
 
-def test_set_up_installs_by_pip_where_pips_settings_name_an_index(place):
-    """uv reads none of them."""
-    calls, said = set_up(place, "TORCH_INDEX=", PIP_CONFIG="global.index-url='https://mirror.example/simple'")
-    assert calls == ["pip config list", *(f"pip {call}" for call in REST)] and "by pip" in said
+def test_set_up_goes_on_by_pip_where_uv_cannot(place):
+    calls, said = set_up(place, "TORCH_INDEX=", FAILING="pip install*-e .")  # the last that uv is asked for
+    assert installs(calls) == [f"{tool} {call}" for tool in ("uv pip", "pip") for call in REST]
+    assert "pip installs" in said
+
+
+def test_set_up_passes_pips_indexes_on_to_uv(place):
+    """uv reads none of pip's settings."""
+    with open(place / "bin/uv", "a") as uv:
+        uv.write(f'echo "$UV_DEFAULT_INDEX, $UV_EXTRA_INDEX_URL, $UV_FIND_LINKS" >>{place}/indexes\n')
+    config = "global.extra-index-url='https://a.example https://b.example'\n:env:.find-links='/wheels'\n"
+    set_up(place, "TORCH_INDEX=", PIP_CONFIG=f"{config}global.index-url='https://mirror.example/simple'")
+    told = "https://mirror.example/simple, https://a.example https://b.example, /wheels"
+    assert set((place / "indexes").read_text().splitlines()) == {told}
 
 
 def test_set_up_lets_uv_find_or_fetch_a_python_where_none_will_do(place):
     calls, _ = set_up(place, "PYTHON=", "TORCH_INDEX=")
-    assert calls[0] == "uv venv --seed .venv" and calls[2:] == [f"uv pip {call}" for call in REST]
+    assert calls[0] == "uv venv --seed .venv" and installs(calls)[1:] == [f"uv pip {call}" for call in REST]
 
 
 def test_set_up_names_the_pythons_that_will_do(place):
