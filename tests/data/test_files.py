@@ -78,7 +78,7 @@ def test_a_byte_order_mark_tells_the_encoding(tmp_path, name, content, encoding)
     ("a.csv", TABLE.encode("cp1252"), "'question' is not UTF-8 at character .*save the file as UTF-8"),
     ("a.csv", "question,answer,Straße\na,1,2\n".encode("latin-1"), "its header is not UTF-8: save"),
     ("a.csv", TABLE.replace("\n", "\r"), "its header is not CSV"),
-    ("a.csv", "question,answer,Answer \na,1,2\n", "two columns 'answer'.*rename or remove one"),
+    ("a.csv", "question,answer,Answer \na,1,2\n", "a.csv has two columns 'answer'.*rename or remove one"),
     ("a.csv", "question;answer,EUR\nx;1,5\n", "can be parted by commas and by semicolons"),
     ("a.csv", "question,answers\na,1\n", "no 'answer' .but question, answers.; name yours: .*did you mean 'answers'"),
     ("a.csv", "question,answer\nq, or r,1\n", "more cells than .*: quote a text that holds the separator"),
@@ -132,7 +132,7 @@ def test_decimal_points_in_a_file_of_semicolons_stay(tmp_path):
 ])  # fmt: skip
 def test_a_decimal_sign_in_doubt_is_refused(tmp_path, answers, doubt):
     told = refusal(tmp_path, "a.csv", semicolons(*answers))
-    assert doubt in told and "parted by semicolons" in told and "with one decimal sign" in told
+    assert doubt in told and "its columns are parted by semicolons" in told and "with one decimal sign" in told
 
 
 def test_what_the_header_does_not_name_is_told(tmp_path):
