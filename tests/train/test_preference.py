@@ -267,7 +267,8 @@ def test_bad_pairs_are_rejected_with_file_line_and_reason(tmp_path):
         "field 'chosen' is missing, empty or no text": {"prompt": "Buy?", "rejected": "Yes!"},
         "fields 'chosen' and 'rejected' are the same": good | {"rejected": " No. "},
         "field 'chosen' holds no answer": good | {"chosen": talk},
-        "the conversation has no user's message, or does not end with what it answers": good | {"prompt": [{"role": "system", "content": "x"}]},
+        "the conversation has no user's message, or does not end with what it answers":
+            good | {"prompt": [{"role": "system", "content": "x"}]},
         "field 'rejected' is not UTF-8 at character 1: save the file as UTF-8": good | {"rejected": "x\ud800"},
     }
     lines = [good, *bad.values()]
