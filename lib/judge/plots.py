@@ -176,7 +176,7 @@ def accuracy_by_kind(
         axis.set_visible(False)
     if panels:
         handles, labels = figure.axes[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc=BELOW, ncols=min(4, len(labels)), **LEGEND)
+        figure.legend(handles, labels, loc=BELOW, ncols=len(models), **LEGEND)
     return figure
 
 
