@@ -205,7 +205,8 @@ class _Texts:
     def content(self, parts: dict[str, str]) -> Content:
         frequent = {key for key in parts if hash(key) in self.frequent}
         found = content("\n".join(part for key, part in parts.items() if key not in frequent))
-        return replace(found, sentences=frozenset(frequent))
+        theirs = content("\n".join(parts[key] for key in frequent)).numbers if frequent else frozenset()
+        return replace(found, sentences=frozenset(frequent), their_numbers=theirs)
 
     def _parts_and_content(self, number: int) -> tuple[dict[str, str], Content]:
         parts = self.parts(number)
@@ -303,16 +304,19 @@ class _Evidence:
 
 
 def _evidence(texts: _Texts, a: Content, b: Content) -> _Evidence:
-    weigh, both = texts.weigh, a.numbers & b.numbers
+    weigh = texts.weigh
+    numbers_of_a = a.numbers | a.their_numbers & b.numbers  # one may say in its own words what is boilerplate elsewhere
+    numbers_of_b = b.numbers | b.their_numbers & a.numbers
+    both, either = numbers_of_a & numbers_of_b, numbers_of_a | numbers_of_b
     words_of_a, words_of_b = a.words | a.sentences, b.words | b.sentences
     number_bits, words, years = weigh(both), weigh(words_of_a & words_of_b), weigh(a.years & b.years) / 2
     only_a, only_b = weigh(words_of_a - words_of_b), weigh(words_of_b - words_of_a)
     return _Evidence(
-        numbers=len(both) / max(len(a.numbers | b.numbers), 1), words=words / max(words + only_a + only_b, 1e-9),
+        numbers=len(both) / max(len(either), 1), words=words / max(words + only_a + only_b, 1e-9),
         covered=max((words + years) / max(words + years + only, 1e-9) for only in (only_a, only_b)),
-        number_bits=number_bits, bits=number_bits + years + 0.6 * words, numeric=bool(a.numbers | b.numbers),
+        number_bits=number_bits, bits=number_bits + years + 0.6 * words, numeric=bool(either),
         rich=len(both) >= 2 and number_bits >= 10,
-        exchanged_numbers=bool(a.numbers - b.numbers and b.numbers - a.numbers),
+        exchanged_numbers=bool(numbers_of_a - both and numbers_of_b - both),
         exchanged_years=bool(a.years - b.years and b.years - a.years),
     )  # fmt: skip
 

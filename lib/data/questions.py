@@ -36,6 +36,7 @@ class Content:
     years: frozenset[str]  # whole numbers from 1900 to 2099
     words: frozenset[str]  # stems; pairs of characters where no spaces part words
     sentences: frozenset[str] = frozenset()  # that many rows hold, each as one
+    their_numbers: frozenset[str] = frozenset()
 
     @property
     def features(self) -> frozenset[str]:
