@@ -187,7 +187,7 @@ class _Texts:
         self.ids: dict[str, int] = {}
         flat, ends = array("i"), array("q")
         for number in range(len(self.units)):
-            features = self.content(self.parts(number)).features
+            features = sorted(self.content(self.parts(number)).features)  # sets differ in their order from run to run
             flat.extend([self.ids.setdefault(feature, len(self.ids)) for feature in features])
             ends.append(len(flat))
         self.flat, self.ends = np.array(flat, np.int32), np.array(ends)  # the features of all texts, one after another
@@ -214,7 +214,7 @@ class _Texts:
 
     def weigh(self, features: frozenset[str]) -> float:
         """Bits that features say; one that no text holds is as rare as any."""
-        return float(sum(self.bits[self.ids[feature]] for feature in features))
+        return math.fsum(self.bits[self.ids[feature]] for feature in features)  # in whatever order
 
     def is_main(self, number: int) -> bool:
         """Is a text most of what its row asks?"""

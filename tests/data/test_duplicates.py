@@ -1,11 +1,15 @@
 """The search for duplicates: rows that differ in what matters are kept apart, the same in other words is found."""
 
 import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 
 from lib.data import duplicates, formats, gate, questions, sources
+from lib.run.paths import ROOT
 from tests.benchmarks.gate_rows import MADE, inside_chat
 from tests.data.test_gate import pairs, row
 
@@ -172,6 +176,23 @@ def test_published_sets_have_hardly_a_finding(published_data, source, file, most
         except formats.BadRow:
             pass
     assert len(rows) >= 990 and len(told(rows)) <= most
+
+
+@pytest.mark.slow
+def test_findings_do_not_change_from_run_to_run(published_data):
+    """Python's order of sets does."""
+    program = (
+        "import json, sys; from lib.data import gate, sources\n"
+        "rows = [json.loads(line) for line in open(sys.argv[1])]\n"
+        "rows = [sources.PARSERS['gsm8k'](row, str(n)) for n, row in enumerate(rows[:400] + rows[300:400])]\n"
+        "print([(f.row, f.other, f.check) for f in gate.duplicates({'train': rows})])"
+    )
+    command, said = [sys.executable, "-c", program, str(published_data / "gsm8k/test.jsonl")], set()
+    for seed in ("1", "2"):
+        environment = os.environ | {"PYTHONHASHSEED": seed}
+        done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=True)
+        said.add(done.stdout)
+    assert len(said) == 1 and "exact duplicate" in said.pop()
 
 
 # --- cost -------------------------------------------------------------------------------------------------------------
