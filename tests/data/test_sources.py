@@ -230,6 +230,7 @@ print(count, len(rows), streamed - before, peak() - before)
 """
 
 
+@pytest.mark.slow
 def test_streaming_keeps_no_rows_and_a_million_loaded_short_ones_would_take_1_5_gigabytes(tmp_path):
     question, path = "How many pens are on the desk when Ann has put hers there? " * 2, tmp_path / "train.jsonl"
     with open(path, "w", encoding="utf-8") as file:

@@ -103,6 +103,7 @@ def test_draws_belong_to_seed_question_and_sample_alone(rows):
     assert not (sampling.draws(asked, [1], *how).numbers == numbers).any()
 
 
+@pytest.mark.slow
 def test_an_arm_is_asked_again_from_its_journal_to_the_last_token(tmp_path, data, tokenizer, monkeypatch):
     stage = opened(tmp_path / "out", probe_rows=6, samples=4, max_new_tokens=12, eval_batch_size=2, wordings=False,
                    calculator="off")  # fmt: skip

@@ -279,6 +279,7 @@ def test_values_past_fp16_are_refused_and_nothing_of_them_is_left(model, tmp_pat
     assert left(cache) == []
 
 
+@pytest.mark.slow
 def test_two_processes_make_it_once(model, tmp_path):
     path = str(write(model, tmp_path / "m.gguf"))
     with multiprocessing.get_context("spawn").Pool(2) as pool:

@@ -547,6 +547,7 @@ def test_base_model_is_found_in_the_project_or_left_to_the_hub():
     assert locate("unsloth/Llama-3.2-3B") == "unsloth/Llama-3.2-3B"
 
 
+@pytest.mark.slow
 def test_no_setting_gives_a_traceback_other_than_ours():
     odd = ["~nobody", "a\0b", None, True, -1, 0, 3.5, 1e400, "", "1e-4", "ü"]
     odd += [[], ["a"], [None], {}, {"a": 1}, (1,), "x" * 9999, b"b", {1}]

@@ -195,6 +195,7 @@ def test_the_base_can_be_rounded_as_qlora_saw_it(tmp_path, base, adapter, tokeni
     torch.testing.assert_close(after[name].float(), seen.float(), rtol=0.01, atol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells the peak of a part of a process")
 def test_a_merge_holds_one_shard_at_a_time(tmp_path, tokenizer):
     shards = {f"model-{i}.safetensors": f"model.layers.{i}.self_attn.q_proj.weight" for i in range(24)}
