@@ -256,7 +256,7 @@ def test_the_first_cell_fetches_and_installs_where_notebooks_are_opened(place, w
     assert told.split()[-2:] == [str(place / "sharpen")] * 2, told
     fetched = "git clone --quiet --depth 1 https://git.example/ana/sharpen sharpen"
     # Colab looks at commands that begin so, and offers its restart button where what they print asks for it.
-    installed = "pip install --no-deps -r colab.txt"
+    installed = "pip install --no-deps --no-compile -r colab.txt"
     assert (place / "calls").read_text().splitlines() == [fetched, installed]
     first_cell(place, where, **environment)
     assert (place / "calls").read_text().splitlines()[2:] == [installed]
