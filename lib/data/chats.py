@@ -31,8 +31,9 @@ def trader_sft(fields: dict, place: str) -> dict:
     if fields.get("label") is False:
         raise BadRow("field 'label' is false: by KTO it marks an answer that is not wanted, which SFT would teach; "
                      "leave such records out, or make pairs of them (source = 'trader_dpo')")  # fmt: skip
-    messages = [*_system(fields), *_talk(fields)]
-    return row_of("trader_sft", "conversation", place, "", "", None) | conversation(messages) | tools_of(fields)
+    messages = conversation([*_system(fields), *_talk(fields)])
+    row = row_of("trader_sft", "conversation", place, "", "", None)
+    return row | {"messages": messages} | tools_of(fields)
 
 
 def trader_dpo(fields: dict, place: str) -> dict:
@@ -57,7 +58,7 @@ def trader_dpo(fields: dict, place: str) -> dict:
     shared = 0
     while shared < min(map(len, sides)) - 1 and sides[0][shared] == sides[1][shared]:
         shared += 1
-    context = conversation([*systems, *asked, *sides[0][:shared]], answered=False)["messages"]
+    context = conversation([*systems, *asked, *sides[0][:shared]], answered=False)
     (chosen, *more), (rejected, *others) = (side[shared:] for side in sides)
     if more or others:
         raise BadRow("fields 'chosen' and 'rejected' part before their last messages: a pair is two answers to one "
@@ -75,7 +76,7 @@ def own(fields: dict, place: str, columns: dict[str, str]) -> dict:
     question, name = columns.get("question", "question"), formats.gold_column(columns)
     if not isinstance(fields.get(question), list):
         return formats.own(fields, place, columns)
-    *before, asked, said = conversation([*messages_of(fields, question), *_side(fields, name)])["messages"]
+    *before, asked, said = conversation([*messages_of(fields, question), *_side(fields, name)])
     row = formats.own(fields | {question: asked["content"], name: said["content"]}, place, columns)
     last = [mine | plain for mine, plain in zip((asked, said), row["messages"], strict=True)]
     last[0]["role"] = asked["role"]
@@ -152,8 +153,8 @@ def counted(rows: Iterable[dict]) -> dict[str, int]:
 
 
 # --- conversations --------------------------------------------------------------------------------
-def conversation(messages: list[dict], answered: bool = True) -> dict:
-    """{"messages"} in their order: one system text at most, something asked, and an answer at the end that is learnt
+def conversation(messages: list[dict], answered: bool = True) -> list[dict]:
+    """The messages in their order: one system text at most, something asked, and an answer at the end that is learnt
     (unless `answered` is false: then a question, and none is)."""
     opening = list(takewhile(_is_system, messages))
     texts = list(dict.fromkeys(message["content"] for message in opening if message["content"]))
@@ -165,12 +166,12 @@ def conversation(messages: list[dict], answered: bool = True) -> dict:
         wanted = "an answer" if answered else "what it answers"
         raise BadRow(f"the conversation has no user's message, or does not end with {wanted}")
     if not answered:
-        return {"messages": as_context(messages)}
+        return as_context(messages)
     first = roles.index("user")  # a greeting before it answers nothing
     messages = as_context(messages[:first]) + messages[first:]
     if not any(map(is_learnt, messages)):
         raise BadRow("none of its answers is to be learnt (weight 0, train false)")
-    return {"messages": messages}
+    return messages
 
 
 def tools_of(fields: dict) -> dict:
@@ -266,7 +267,7 @@ def _message(record, field: str) -> dict:
         message["tool_calls"] = _calls(calls, field)
     if role == "assistant":
         message |= _thinking(record, message["content"], thinking, field)
-        if not _is_learnt(record, field):
+        if not _may_be_learnt(record, field):
             message["learn"] = False
     elif any(record.get(name) is True for name in LEARNT):
         raise BadRow(f"field {field!r} would have a message of {said!r} learnt; only answers are")
@@ -311,7 +312,7 @@ def _thinking(record: dict, text: str, thinking: str, field: str) -> dict:
     return {"content": message["content"]} | ({"reasoning_content": found[0]} if found else {})
 
 
-def _is_learnt(record: dict, field: str) -> bool:
+def _may_be_learnt(record: dict, field: str) -> bool:
     for name in LEARNT:
         if record.get(name) not in (None, 0, 1):
             raise BadRow(f"field {field!r} has a message with {name} = {str(record[name])[:40]!r}; known are 0 and 1, "

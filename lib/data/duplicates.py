@@ -147,7 +147,7 @@ def _same(gold, other) -> bool | None:
     """None where there is nothing to compare, or one may be the other rounded, or in percent."""
     if gold is None or other is None:
         return None
-    if not _is_number(gold) or not _is_number(other):
+    if not is_number(gold) or not is_number(other):
         return gold == other if type(gold) is type(other) else None
     if math.isclose(gold, other, rel_tol=1e-4):
         return True
@@ -158,7 +158,7 @@ def _same(gold, other) -> bool | None:
     return None if percent else False
 
 
-def _is_number(gold) -> bool:
+def is_number(gold) -> bool:
     return isinstance(gold, int | float) and not isinstance(gold, bool)
 
 
@@ -256,7 +256,7 @@ def _candidates(texts: _Texts) -> list[tuple[int, int]]:
     weights = np.maximum(texts.bits, 0.01) * np.where(year, 0.5, 1.0)
     by_number, by_all = _signatures(texts, weights * number, rng), _signatures(texts, weights, rng)
     golds = [_gold(texts.rows[unit.row]) if unit.answered else None for unit in texts.units]
-    golds = np.array([float(gold) if _is_number(gold) else math.nan for gold in golds])
+    golds = np.array([float(gold) if is_number(gold) else math.nan for gold in golds])
     found = []
     for signatures, band_size, others in ((by_number, NUMBER_BAND, by_all), (by_all, WORD_BAND, by_number)):
         for first in range(0, PERMUTATIONS, band_size):

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from lib import SharpenError
 from lib.data import chat, chats
-from lib.data.duplicates import DROPPED_FROM, Finding, Splits, duplicates
+from lib.data.duplicates import DROPPED_FROM, Finding, Splits, duplicates, is_number
 from lib.data.questions import asked, normal, read
 from lib.grade import scoring
 from lib.grade.calculator import wrong_marks, wrong_sums
@@ -113,7 +113,7 @@ def audit(
         except chat.EncodingError as error:
             findings.append(Finding(error.check, split, id, str(error)))
             continue
-        for check, reason, matters in chat.faults(row, tokenizer):
+        for check, reason, matters in dict.fromkeys(fault for one in versions for fault in chat.faults(one, tokenizer)):
             findings.append(Finding(check, split, id, reason, matters=matters))
         lengths[id] = max(len(version["input_ids"]) for version in encoded)
         learnt[id] = sum(label != chat.IGNORED for version in encoded for label in version["labels"])
@@ -297,7 +297,7 @@ def _answer_faults(row: dict) -> list[tuple[str, str]]:
                 reads = f"reads {verdict.value!r}"
             reason = f"gold {gold['value']!r}, but the worked answer {reads} ({verdict.error})"
             faults.append(("contradicted gold", reason))
-        elif working.strip() and _is_number(verdict.value) and not _stands_in(working, abs(verdict.value)):
+        elif working.strip() and is_number(verdict.value) and not _stands_in(working, abs(verdict.value)):
             faults.append(("contradicted gold", f"{verdict.value!r} is marked, but stands nowhere in the working"))
     wrong = wrong_marks(answer) + wrong_sums(answer)
     if wrong:
@@ -310,7 +310,3 @@ def _stands_in(working: str, value: float) -> bool:
     numbers = [*every_number(working), *read(working, ones=True)[0]]
     scaled = (abs(number) * scale for number in numbers for scale in (1, 100, 0.01, 1000, 0.001))
     return not numbers or any(math.isclose(number, value, rel_tol=1e-3, abs_tol=0.005) for number in scaled)
-
-
-def _is_number(gold) -> bool:
-    return isinstance(gold, int | float) and not isinstance(gold, bool)

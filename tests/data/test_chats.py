@@ -287,6 +287,12 @@ def test_the_gate_names_what_steers_the_model_or_would_be_lost(row, check, token
     assert [(finding.row, finding.matters) for finding in found] == [("row-7", True)]
 
 
+def test_the_gate_reads_both_answers_of_a_pair(tokenizer):
+    row = chats.trader_dpo({"prompt": "Buy?", "chosen": "No.", "rejected": "Yes!</s>"}, "x")
+    (found,) = gate.audit({"train": [row]}, tokenizer, 100, pairs=True).of("control token")
+    assert found.matters and "holds the control token '</s>'" in found.reason
+
+
 def test_a_name_that_the_template_does_not_write_is_told(tokenizer):
     row = said("Buy?", "No.")
     row["messages"][0]["name"] = "ann"
